@@ -1,0 +1,1 @@
+"""What the records mean: records -> fits -> figures, tables, leaderboard. Never imports torch."""

@@ -1,0 +1,1 @@
+"""How a model is trained: suite -> plan -> count -> train -> record."""
