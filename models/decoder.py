@@ -1,0 +1,187 @@
+"""The backbone: a pre-norm decoder, the same for every layer under test."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.dense import Dense, init_linear
+from models.layer import Layer
+
+ROTARY_BASE = 10_000.0
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is trained, apart from how it is trained.
+
+    Raises:
+        ValueError: the width is not divisible by the heads, a head is odd, or the placement is
+            outside the model.
+    """
+
+    layer: type[Layer]
+    options: dict[str, Any] = field(default_factory=dict)
+    placement: str | Sequence[int] = "middle"  # "middle", "all", or the indices of the blocks
+    width: int = 256
+    depth: int = 4
+    heads: int = 4
+    vocabulary: int = 8192
+    context: int = 512  # tokens per sequence: sets the rotary table and the attention FLOPs
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or (self.width // self.heads) % 2:
+            raise ValueError(
+                f"width {self.width} must be an even multiple of heads {self.heads}: "
+                "rotary attention turns pairs of features"
+            )
+        blocks_with_layer(self.placement, self.depth)
+
+
+def blocks_with_layer(placement: str | Sequence[int], depth: int) -> frozenset[int]:
+    """The indices of the blocks that hold the layer under test.
+
+    `middle` is block depth // 2, counted from 0: the upper of the two middle ones if depth is even.
+    """
+    if placement == "middle":
+        return frozenset({depth // 2})
+    if placement == "all":
+        return frozenset(range(depth))
+    if isinstance(placement, str):
+        raise ValueError(f"placement must be middle, all or block indices, not {placement!r}")
+    outside = [index for index in placement if not 0 <= index < depth]
+    if outside or not placement:
+        raise ValueError(f"placement {list(placement)} must name blocks 0 to {depth - 1}")
+    return frozenset(placement)
+
+
+def rotary_table(context: int, d_head: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, each [context, d_head / 2] (RoPE, arXiv 2104.09864)."""
+    frequency = ROTARY_BASE ** (-torch.arange(0, d_head, 2, dtype=torch.float32) / d_head)
+    angle = torch.arange(context, dtype=torch.float32)[:, None] * frequency
+    return angle.cos(), angle.sin()
+
+
+def rotate(x_BHTK: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+    """Turn each pair (i, i + K / 2) of features by its position's angle."""
+    a, b = torch.chunk(x_BHTK, 2, dim=-1)
+    return torch.cat((a * cos_TR - b * sin_TR, b * cos_TR + a * sin_TR), dim=-1)
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention with rotary positions."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        init_linear(self.qkv.weight)
+        init_linear(self.out.weight)
+
+    def forward(self, x_BTD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+        B, T, D = x_BTD.shape
+        qkv = self.qkv(x_BTD).view(B, T, 3, self.heads, D // self.heads)
+        q_BHTK, k_BHTK, v_BHTK = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        cos_TR, sin_TR = cos_TR.to(q_BHTK.dtype), sin_TR.to(q_BHTK.dtype)
+        y_BHTK = F.scaled_dot_product_attention(
+            rotate(q_BHTK, cos_TR, sin_TR), rotate(k_BHTK, cos_TR, sin_TR), v_BHTK, is_causal=True
+        )
+        return self.out(y_BHTK.transpose(1, 2).reshape(B, T, D))
+
+    def flops_per_token(self, context: int) -> int:
+        """Projections 8 D^2, and both T x T products in full, not halved for causality: 4 T D."""
+        width = self.out.in_features
+        return 8 * width**2 + 4 * context * width
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + ffn(norm(x))."""
+
+    def __init__(self, width: int, heads: int, ffn: Layer) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(width)
+        self.attention = Attention(width, heads)
+        self.ffn_norm = nn.RMSNorm(width)
+        self.ffn = ffn
+
+    def forward(self, x_BTD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), cos_TR, sin_TR)
+        return x_BTD + self.ffn(self.ffn_norm(x_BTD))
+
+
+class Decoder(nn.Module):
+    """Token embedding, blocks, final norm, untied head. No biases, no dropout."""
+
+    cos_TR: Tensor
+    sin_TR: Tensor
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        tested = blocks_with_layer(config.placement, config.depth)
+        self.embedding = nn.Embedding(config.vocabulary, width)
+        self.blocks = nn.ModuleList(
+            Block(
+                width,
+                config.heads,
+                config.layer(width, **config.options) if index in tested else Dense(width),
+            )
+            for index in range(config.depth)
+        )
+        self.norm = nn.RMSNorm(width)
+        self.head = nn.Linear(width, config.vocabulary, bias=False)
+        nn.init.normal_(self.embedding.weight, std=width**-0.5)
+        nn.init.zeros_(self.head.weight)  # the first loss is log V, whatever the width
+        cos_TR, sin_TR = rotary_table(config.context, width // config.heads)
+        self.register_buffer("cos_TR", cos_TR, persistent=False)
+        self.register_buffer("sin_TR", sin_TR, persistent=False)
+        self.tested: list[Layer] = [self.blocks[i].ffn for i in sorted(tested)]  # type: ignore[misc]
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """Token ids [batch, time] -> logits [batch, time, vocabulary]; time <= config.context."""
+        T = tokens_BT.shape[1]
+        x_BTD = self.embedding(tokens_BT)
+        for block in self.blocks:
+            x_BTD = block(x_BTD, self.cos_TR[:T], self.sin_TR[:T])
+        return self.head(self.norm(x_BTD))
+
+    def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy in nats per token, and the sum of the layers' auxiliary losses."""
+        logits_BTV = self(tokens_BT)
+        cross_entropy = F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten())
+        auxiliary = [layer.aux_loss for layer in self.tested if layer.aux_loss is not None]
+        return cross_entropy, sum(auxiliary, start=cross_entropy.new_zeros(()))
+
+    def flops_per_token(self) -> dict[str, int]:
+        """Forward FLOPs per token by part, at sequences of `config.context` tokens."""
+        blocks: list[Any] = list(self.blocks)
+        routing = sum(layer.routing_flops_per_token() for layer in self.tested)
+        return {
+            "attention": sum(b.attention.flops_per_token(self.config.context) for b in blocks),
+            "ffn": sum(b.ffn.flops_per_token() for b in blocks) - routing,
+            "routing": routing,
+            "head": 2 * self.config.width * self.config.vocabulary,
+        }
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Parameters by part; `layer_*` is the layer under test, over all blocks that hold it."""
+
+        def count(module: nn.Module) -> int:
+            return sum(parameter.numel() for parameter in module.parameters())
+
+        embedding, head = count(self.embedding), count(self.head)
+        layer_total = sum(count(layer) for layer in self.tested)
+        return {
+            "embedding": embedding,
+            "head": head,
+            "backbone": count(self) - embedding - head - layer_total,
+            "layer_active": sum(layer.active_parameters() for layer in self.tested),
+            "layer_total": layer_total,
+        }

@@ -1,0 +1,84 @@
+"""The interface of a feed-forward layer, and the register of layers by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+
+class Layer(nn.Module):
+    """A feed-forward layer: maps each token's vector to a vector of the same width.
+
+    A subclass writes `__init__(self, d_model, **options)` (calling this one first), `forward` and
+    `flops_per_token`, and lists its options as typed fields of a nested `Options` dataclass.
+    The block around it does the norm before and the residual after.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        """No options. A subclass's field raises ValueError in `__post_init__` when it is wrong."""
+
+    name: ClassVar[str] = ""  # set by `register`
+
+    aux_loss: Tensor | None  # a scalar added to the training loss, set by `forward` in training
+
+    def __init__(self, d_model: int, **options: Any) -> None:
+        super().__init__()
+        self.d_model = d_model
+        self.options: Any = self.Options(**options)
+        self.aux_loss = None
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """[batch, time, d_model] -> [batch, time, d_model]."""
+        raise NotImplementedError
+
+    def flops_per_token(self) -> int:
+        """Forward FLOPs per token of the reference path; 1 multiply-add = 2 FLOPs.
+
+        Matrix products count; norms, activations, softmax and top-k do not.
+        """
+        raise NotImplementedError
+
+    def routing_flops_per_token(self) -> int:
+        """The part of `flops_per_token` spent on choosing experts or slots."""
+        return 0
+
+    def active_parameters(self) -> int:
+        """Parameters that one token uses; all of them unless a subclass says otherwise."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def tables(self) -> list[nn.Parameter]:
+        """Parameters read as rows by index, which the optimiser does not decay."""
+        return []
+
+
+L = TypeVar("L", bound=type[Layer])
+
+LAYERS: dict[str, type[Layer]] = {}
+
+
+def register(name: str) -> Callable[[L], L]:
+    """Class decorator: make a layer known under `name`.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def add(layer: L) -> L:
+        if name in LAYERS:
+            raise ValueError(f"a layer named {name!r} is registered already")
+        layer.name = name
+        LAYERS[name] = layer
+        return layer
+
+    return add
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[object]:
+    """Turns autocast off: routers decide in float32. (There is no autocast on the meta device.)"""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)

@@ -1,0 +1,72 @@
+"""PEER, parameter-efficient expert retrieval (Mixture of A Million Experts, arXiv 2407.04153)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.layer import Layer, register
+from models.product_keys import ProductKeys, QueryNorm, check_product_keys
+from models.sparse import expert_mix
+
+
+@register("peer")
+class PEER(Layer):
+    """f(x) = sum over heads, over the k experts each retrieves, of g_i(x) act(u_i . x) v_i.
+
+    Heads have their own queries and share the experts and, by default, the sub-keys; g is a
+    softmax over the k retrieved, per head; the query has a BatchNorm. Not stated in the paper and
+    chosen here: GELU; a key width of 128; u and v normal with variance 1 / d_model.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(Layer.Options):
+        n_experts: int = 1024**2  # a square
+        heads: int = 8
+        top_k: int = 16  # experts per head
+        d_key: int = 128  # query width per head, half of it for each set of sub-keys
+        activation: Literal["gelu", "relu"] = "gelu"
+        shared_keys: bool = True  # one set of sub-keys for all heads; False gives each its own
+        query_norm: QueryNorm = "batch"
+
+        def __post_init__(self) -> None:
+            check_product_keys(self.n_experts, self.top_k, self.d_key)
+
+    def __init__(self, d_model: int, **options: Any) -> None:
+        super().__init__(d_model, **options)
+        o = self.options
+        self.retrieval = ProductKeys(
+            d_model, o.n_experts, o.heads, o.top_k, o.d_key, o.shared_keys, o.query_norm
+        )
+        self.up_ND = nn.Parameter(torch.empty(o.n_experts, d_model))
+        self.down_ND = nn.Parameter(torch.empty(o.n_experts, d_model))
+        nn.init.normal_(self.up_ND, std=d_model**-0.5)
+        nn.init.normal_(self.down_ND, std=d_model**-0.5)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        x_MD = x_BTD.flatten(0, 1)
+        gate_MP, index_MP = self.retrieval(x_MD)
+        y_MD = expert_mix(
+            x_MD, self.up_ND, self.down_ND, index_MP, gate_MP, self.options.activation
+        )
+        return y_MD.view_as(x_BTD)
+
+    def flops_per_token(self) -> int:
+        """Retrieval, then u . x and the sum of v for heads * k single-neuron experts."""
+        pairs = self.options.heads * self.options.top_k
+        return self.routing_flops_per_token() + 4 * pairs * self.d_model
+
+    def routing_flops_per_token(self) -> int:
+        return self.retrieval.flops_per_token()
+
+    def active_parameters(self) -> int:
+        """Retrieval, and the two rows of each of the heads * k experts."""
+        tables = self.up_ND.numel() + self.down_ND.numel()
+        pairs = self.options.heads * self.options.top_k
+        return super().active_parameters() - tables + 2 * pairs * self.d_model
+
+    def tables(self) -> list[nn.Parameter]:
+        return [self.up_ND, self.down_ND]

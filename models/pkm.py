@@ -1,0 +1,64 @@
+"""Product-key memory (Large Memory Layers with Product Keys, arXiv 1907.05242)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.layer import Layer, register
+from models.product_keys import ProductKeys, QueryNorm, check_product_keys
+from models.sparse import value_sum
+
+
+@register("pkm")
+class PKM(Layer):
+    """y = sum over heads, over the k slots each retrieves, of softmax(score) * value.
+
+    Values start normal with variance 1 / d_model. The paper trains them with Adam at a constant
+    1e-3 apart from the rest; here they follow the model's one schedule, without weight decay.
+    """
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(Layer.Options):
+        n_slots: int = 512**2  # a square
+        heads: int = 4
+        top_k: int = 32  # slots per head
+        d_key: int = 128  # query width per head, half of it for each set of sub-keys
+        shared_keys: bool = False  # one set of sub-keys for all heads, as in PEER
+        query_norm: QueryNorm = "batch"
+
+        def __post_init__(self) -> None:
+            check_product_keys(self.n_slots, self.top_k, self.d_key)
+
+    def __init__(self, d_model: int, **options: Any) -> None:
+        super().__init__(d_model, **options)
+        o = self.options
+        self.retrieval = ProductKeys(
+            d_model, o.n_slots, o.heads, o.top_k, o.d_key, o.shared_keys, o.query_norm
+        )
+        self.values_ND = nn.Parameter(torch.empty(o.n_slots, d_model))
+        nn.init.normal_(self.values_ND, std=d_model**-0.5)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        x_MD = x_BTD.flatten(0, 1)
+        gate_MP, index_MP = self.retrieval(x_MD)
+        y_MD = value_sum(self.values_ND, index_MP, gate_MP)
+        return y_MD.to(x_BTD.dtype).view_as(x_BTD)
+
+    def flops_per_token(self) -> int:
+        """Retrieval, and the weighted sum of heads * k rows."""
+        pairs = self.options.heads * self.options.top_k
+        return self.routing_flops_per_token() + 2 * pairs * self.d_model
+
+    def routing_flops_per_token(self) -> int:
+        return self.retrieval.flops_per_token()
+
+    def active_parameters(self) -> int:
+        pairs = self.options.heads * self.options.top_k
+        return super().active_parameters() - self.values_ND.numel() + pairs * self.d_model
+
+    def tables(self) -> list[nn.Parameter]:
+        return [self.values_ND]

@@ -1,0 +1,117 @@
+"""Product-key retrieval: the best k of N keys for 2 sqrt(N) comparisons (arXiv 1907.05242)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.layer import full_precision
+
+QueryNorm = Literal["batch", "layer", "none"]
+
+
+def product_key_topk(first_XN: Tensor, second_XN: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k best sums first[i] + second[j] over all pairs, and their key indices i * n + j.
+
+    Args:
+        first_XN, second_XN: scores of the n sub-keys of each half, [..., n], with n >= k.
+    Returns:
+        scores [..., k] in falling order, indices [..., k] into the n^2 keys. Equal to an
+        exhaustive top-k; among equal scores the choice is free, as it is for `torch.topk`.
+
+    With both halves sorted, the pair at ranks (i, j), counted from 1, has i * j pairs at least as
+    good as itself (its own included), so only pairs with i * j <= k can be needed: 50 candidates
+    instead of 256 for k = 16.
+    """
+    n = first_XN.shape[-1]
+    first, first_index = first_XN.topk(k, dim=-1)
+    second, second_index = second_XN.topk(k, dim=-1)
+    pairs = [(i, j) for i in range(k) for j in range(k // (i + 1))]
+    rank_i, rank_j = torch.tensor(pairs, device=first_XN.device).unbind(1)
+    scores, best = (first[..., rank_i] + second[..., rank_j]).topk(k, dim=-1)
+    index = first_index.gather(-1, rank_i[best]) * n + second_index.gather(-1, rank_j[best])
+    return scores, index
+
+
+class ProductKeys(nn.Module):
+    """Query network, two sets of sub-keys, and retrieval of the top k of n_keys keys per head.
+
+    The query is linear, then normalised (BatchNorm by default, as both papers do). BatchNorm's
+    statistics in training see the whole batch, later tokens included; in evaluation they are the
+    running ones and nothing leaks. Scores and softmax are in float32 whatever autocast says.
+
+    Sub-keys start uniform in +-1 / sqrt(d_key / 2) (PKM's code).
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        n_keys: int,
+        heads: int,
+        top_k: int,
+        d_key: int,
+        shared_keys: bool,
+        query_norm: QueryNorm,
+    ) -> None:
+        super().__init__()
+        self.n_sub = check_product_keys(n_keys, top_k, d_key)
+        self.heads, self.top_k, self.d_key = heads, top_k, d_key
+        self.query = nn.Linear(d_model, heads * d_key, bias=False)
+        nn.init.normal_(self.query.weight, std=d_model**-0.5)
+        self.norm: nn.Module = {
+            "batch": lambda: nn.BatchNorm1d(heads * d_key),
+            "layer": lambda: nn.LayerNorm(d_key),
+            "none": nn.Identity,
+        }[query_norm]()
+        bound = (d_key // 2) ** -0.5
+        key_sets = 1 if shared_keys else heads
+        self.keys = nn.Parameter(torch.empty(2, key_sets, d_key // 2, self.n_sub))
+        nn.init.uniform_(self.keys, -bound, bound)
+
+    def forward(self, x_MD: Tensor) -> tuple[Tensor, Tensor]:
+        """[tokens, d_model] -> gates [tokens, heads * k], which sum to 1 per head, and indices."""
+        M = x_MD.shape[0]
+        query = self.query(x_MD)
+        with full_precision(x_MD):
+            query = query.to(self.keys.dtype)
+            if isinstance(self.norm, nn.LayerNorm):
+                query = self.norm(query.view(M, self.heads, self.d_key))
+            else:
+                query = self.norm(query)
+            query_SHMK = query.view(M, self.heads, 2, self.d_key // 2).permute(2, 1, 0, 3)
+            if self.keys.shape[1] == 1:  # one product for all heads
+                flat = query_SHMK.reshape(2, self.heads * M, self.d_key // 2)
+                scores_SHMN = (flat @ self.keys[:, 0]).view(2, self.heads, M, self.n_sub)
+            else:
+                scores_SHMN = query_SHMK @ self.keys
+            score_HMk, index_HMk = product_key_topk(scores_SHMN[0], scores_SHMN[1], self.top_k)
+            gate_HMk = score_HMk.softmax(dim=-1)
+        pairs = self.heads * self.top_k
+        return (
+            gate_HMk.transpose(0, 1).reshape(M, pairs),
+            index_HMk.transpose(0, 1).reshape(M, pairs),
+        )
+
+    def flops_per_token(self) -> int:
+        """Query projection, and each head's two half-queries against their sub-keys."""
+        d_model = self.query.in_features
+        return 2 * d_model * self.heads * self.d_key + 2 * self.heads * self.n_sub * self.d_key
+
+
+def check_product_keys(n_keys: int, top_k: int, d_key: int) -> int:
+    """The number of sub-keys, sqrt(n_keys).
+
+    Raises:
+        ValueError: n_keys is no square, top_k is over its root, or d_key is odd.
+    """
+    n_sub = math.isqrt(n_keys)
+    if n_sub**2 != n_keys:
+        raise ValueError(f"{n_keys} keys are no square; {n_sub**2} and {(n_sub + 1) ** 2} are")
+    if not 0 < top_k <= n_sub:
+        raise ValueError(f"top_k must be 1 to {n_sub}, the root of {n_keys} keys, not {top_k}")
+    if d_key < 2 or d_key % 2:
+        raise ValueError(f"d_key must be even, not {d_key}: each half of a query has its own keys")
+    return n_sub
