@@ -24,6 +24,17 @@ from torch import Tensor
 RADIX_SORT_FROM = 2**15
 
 
+def stable_argsort(keys: Tensor, n_keys: int) -> Tensor:
+    """The order that sorts `keys`, integers from 0 to n_keys - 1; equal keys keep their order."""
+    if keys.device.type == "cpu":
+        count = keys.numel()
+        keys = keys.to(torch.int16 if n_keys < 2**15 else torch.int32)
+        if count < RADIX_SORT_FROM and count > RADIX_SORT_FROM // 4:
+            keys = F.pad(keys, (0, RADIX_SORT_FROM - count), value=torch.iinfo(keys.dtype).max)
+        return keys.sort(stable=True).indices[:count]
+    return keys.sort(stable=True).indices
+
+
 class Pairs(NamedTuple):
     """The M * P (token, row) pairs sorted by table row; a row's pairs keep the order of tokens."""
 
@@ -35,11 +46,7 @@ class Pairs(NamedTuple):
 def sort_pairs(index_MP: Tensor, n_rows: int) -> Pairs:
     """Sort pairs by row, stably. `index_MP` is int32, [tokens, pairs per token]."""
     flat = index_MP.flatten()
-    count = flat.numel()
-    keys = flat.to(torch.int16) if n_rows < 2**15 else flat
-    if count < RADIX_SORT_FROM:
-        keys = F.pad(keys, (0, RADIX_SORT_FROM - count), value=torch.iinfo(keys.dtype).max)
-    order = keys.sort(stable=True).indices[:count]
+    order = stable_argsort(flat, n_rows)
     token = order.to(torch.int32).div_(index_MP.shape[1], rounding_mode="floor")
     offset = torch.zeros(n_rows + 1, dtype=torch.int32)
     offset[1:] = torch.bincount(flat, minlength=n_rows).cumsum(0)
