@@ -1,0 +1,154 @@
+"""Records with a known truth: they test the analysis, and price a suite before it is run.
+
+Every variant trains on one Chinchilla surface L(N, D) = E + A N^-alpha + B D^-beta
+(arXiv 2203.15556, equation 10). A variant of compute multiplier m sees N and D both scaled by
+sqrt(m), so that, FLOPs being 6 N D, its isoFLOP curve at C is the dense one at m C: the multiplier
+is exact, at the optimum and along the whole frontier.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from bench.record import Flops, Measured, Parameters, Record, Size
+
+E, A, B, ALPHA, BETA = 1.8, 120.0, 240.0, 0.32, 0.32
+CONTEXT, BATCH, VOCABULARY, DEPTH = 256, 8, 1024, 4
+
+
+def loss(compute: float, active: float, multiplier: float = 1.0) -> float:
+    """Noise-free loss (nats per token) of `active` parameters at `compute` FLOPs."""
+    scale = multiplier**0.5
+    tokens = compute / (6 * active)
+    return E + A * (scale * active) ** -ALPHA + B * (scale * tokens) ** -BETA
+
+
+def optimum(compute: float, multiplier: float = 1.0) -> tuple[float, float]:
+    """Compute-optimal active parameters and their loss (2203.15556, equation 4)."""
+    ratio = (ALPHA * A / (BETA * B)) ** (1 / (ALPHA + BETA))
+    active = ratio * (compute * multiplier / 6) ** (BETA / (ALPHA + BETA)) * multiplier**-0.5
+    return active, loss(compute, active, multiplier)
+
+
+def simulate(
+    multipliers: Mapping[str, float],
+    budgets: Sequence[float] = (1e13, 4e13, 1.6e14, 6.4e14),
+    *,
+    octaves: Sequence[float] = (-2.0, -1.0, 0.0, 1.0, 2.0),
+    seeds: int = 1,
+    noise: float = 0.003,
+    trend: float = 0.0,
+    options: Mapping[str, Mapping[str, object]] | None = None,
+    random: int = 0,
+) -> list[Record]:
+    """Records of a suite.
+
+    Args:
+        multipliers: compute multiplier of each variant at the largest budget; a name up to its
+            first hyphen is the layer's, so `dense` is the baseline.
+        budgets: training FLOPs.
+        octaves: sizes of each budget, as powers of two of the dense optimum's parameters.
+        seeds: runs of each cell.
+        noise: standard deviation of one run's loss, nats.
+        trend: slope of log10(multiplier) of every layer but `dense`, per decade of compute.
+        options: layer options of a variant, such as {"moe-g4": {"granularity": 4}}.
+        random: seed of the noise.
+    """
+    generator = np.random.default_rng(random)
+    records = []
+    for variant, top in multipliers.items():
+        layer = variant.partition("-")[0]
+        for budget in budgets:
+            decades = 0.0 if layer == "dense" else float(np.log10(budget / max(budgets)))
+            multiplier = top * 10 ** (trend * decades)
+            for octave in octaves:
+                for seed in range(seeds):
+                    records.append(
+                        record(
+                            variant,
+                            budget,
+                            optimum(budget)[0] * 2**octave,
+                            seed=seed,
+                            multiplier=multiplier,
+                            error=noise * generator.standard_normal(),
+                            options=dict((options or {}).get(variant, {})),
+                        )
+                    )
+    return records
+
+
+def record(
+    variant: str,
+    budget: float,
+    active: float,
+    *,
+    seed: int = 0,
+    multiplier: float = 1.0,
+    error: float = 0.0,
+    learning_rate: float = 1e-3,
+    options: dict[str, object] | None = None,
+) -> Record:
+    """One finished cell of about `active` parameters whose loss is the surface's plus `error`."""
+    layer = variant.partition("-")[0]
+    # active = 12 width^2 DEPTH + VOCABULARY width, solved for a width in whole multiples of 8
+    half = VOCABULARY / (24 * DEPTH)
+    width = 8 * max(1, round((np.sqrt(half**2 + active / (12 * DEPTH)) - half) / 8))
+    ffn, attention = 8 * width**2 * DEPTH, 4 * width**2 * DEPTH
+    parameters = Parameters(
+        embedding=VOCABULARY * width,
+        head=VOCABULARY * width,
+        backbone=attention,
+        layer_active=ffn,
+        layer_total=ffn if layer == "dense" else 16 * ffn,
+    )
+    flops = Flops(attention=2 * attention, ffn=2 * ffn, routing=0, head=2 * VOCABULARY * width)
+    steps = max(1, round(budget / (flops.training * CONTEXT * BATCH)))
+    tokens = steps * CONTEXT * BATCH
+    spent = flops.training * tokens
+    # the multiplier is counted at the FLOPs asked for, so the rounding to whole steps is left out
+    nats = loss(budget, parameters.active, multiplier) + error
+    name = f"d{width}"
+    identity = f"{variant} {name} {budget!r} {seed} {learning_rate!r}"
+    seconds = spent / 5e10 * (1 if layer == "dense" else 3)
+    return Record(
+        cell=hashlib.sha256(identity.encode()).hexdigest()[:16],
+        status="finished",
+        suite="simulated",
+        variant=variant,
+        layer=layer,
+        options=options or {},
+        placement="all",
+        size=Size(name=name, width=width, depth=DEPTH, heads=1),
+        seed=seed,
+        corpus="simulated",
+        vocabulary=VOCABULARY,
+        context=CONTEXT,
+        batch=BATCH,
+        budget=budget,
+        flops=spent,
+        tokens=tokens,
+        steps=steps,
+        epochs=tokens / 1e8,
+        learning_rate=learning_rate,
+        parameters=parameters,
+        flops_per_token=flops,
+        layer_bytes_per_token=2 * parameters.layer_active,
+        loss=nats,
+        bits_per_byte=nats / np.log(2) / 4,
+        validation_hash="simulated",
+        curve=[(step, nats + steps / (step + steps)) for step in (steps // 2, steps)],
+        measured=Measured(
+            device="simulated",
+            threads=1,
+            started="2000-01-01T00:00:00Z",
+            seconds=1.1 * seconds,
+            train_seconds=seconds,
+            tokens_per_second=tokens / seconds,
+            peak_memory_bytes=16 * parameters.total,
+            versions={},
+            git_revision=None,
+        ),
+    )

@@ -1,0 +1,142 @@
+"""Compute multipliers and ranks against records whose truth is known."""
+
+import numpy as np
+import pytest
+
+from analysis.isoflop import AnalysisError, estimate
+from analysis.ranking import Standing, analyse
+from analysis.simulate import simulate
+from bench.record import Record
+
+BUDGETS = (1e14, 4e14, 1.6e15)
+OCTAVES = (-1.0, -0.5, 0.0, 0.5, 1.0)
+
+
+def changed(one: Record, **fields: object) -> Record:
+    return one.model_copy(update=fields)
+
+
+def standings(records: list[Record]) -> dict[str, Standing]:
+    return {one.variant: one for one in analyse(records, draws=300).standings}
+
+
+def test_noise_free_multipliers_are_the_truth() -> None:
+    truth = {"dense": 1.0, "moe": 1.3, "peer": 2.0, "pkm": 0.6}
+    found = standings(simulate(truth, BUDGETS, octaves=OCTAVES, noise=1e-7))
+    for variant, value in truth.items():
+        headline = found[variant].headline
+        assert headline
+        # parabolas bend less than the surface, a little differently for each variant's valley
+        assert headline.value == pytest.approx(value, rel=0.01)
+    assert [found[name].rank for name in ("peer", "moe", "dense", "pkm")] == [1, 2, 3, 4]
+
+
+def test_intervals_of_multiplier_and_trend_cover_at_their_nominal_rate() -> None:
+    """95% intervals counted over 200 simulated suites: 90% to 99% hold the truth."""
+    truth = {"dense": 1.0, "peer": 2.0}
+    inside, trends = [], []
+    for random in range(200):
+        records = simulate(truth, BUDGETS, octaves=OCTAVES, trend=0.1, random=random)
+        peer = standings(records)["peer"]
+        assert peer.headline
+        assert peer.multiplier
+        inside.append(peer.headline.low <= 2.0 <= peer.headline.high)
+        slope = estimate(peer.multiplier.slope)
+        trends.append(slope.low <= 0.1 <= slope.high)
+    assert 0.90 <= np.mean(inside) <= 0.99
+    assert 0.90 <= np.mean(trends) <= 0.99
+
+
+def test_the_band_follows_the_budgets() -> None:
+    records = simulate({"dense": 1.0, "peer": 1.5}, BUDGETS, octaves=OCTAVES, trend=-0.2)
+    multiplier = standings(records)["peer"].multiplier
+    assert multiplier
+    assert multiplier.trend == "fades"
+    assert multiplier.compute[0] == pytest.approx(1e14)
+    np.testing.assert_allclose(
+        multiplier.band[0, [0, -1]], multiplier.at_budget[0, [0, -1]], rtol=0.01
+    )
+    np.testing.assert_allclose(multiplier.band[0, 0], 1.5 * 16**0.2, rtol=0.05)
+    assert (multiplier.reaches > 1).tolist() == [False, False, True]
+
+
+def test_a_trend_within_the_noise_is_not_resolved() -> None:
+    records = simulate({"dense": 1.0, "peer": 1.5}, BUDGETS, octaves=OCTAVES, noise=0.02, random=3)
+    multiplier = standings(records)["peer"].multiplier
+    assert multiplier
+    assert multiplier.trend == "not resolved"
+
+
+def test_overlapping_intervals_share_a_rank() -> None:
+    truth = {"dense": 1.0, "a": 2.0, "b": 1.98, "c": 1.5, "d": 1.49, "e": 0.5}
+    found = standings(simulate(truth, BUDGETS, octaves=OCTAVES))
+    assert [found[name].rank for name in "abcde"] == [1, 1, 3, 3, 6]
+    assert found["dense"].rank == 5
+
+
+@pytest.mark.parametrize("status", ["edge", "concave", "few"])
+def test_an_untrusted_optimum_has_no_rank_and_a_reason(status: str) -> None:
+    records = simulate({"dense": 1.0, "peer": 1.5}, BUDGETS, octaves=OCTAVES)
+    spoilt = []
+    for index, one in enumerate(records):
+        size = index % len(OCTAVES)
+        if one.variant == "peer" and one.budget == BUDGETS[-1]:
+            if status == "few" and size > 2:
+                continue
+            if status == "edge":
+                one = changed(one, loss=3.5 - 0.05 * size)
+            if status == "concave":
+                one = changed(one, loss=3.5 - 0.01 * (size - 2) ** 2)
+        spoilt.append(one)
+    analysis = analyse(spoilt, draws=50)
+    last = analysis.standings[-1]
+    assert (last.variant, last.rank, last.headline) == ("peer", None, None)
+    assert last.reason
+    assert last.top
+    assert last.top.status == status
+    assert last.frontier
+    assert last.frontier.budgets.tolist() == list(BUDGETS[:2])
+
+
+def test_a_variant_without_the_largest_budget_has_no_rank() -> None:
+    records = simulate({"dense": 1.0, "peer": 1.5}, BUDGETS, octaves=OCTAVES)
+    kept = [one for one in records if one.variant == "dense" or one.budget < BUDGETS[-1]]
+    peer = standings(kept)["peer"]
+    assert peer.rank is None
+    assert "no finished cell at 1.6e+15" in peer.reason
+
+
+def test_one_budget_gives_no_multiplier_but_curves() -> None:
+    found = standings(simulate({"dense": 1.0, "peer": 1.5}, BUDGETS[:1], octaves=OCTAVES))
+    assert found["peer"].rank is None
+    assert "fewer than 2 budgets" in found["peer"].reason
+    assert found["peer"].top
+
+
+def test_the_baseline_is_dense() -> None:
+    records = simulate({"dense-gelu": 1.0, "dense-swiglu": 1.1}, BUDGETS, octaves=OCTAVES)
+    with pytest.raises(AnalysisError, match="dense-gelu, dense-swiglu is the baseline"):
+        analyse(records)
+    named = simulate({"dense-gelu": 1.2, "dense": 1.0}, BUDGETS, octaves=OCTAVES)
+    analysis = analyse(named, draws=50)
+    assert analysis.baseline == "dense"
+    assert analysis.variants == ("dense", "dense-gelu")
+    none = analyse(simulate({"moe": 1.0}, BUDGETS, octaves=OCTAVES), draws=50)
+    assert none.standings[0].reason == "no dense baseline"
+
+
+def test_variants_are_ordered_as_people_count() -> None:
+    truth = {"moe-g16": 1.0, "moe-g4": 1.0, "dense": 1.0, "moe": 1.0}
+    analysis = analyse(simulate(truth, BUDGETS, octaves=OCTAVES), draws=10)
+    assert analysis.variants == ("dense", "moe", "moe-g4", "moe-g16")
+
+
+def test_crossing_frontiers_are_found() -> None:
+    truth = {"dense": 1.0, "peer": 1.4}
+    records = simulate(truth, BUDGETS, octaves=OCTAVES, trend=0.3)
+    (crossing,) = analyse(records).crossings
+    expected = BUDGETS[-1] * 1.4 ** (-1 / 0.3)
+    assert (crossing.below, crossing.above, crossing.resolved) == ("dense", "peer", True)
+    assert crossing.compute.low <= expected <= crossing.compute.high
+    assert crossing.compute.value == pytest.approx(expected, rel=0.1)
+    assert not analyse(simulate({"dense": 1.0, "peer": 1.4}, BUDGETS, octaves=OCTAVES)).crossings
