@@ -1,7 +1,7 @@
 """One fitter for every law: variable projection for the start, a Huber polish for the answer.
 
-The minimiser (analysis.minimise) works on many problems at once, so all starts are one batch and a
-bootstrap is another, warm-started from the full table's optimum.
+All starts are one batch of analysis.minimise; a bootstrap is another, warm-started from the full
+table's optimum (a cold multi-start reaches the same minima: see the tests).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from analysis.laws import Array, Columns, Law, Number
+from analysis.law import Array, Columns, Law, Number
 from analysis.minimise import Problem
 
 Interval = tuple[float, float]
@@ -19,16 +19,22 @@ Status = Literal["converged", "bound hit", "not identified", "too few points", "
 
 STARTS = 64
 COVARIANCE_DRAWS = 4000
+SAME_OPTIMUM = 1e-6  # relative difference of objectives within which a start reached the best
 
 
 @dataclass(frozen=True)
 class Fit:
     """A fitted law.
 
+    `status` other than "converged": a parameter sits at its bound ("bound hit"); other parameters
+    fit as well ("not identified": nan intervals); fewer rows than parameters ("too few points":
+    nan throughout); the minimiser ran out of steps ("not converged").
+
     `draws` (S, Q) are parameter vectors in the order of `params`: bootstrap refits (rows
     resampled; a draw with fewer distinct rows than parameters is left out) if any were asked for,
     else draws from the sandwich covariance with Student's t for the few degrees of freedom.
-    Intervals are their central 95%.
+    Intervals are their central 95%. `derived` is what is compute-optimal at C, the largest budget
+    of the table.
     """
 
     law: Law
@@ -37,43 +43,143 @@ class Fit:
     derived: dict[str, float]
     derived_intervals: dict[str, Interval]
     status: Status
-    objective: float  # the summed Huber loss of the log residuals
+    objective: float  # sum over rows of Huber_delta(log prediction - log target)
     delta: float
     share_of_starts: float  # that reached the best optimum
-    n_points: int
+    n_points: int  # rows fitted: optima, not runs, for Chinchilla's approaches 1 and 2
     columns: Columns = field(repr=False)
     draws: Array = field(repr=False)
 
     def predict(self, columns: Columns) -> Array:
-        """The law's value at each row, from the fitted parameters."""
+        """The law at each row."""
         return self.law.predict(self.params, columns)
 
     def predict_interval(self, columns: Columns) -> Array:
-        """(n, 2): the central 95% of the law's mean at each row; a new run adds its own noise."""
-        return np.quantile(self.law.predict(self._named(), columns), [0.025, 0.975], axis=0).T
+        """(n, 2): the central 95% of the law at each row; a new run adds its own noise."""
+        return np.quantile(self.law.predict(_named(self), columns), [0.025, 0.975], axis=0).T
 
     def optimum(self, C: float) -> dict[str, tuple[float, float, float]]:
-        """What is compute-optimal at C FLOPs: value, low and high end of each quantity."""
+        """What is compute-optimal at C FLOPs: each quantity's value, low and high end."""
         value = self.law.optimum(self.params, C, self.columns)
-        draws = self.law.optimum(self._named(), C, self.columns)
+        draws = self.law.optimum(_named(self), C, self.columns)
         return {name: (float(value[name]), *_interval(draws[name])) for name in value}
 
     def to_json(self) -> dict[str, Any]:
+        """The result without its draws; a number that is not known is None."""
         return {
             "law": self.law.name,
-            "params": self.params,
-            "intervals": self.intervals,
-            "derived": self.derived,
-            "derived_intervals": self.derived_intervals,
+            "params": _known(self.params),
+            "intervals": _known(self.intervals),
+            "derived": _known(self.derived),
+            "derived_intervals": _known(self.derived_intervals),
             "status": self.status,
-            "objective": self.objective,
+            "objective": _known(self.objective),
             "n_points": self.n_points,
             "delta": self.delta,
             "share_of_starts": self.share_of_starts,
         }
 
-    def _named(self) -> dict[str, Array]:
-        return dict(zip(self.law.names, self.draws.T, strict=True))
+
+def fit(
+    law: Law, columns: Columns, *, delta: float | None = None, bootstrap: int = 0, seed: int = 0
+) -> Fit:
+    """Fit a law to a table: arrays of one length, by the names in `law.columns` (and C if known).
+
+    `delta` is the Huber threshold on log residuals (by default the law's); it moves the answer,
+    so the result states it. `bootstrap` is how many times to resample the rows for the intervals.
+    """
+    delta = law.delta if delta is None else delta
+    columns = {name: np.asarray(values, dtype=float) for name, values in columns.items()}
+    rows = law.reduce(columns)
+    target = rows[law.target]
+    log_target, n, Q = np.log(target)[None], len(target), len(law.names)
+    if n < Q:
+        return _result(
+            law, columns, "too few points", np.full((2, Q), np.nan), np.nan, delta, 0.0, n
+        )
+
+    problem = Problem(law, rows, delta)
+    ones = np.ones((1, n))
+    points, objectives, converged = problem.minimise(
+        problem.starts(target[None], ones, STARTS, seed), log_target, ones
+    )
+    best = int(np.argmin(objectives))
+    point, objective = points[best], float(objectives[best])
+    share = float(np.mean(objectives <= objective * (1 + SAME_OPTIMUM) + n * 1e-20))
+
+    covariance = problem.covariance(point, log_target[0])
+    rng = np.random.default_rng(seed)
+    status: Status = "converged"
+    if covariance is None:
+        status = "not identified"
+        draws = np.full((1, Q), np.nan)
+    elif bootstrap:
+        counts = rng.multinomial(n, np.full(n, 1 / n), size=bootstrap).astype(float)
+        counts = counts[np.count_nonzero(counts, axis=1) >= Q]
+        start = np.broadcast_to(point, (len(counts), Q))
+        draws, _, settled = problem.minimise(start, log_target, counts)
+        draws = draws[settled]
+    else:
+        draws = problem.sample(point, covariance, n - Q, COVARIANCE_DRAWS, rng)
+    if status == "converged" and np.any(problem.at_bound(point)):
+        status = "bound hit"
+    elif status == "converged" and not converged[best]:
+        status = "not converged"
+    named = problem.named(np.concatenate([point[None], draws]))
+    return _result(law, columns, status, named, objective, delta, share, n)
+
+
+def refit(fitted: Fit, targets_Sn: Array) -> dict[str, Array]:
+    """The law fitted to S other sets of targets on the same rows (draws of noise, say).
+
+    Warm-started from the fit; returns each parameter's S values, nan where one did not converge.
+    """
+    law = fitted.law
+    problem = Problem(law, law.reduce(fitted.columns), fitted.delta)
+    start = problem.point(np.array(list(fitted.params.values())))
+    points, _, converged = problem.minimise(
+        np.broadcast_to(start, (len(targets_Sn), len(start))),
+        np.log(targets_Sn),
+        np.ones((1, targets_Sn.shape[1])),
+    )
+    named = np.where(converged[:, None], problem.named(points), np.nan)
+    return dict(zip(law.names, named.T, strict=True))
+
+
+def _result(
+    law: Law,
+    columns: Columns,
+    status: Status,
+    named: Array,
+    objective: float,
+    delta: float,
+    share: float,
+    n: int,
+) -> Fit:
+    """The Fit of parameter vectors `named`: the answer, then the draws."""
+    params = dict(zip(law.names, map(float, named[0]), strict=True))
+    draws = named[1:]
+    C = float(np.max(law.flops(columns)))
+    derived = law.optimum(params, C, columns)
+    spread = law.optimum(dict(zip(law.names, draws.T, strict=True)), C, columns)
+    return Fit(
+        law=law,
+        params=params,
+        intervals={name: _interval(draws[:, q]) for q, name in enumerate(law.names)},
+        derived={"C": C} | {name: float(value) for name, value in derived.items()},
+        derived_intervals={name: _interval(value) for name, value in spread.items()},
+        status=status,
+        objective=objective,
+        delta=delta,
+        share_of_starts=share,
+        n_points=n,
+        columns=columns,
+        draws=draws,
+    )
+
+
+def _named(fitted: Fit) -> dict[str, Array]:
+    return dict(zip(fitted.law.names, fitted.draws.T, strict=True))
 
 
 def _interval(draws: Number) -> Interval:
@@ -81,87 +187,10 @@ def _interval(draws: Number) -> Interval:
     return float(low), float(high)
 
 
-def fit(
-    law: Law,
-    columns: Columns,
-    *,
-    delta: float | None = None,
-    bootstrap: int = 0,
-    seed: int = 0,
-) -> Fit:
-    """Fit a law to columns of n rows each, by name (`law.columns`).
-
-    `delta` is the Huber threshold on log-loss residuals (the law's own by default); it moves the
-    answer, so the result states it. `bootstrap` resamples rows that many times for the intervals.
-    """
-    delta = law.delta if delta is None else delta
-    columns = {name: np.asarray(values, dtype=float) for name, values in columns.items()}
-    n = len(columns[law.columns[0]])
-    x, target_Sn, weights_Sn = law.reduce(columns, np.ones((1, n)))
-    problem = Problem(law, x, delta)
-    rows = int(np.count_nonzero(weights_Sn))
-    if rows < len(law.names):
-        nothing = dict.fromkeys(law.names, float("nan"))
-        empty = np.full((0, len(law.names)), np.nan)
-        return Fit(
-            law,
-            nothing,
-            {},
-            {},
-            {},
-            "too few points",
-            float("nan"),
-            delta,
-            0.0,
-            rows,
-            columns,
-            empty,
-        )
-
-    starts = problem.starts(target_Sn, weights_Sn, STARTS, seed)
-    points, objective, converged = problem.minimise(starts, np.log(target_Sn), weights_Sn)
-    best = int(np.argmin(objective))
-    point, objective_best = points[best], float(objective[best])
-    share = float(np.mean(objective <= objective_best * (1 + 1e-6) + 1e-15))
-    identified, covariance = problem.covariance(point, np.log(target_Sn[0]), weights_Sn[0])
-
-    rng = np.random.default_rng(seed)
-    if bootstrap:
-        counts_Sn = rng.multinomial(n, np.full(n, 1 / n), size=bootstrap).astype(float)
-        _, target_Sm, weights_Sm = law.reduce(columns, counts_Sn)
-        start = np.broadcast_to(point, (bootstrap, len(point)))
-        target_Sm = np.broadcast_to(target_Sm, weights_Sm.shape)
-        enough = np.count_nonzero(weights_Sm, axis=1) >= len(point)
-        draws, _, settled = problem.minimise(
-            start[enough], np.log(target_Sm[enough]), weights_Sm[enough]
-        )
-        draws = draws[settled]
-    else:
-        draws = problem.sample(point, covariance, rows - len(point), COVARIANCE_DRAWS, rng)
-
-    status: Status = "converged"
-    if not identified:
-        status = "not identified"
-    elif np.any(problem.at_bound(point)):
-        status = "bound hit"
-    elif not converged[best]:
-        status = "not converged"
-    params = dict(zip(law.names, map(float, problem.named(point[None])[0]), strict=True))
-    draws = problem.named(draws)
-    budget = float(np.max(columns["C"] if "C" in columns else 6 * columns["N"] * columns["D"]))
-    value = law.optimum(params, budget, columns)
-    spread = law.optimum(dict(zip(law.names, draws.T, strict=True)), budget, columns)
-    return Fit(
-        law=law,
-        params=params,
-        intervals={name: _interval(draws[:, q]) for q, name in enumerate(law.names)},
-        derived={"C": budget} | {name: float(v) for name, v in value.items()},
-        derived_intervals={name: _interval(v) for name, v in spread.items()},
-        status=status,
-        objective=objective_best,
-        delta=delta,
-        share_of_starts=share,
-        n_points=rows,
-        columns=columns,
-        draws=draws,
-    )
+def _known(value: Any) -> Any:
+    """JSON has no nan."""
+    if isinstance(value, dict):
+        return {name: _known(each) for name, each in value.items()}
+    if isinstance(value, tuple):
+        return [_known(each) for each in value]
+    return value if np.isfinite(value) else None

@@ -14,10 +14,12 @@ import numpy as np
 from scipy.special import ndtri
 from scipy.stats import qmc
 
-from analysis.laws import Array, Columns, Law
+from analysis.law import Array, Columns, Law
 
 CHUNK = 250  # problems per batch: keeps the Jacobian in cache
 TOLERANCE = 1e-13  # of the objective, by which one more step would lower it
+ROUNDING = 1e-24  # the objective of rows fitted to rounding
+SINGULAR = 1e7  # condition number of the scaled Jacobian from which a minimum is not unique
 
 
 class Problem:
@@ -43,6 +45,11 @@ class Problem:
         l_SKn, _ = self.law.exponents(points_SQ[:, self.K :], self.x)
         scale_SK = np.exp(-l_SKn.mean(-1))
         return np.concatenate([points_SQ[:, : self.K] * scale_SK, points_SQ[:, self.K :]], axis=1)
+
+    def point(self, named: Array) -> Array:
+        """The inverse of `named`, of one vector."""
+        l_SKn, _ = self.law.exponents(named[None, self.K :], self.x)
+        return np.concatenate([named[: self.K] * np.exp(l_SKn[0].mean(-1)), named[self.K :]])
 
     def at_bound(self, points: Array) -> Array:
         return (points <= self.lower) | (points >= self.upper)
@@ -117,7 +124,7 @@ class Problem:
                 diagonal += np.where(free, 1e-12 * diagonal + 1e-300, 1.0)
             step = -np.linalg.solve(matrix, g[..., None])[..., 0]
             decrement = (g * np.linalg.solve(bound, g[..., None])[..., 0]).sum(axis=1) / 2
-            finished = decrement <= TOLERANCE * f
+            finished = decrement <= TOLERANCE * f + ROUNDING
             out[live], objective[live], done[live] = p, f, finished
             keep = ~finished
             if not keep.any():
@@ -137,30 +144,28 @@ class Problem:
             damping = np.clip(np.where(better, damping / 4, damping * 8), 1e-6, 1e12)
         return out, objective, done
 
-    def covariance(self, point: Array, log_target_n: Array, weights_n: Array) -> tuple[bool, Array]:
-        """Whether the rows determine the point, and the sandwich covariance in its coordinates.
+    def covariance(self, point: Array, log_target_n: Array) -> Array | None:
+        """The sandwich covariance of a minimum, in its coordinates; None where it is not unique.
 
-        A parameter at its bound counts as known.
+        Heteroscedastic: each row's own residual stands for its noise, over 1 - leverage (HC2),
+        which fits have too little of at few rows.
         """
-        r, J = self.evaluate(point[None], log_target_n[None])
-        used = weights_n > 0
-        r, J = r[0, used], J[0][:, used]
-        (free,) = np.nonzero(~self.at_bound(point))
-        J = J[free]
+        r_Sn, J_SQn = self.evaluate(point[None], log_target_n[None])
+        r, J = r_Sn[0], J_SQn[0]
+        Q, n = J.shape
         scale = np.linalg.norm(J, axis=1)
-        n, q = len(r), len(J)
-        covariance = np.zeros((len(point), len(point)))
-        if np.any(scale == 0) or np.linalg.cond(J / scale[:, None]) > 1e7:
-            return False, covariance
+        if np.any(scale == 0) or np.linalg.cond(J / scale[:, None]) > SINGULAR:
+            return None
+        J = J / scale[:, None]
+        leverage = np.minimum((J * np.linalg.solve(J @ J.T, J)).sum(axis=0), 1 - 1 / n)
         # The curvature of the expected Huber loss at a row is the chance that its residual is
         # within delta; a wider band makes up for delta catching only a handful of rows.
-        spread = np.median(np.abs(r)) / ndtri(0.75) * np.sqrt(n / max(n - q, 1))
+        spread = np.median(np.abs(r)) / ndtri(0.75) * np.sqrt(n / max(n - Q, 1))
         band = max(self.delta, 2 * spread * n**-0.2)
-        curvature = (J * (np.abs(r) <= band) * min(1.0, self.delta / band)) @ J.T
-        scores = J * np.clip(r, -self.delta, self.delta)
-        bread = np.linalg.pinv(curvature)
-        covariance[np.ix_(free, free)] = bread @ (scores @ scores.T) @ bread * n / max(n - q, 1)
-        return True, covariance
+        curvature = (J * (np.abs(r) <= band)) @ J.T * min(1.0, self.delta / band)
+        scores = J * np.clip(r, -self.delta, self.delta) / np.sqrt(1 - leverage)
+        bread = np.linalg.pinv(curvature, hermitian=True)
+        return bread @ scores @ scores.T @ bread / np.outer(scale, scale)
 
     def sample(
         self, point: Array, covariance: Array, freedom: int, number: int, rng: np.random.Generator

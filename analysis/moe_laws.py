@@ -1,0 +1,183 @@
+"""Laws of mixtures of experts: fine-grained L(N, D, G), joint L(N, D, E) and routed L(N, E)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from analysis.law import Array, Columns, Law, Number, Params, log_linear, optimum_of_two_powers
+
+# ------------------------------------------------------------------------ fine-grained: L(N, D, G)
+
+ASPECT = 64  # d_model / n_blocks of the paper's compute-optimal models
+GRANULARITIES = 2.0 ** np.arange(11)
+
+
+def blocks(N: Array, E: Array) -> Array:
+    """n_blocks of a model with N = d^2 (8 E + 4) n_blocks parameters and d = ASPECT n_blocks."""
+    return np.cbrt(N / (ASPECT**2 * (8 * E + 4)))
+
+
+def fine_grained_flops(columns: Columns) -> Array:
+    """Training FLOPs, router included: (72 d^2 + 14 d E G) D n_blocks (2402.07871 section 5)."""
+    E, G = columns["E"], columns["G"]
+    n = blocks(columns["N"], E)
+    d = ASPECT * n
+    return (72 * d**2 + 14 * d * E * G) * columns["D"] * n
+
+
+def _fine_grained_optimum(p: Params, C: float, columns: Columns) -> dict[str, Number]:
+    """The best N, D and granularity (a power of two) of C FLOPs at the table's E.
+
+    At a fixed G the loss is convex in log N along C, so golden sections find its minimum. a and b
+    are the exponents of N and D where the router's FLOPs are negligible.
+    """
+    E = columns["E"][:1]
+    # S draws by the ladder of G.
+    c, g, a, b, alpha, beta, gamma = (
+        np.atleast_1d(p[name])[:, None] for name in ("c", "g", "a", "b", "alpha", "beta", "gamma")
+    )
+
+    def loss(log_N: Array) -> tuple[Array, Array]:
+        N = np.exp(log_N)
+        token = fine_grained_flops({"N": N, "D": np.ones(1), "E": E, "G": GRANULARITIES})
+        D = C / token
+        return c + (g * GRANULARITIES**-gamma + a) * N**-alpha + b * D**-beta, D
+
+    shape = (len(c), len(GRANULARITIES))
+    low, high = np.full(shape, np.log(1e3)), np.full(shape, np.log(1e16))
+    golden = (np.sqrt(5) - 1) / 2
+    for _ in range(50):
+        left, right = high - golden * (high - low), low + golden * (high - low)
+        smaller = loss(left)[0] < loss(right)[0]
+        low, high = np.where(smaller, low, left), np.where(smaller, right, high)
+    log_N = (low + high) / 2
+    L, D = loss(log_N)
+    best = L.argmin(axis=1)
+    at_best = {
+        "N_opt": np.exp(log_N),
+        "D_opt": D,
+        "G_opt": np.broadcast_to(GRANULARITIES, shape),
+        "L_opt": L,
+    }
+    exponents = {"a": beta / (alpha + beta), "b": alpha / (alpha + beta)}
+    found = {name: value[:, 0] for name, value in exponents.items()}
+    found |= {name: value[np.arange(len(c)), best] for name, value in at_best.items()}
+    return {name: v if np.ndim(p["c"]) else v[0] for name, v in found.items()}
+
+
+FINE_GRAINED_MOE = Law(
+    name="fine-grained-moe",
+    formula="L(N, D, G) = c + (g G^-gamma + a) N^-alpha + b D^-beta, at one E; N non-embedding",
+    source="Krajewski et al. 2024 (2402.07871) eq. 9, constants of E = 64",
+    columns=("N", "D", "G", "E", "L"),
+    inputs=("N", "D", "G"),
+    terms=("c", "g", "a", "b"),
+    shapes={"alpha": (0.0, 1.5), "beta": (0.0, 1.5), "gamma": (0.0, 3.0)},
+    exponents=log_linear(
+        lambda x: [
+            [0.0, 0.0, 0.0],
+            [-np.log(x["N"]), 0.0, -np.log(x["G"])],
+            [-np.log(x["N"]), 0.0, 0.0],
+            [0.0, -np.log(x["D"]), 0.0],
+        ]
+    ),
+    example={"c": 0.47, "g": 2.1, "a": 18.1, "b": 30.8, "alpha": 0.115, "beta": 0.147}
+    | {"gamma": 0.58},
+    nominal_flops=fine_grained_flops,
+    nominal_optimum=_fine_grained_optimum,
+    delta=0.1,
+)
+
+# ------------------------------------------------------------- joint L(N, D, E), routed L(N, E)
+
+
+def log_experts(E: Array, start: Array, end: Array) -> tuple[Array, Array, Array]:
+    """ln Ê and its derivatives by start and end (Clark et al. 2022, 2202.01169 eq. 7).
+
+    Ê runs from `start` at one expert to saturation at `end`:
+    1/Ê = 1/(E - 1 + 1/(1/start - 1/end)) + 1/end.
+    """
+    offset = 1 / (1 / start - 1 / end)
+    shifted = E - 1 + offset
+    effective = 1 / (1 / shifted + 1 / end)
+    by_offset = effective / shifted**2
+    by_start = by_offset * (offset / start) ** 2
+    by_end = effective / end**2 - by_offset * (offset / end) ** 2
+    return np.log(effective), by_start, by_end
+
+
+SATURATION = {"E_start": (1.0, 10.0), "E_end": (20.0, 5000.0)}
+
+
+def _joint_exponents(theta_SP: Array, x: Columns) -> tuple[Array, Array]:
+    delta, alpha, gamma, omega, beta, zeta, start, end = theta_SP.T[..., None]
+    log_E, by_start, by_end = log_experts(x["E"], start, end)
+    log_N, log_D, zero = np.log(x["N"]), np.log(x["D"]), np.zeros_like(log_E)
+    size, data = delta + gamma * log_N, omega + zeta * log_D  # slopes in log_E
+    l_SKn = np.stack([zero, alpha * log_N + size * log_E, beta * log_D + data * log_E], axis=1)
+    by_size = [log_E, zero + log_N, log_E * log_N, zero, zero, zero, size * by_start, size * by_end]
+    by_data = [zero, zero, zero, log_E, zero + log_D, log_E * log_D, data * by_start, data * by_end]
+    dl_SKPn = np.stack([np.stack(d, axis=1) for d in ([zero] * 8, by_size, by_data)], axis=1)
+    return l_SKn, dl_SKPn
+
+
+def _joint_optimum(p: Params, C: float, columns: Columns) -> dict[str, Number]:
+    """Chinchilla's optimum at each E of the table."""
+    found: dict[str, Number] = {}
+    for E in np.unique(columns["E"]):
+        log_E, _, _ = log_experts(E, np.asarray(p["E_start"]), np.asarray(p["E_end"]))
+        optimum = optimum_of_two_powers(
+            p["c"],
+            p["a"] * np.exp(p["delta"] * log_E),
+            p["b"] * np.exp(p["omega"] * log_E),
+            -(p["alpha"] + p["gamma"] * log_E),
+            -(p["beta"] + p["zeta"] * log_E),
+            C / 6,
+        )
+        found |= {f"{name}[E={E:g}]": value for name, value in optimum.items()}
+    return found
+
+
+JOINT_MOE = Law(
+    name="joint-moe",
+    formula="L(N, D, E) = c + a Ê^delta N^(alpha + gamma ln Ê) + b Ê^omega D^(beta + zeta ln Ê); "
+    "N active parameters",
+    source="Ludziejewski et al. 2025 (2502.05172) eq. 6",
+    columns=("N", "D", "E", "L"),
+    inputs=("N", "D", "E"),
+    terms=("c", "a", "b"),
+    shapes={"delta": (-1.0, 1.0), "alpha": (-1.0, 0.0), "gamma": (-0.1, 0.1)}
+    | {"omega": (-2.0, 2.0), "beta": (-1.0, 0.0), "zeta": (-0.1, 0.1)}
+    | SATURATION,
+    exponents=_joint_exponents,
+    example={"c": 1.3637, "a": 35.91, "b": 35.98, "delta": -0.2285, "alpha": -0.1889}
+    | {"gamma": 0.0098, "omega": 0.5529, "beta": -0.1775, "zeta": -0.0259}
+    | {"E_start": 2.0732, "E_end": 290.4521},
+    nominal_optimum=_joint_optimum,
+)
+
+
+def _routed_exponents(theta_SP: Array, x: Columns) -> tuple[Array, Array]:
+    delta, alpha, gamma, start, end = theta_SP.T[..., None]
+    log_E, by_start, by_end = log_experts(x["E"], start, end)
+    log_N, zero = np.log(x["N"]), np.zeros_like(log_E)
+    slope = delta + gamma * log_N
+    derivative = [log_E, zero + log_N, log_E * log_N, slope * by_start, slope * by_end]
+    l_SKn = np.stack([zero, alpha * log_N + slope * log_E], axis=1)
+    return l_SKn, np.stack([np.stack(d, axis=1) for d in ([zero] * 5, derivative)], axis=1)
+
+
+ROUTED = Law(
+    name="routed",
+    formula="L(N, E) = c + a Ê^delta N^(alpha + gamma ln Ê), all rows at one D; N without experts",
+    source="Clark et al. 2022 (2202.01169) eq. 1 and 7, which have no floor c",
+    columns=("N", "E", "L"),
+    inputs=("N", "E"),
+    terms=("c", "a"),
+    shapes={"delta": (-1.0, 1.0), "alpha": (-1.0, 0.0), "gamma": (-0.1, 0.1)} | SATURATION,
+    exponents=_routed_exponents,
+    example={"c": 1.0, "a": 20.0, "delta": -0.15, "alpha": -0.13, "gamma": 0.003}
+    | {"E_start": 2.0, "E_end": 310.0},
+    nominal_flops=lambda columns: columns["N"],  # D is one and the same: cost goes with N
+    nominal_optimum=lambda p, C, columns: {},
+)
