@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -45,11 +45,13 @@ class Pairs(NamedTuple):
 
 def sort_pairs(index_MP: Tensor, n_rows: int) -> Pairs:
     """Sort pairs by row, stably. `index_MP` is int32, [tokens, pairs per token]."""
-    flat = index_MP.flatten()
-    order = stable_argsort(flat, n_rows)
+    return pairs_in_order(stable_argsort(index_MP.flatten(), n_rows), index_MP, n_rows)
+
+
+def pairs_in_order(order: Tensor, index_MP: Tensor, n_rows: int) -> Pairs:
     token = order.to(torch.int32).div_(index_MP.shape[1], rounding_mode="floor")
     offset = torch.zeros(n_rows + 1, dtype=torch.int32)
-    offset[1:] = torch.bincount(flat, minlength=n_rows).cumsum(0)
+    offset[1:] = torch.bincount(index_MP.flatten(), minlength=n_rows).cumsum(0)
     return Pairs(order, token, offset)
 
 
@@ -72,9 +74,9 @@ def _silence_beta_warning() -> None:
         torch.sparse_csr_tensor([0, 1], [0], [0.0], (1, 1), check_invariants=False)
 
 
-def token_sums(index_MP: Tensor, table_ND: Tensor, weight_MP: Tensor) -> Tensor:
-    """sum_p weight[m, p] * table[index[m, p]], [M, D]."""
-    return F.embedding_bag(index_MP, table_ND, per_sample_weights=weight_MP, mode="sum")
+def value_sum(values_ND: Tensor, index_MP: Tensor, gate_MP: Tensor) -> Tensor:
+    """sum_p gate[m, p] * values[index[m, p]], [M, D]."""
+    return F.embedding_bag(index_MP, values_ND, per_sample_weights=gate_MP, mode="sum")
 
 
 def row_sums(pairs: Pairs, x_MD: Tensor, weight: Tensor) -> Tensor:
@@ -104,61 +106,48 @@ def activate_backward(grad: Tensor, a: Tensor, activation: str) -> Tensor:
     return torch.ops.aten.threshold_backward(grad, a, 0)
 
 
-class ExpertMix(torch.autograd.Function):
-    """Inputs of one floating dtype; index int32."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x_MD: Tensor,
-        up_ND: Tensor,
-        down_ND: Tensor,
-        index_MP: Tensor,
-        gate_MP: Tensor,
-        activation: str,
-    ) -> Tensor:
-        pairs = sort_pairs(index_MP, up_ND.shape[0])
-        a = pair_dots(up_ND, x_MD, pairs)
-        weight_MP = gate_MP * activate(unsort(a, pairs, gate_MP), activation)
-        ctx.save_for_backward(x_MD, up_ND, down_ND, index_MP, gate_MP, a, *pairs)
-        ctx.activation = activation
-        return token_sums(index_MP, down_ND, weight_MP)
-
-    @staticmethod
-    def backward(ctx: Any, dy_MD: Tensor) -> tuple[Tensor | None, ...]:
-        x_MD, up_ND, down_ND, index_MP, gate_MP, a, *rest = ctx.saved_tensors
-        pairs = Pairs(*rest)
-        dy_MD = dy_MD.contiguous()
-        gate = gate_MP.flatten()[pairs.order]
-        h = activate(a, ctx.activation)
-        dweight = pair_dots(down_ND, dy_MD, pairs)
-        da = activate_backward(dweight * gate, a, ctx.activation)
-        return (
-            token_sums(index_MP, up_ND, unsort(da, pairs, gate_MP)),
-            row_sums(pairs, x_MD, da),
-            row_sums(pairs, dy_MD, gate * h),
-            None,
-            unsort(dweight * h, pairs, gate_MP),
-            None,
-        )
+def expert_mix(
+    x_MD: Tensor, up_ND: Tensor, down_ND: Tensor, index_MP: Tensor, gate_MP: Tensor, activation: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y [M, D], and for the backward pass the hidden values and the order, both sorted [M * P]."""
+    pairs = sort_pairs(index_MP, up_ND.shape[0])
+    hidden = pair_dots(up_ND, x_MD, pairs)
+    weight_MP = gate_MP * activate(unsort(hidden, pairs, gate_MP), activation)
+    return value_sum(down_ND, index_MP, weight_MP), hidden, pairs.order
 
 
-class ValueSum(torch.autograd.Function):
-    """Inputs of one floating dtype; index int32."""
+def expert_mix_backward(
+    dy_MD: Tensor,
+    x_MD: Tensor,
+    up_ND: Tensor,
+    down_ND: Tensor,
+    index_MP: Tensor,
+    gate_MP: Tensor,
+    hidden: Tensor,
+    order: Tensor,
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of x, up, down and gate."""
+    pairs = pairs_in_order(order, index_MP, up_ND.shape[0])
+    gate = gate_MP.flatten()[order]
+    h = activate(hidden, activation)
+    dweight = pair_dots(down_ND, dy_MD, pairs)
+    dhidden = activate_backward(dweight * gate, hidden, activation)
+    return (
+        value_sum(up_ND, index_MP, unsort(dhidden, pairs, gate_MP)),
+        row_sums(pairs, x_MD, dhidden),
+        row_sums(pairs, dy_MD, gate * h),
+        unsort(dweight * h, pairs, gate_MP),
+    )
 
-    @staticmethod
-    def forward(ctx: Any, values_ND: Tensor, index_MP: Tensor, gate_MP: Tensor) -> Tensor:
-        ctx.save_for_backward(values_ND, index_MP, gate_MP)
-        return token_sums(index_MP, values_ND, gate_MP)
 
-    @staticmethod
-    def backward(ctx: Any, dy_MD: Tensor) -> tuple[Tensor | None, ...]:
-        values_ND, index_MP, gate_MP = ctx.saved_tensors
-        dy_MD = dy_MD.contiguous()
-        pairs = sort_pairs(index_MP, values_ND.shape[0])
-        dgate = pair_dots(values_ND, dy_MD, pairs)
-        return (
-            row_sums(pairs, dy_MD, gate_MP.flatten()[pairs.order]),
-            None,
-            unsort(dgate, pairs, gate_MP),
-        )
+def value_sum_backward(
+    dy_MD: Tensor, values_ND: Tensor, index_MP: Tensor, gate_MP: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradients of values and gate."""
+    pairs = sort_pairs(index_MP, values_ND.shape[0])
+    dgate = pair_dots(values_ND, dy_MD, pairs)
+    return (
+        row_sums(pairs, dy_MD, gate_MP.flatten()[pairs.order]),
+        unsort(dgate, pairs, gate_MP),
+    )

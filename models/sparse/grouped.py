@@ -5,6 +5,7 @@ Sizes: M tokens, K experts per token, E experts, D model width, F expert width, 
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.sparse.bag import stable_argsort
+from models.sparse.ops import grouped_mm
 
 BACKENDS = ("auto", "reference", "grouped")
 ACTIVATIONS = ("gelu", "relu", "swiglu")
@@ -39,8 +41,8 @@ def expert_ffn(
         activation: "gelu" (exact), "relu" or "swiglu".
         backend: "reference" (gather each token's weights: the definition, and the path that is
             counted), "grouped" (sort rows by expert, `F.grouped_mm`), or "auto": grouped, but the
-            reference on the meta device and for float64. Grouped never waits for the device when
-            `F.grouped_mm` has a kernel for it: bfloat16 on a GPU of compute capability 9 or later.
+            reference on the meta device. Grouped does not wait for the device where `F.grouped_mm`
+            has a kernel: bfloat16 on a GPU of compute capability 9 or later.
     Returns:
         [M, D] in x's dtype.
     Raises:
@@ -62,8 +64,7 @@ def expert_ffn(
             f"index {tuple(index_MK.shape)} and gate {tuple(gate_MK.shape)} must both be [M, K]"
         )
     if backend == "auto":
-        plain = x_MD.device.type == "meta" or x_MD.dtype == torch.float64
-        backend = "reference" if plain else "grouped"
+        backend = "reference" if x_MD.device.type == "meta" else "grouped"
     run = _reference if backend == "reference" else _grouped
     return run(x_MD, w_in_EDF, w_out_EFD, index_MK, gate_MK, activation).to(x_MD.dtype)
 
@@ -76,6 +77,8 @@ def _reference(
     gate_MK: Tensor,
     activation: str,
 ) -> Tensor:
+    dtype = functools.reduce(torch.promote_types, (t.dtype for t in (x_MD, w_in_EDF, gate_MK)))
+    x_MD, w_in_EDF, w_out_EFD, gate_MK = (t.to(dtype) for t in (x_MD, w_in_EDF, w_out_EFD, gate_MK))
     w_in_MKDF = F.embedding(index_MK, w_in_EDF.flatten(1)).unflatten(2, w_in_EDF.shape[1:])
     w_out_MKFD = F.embedding(index_MK, w_out_EFD.flatten(1)).unflatten(2, w_out_EFD.shape[1:])
     h_MKF = _activate(torch.einsum("md,mkdf->mkf", x_MD, w_in_MKDF), activation)
@@ -96,7 +99,11 @@ def _grouped(
     dtype = torch.promote_types(x_MD.dtype, w_in_EDF.dtype)
     if torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
-    if device.type == "cpu" and 2 * M * K / E * d_model * d_in < CPU_BF16_FROM:
+    if (
+        dtype == torch.bfloat16
+        and device.type == "cpu"
+        and 2 * M * K / E * d_model * d_in < CPU_BF16_FROM
+    ):
         dtype = torch.float32
 
     order_R = stable_argsort(index_MK.flatten(), E)
@@ -115,10 +122,10 @@ def _grouped(
         w_in_EDF = _pad(w_in_EDGF, pad_d, 0, pad_f).flatten(2)
         w_out_EFD = _pad(w_out_EFD.to(dtype), pad_f, pad_d)
         x_RD = _Dispatch.apply(x_MD, token_R, row_MK)
-        h_RF = _activate(F.grouped_mm(x_RD, w_in_EDF, offs=ends_E), activation)
+        h_RF = _activate(grouped_mm(x_RD, w_in_EDF, ends_E), activation)
         # the gate on the hidden side leaves a plain sum, and its gradient needs no y_RD
         h_RF = h_RF * gate_MK.flatten()[order_R].unsqueeze(1).to(dtype)
-        y_RD = F.grouped_mm(h_RF, w_out_EFD, offs=ends_E)
+        y_RD = grouped_mm(h_RF, w_out_EFD, ends_E)
         return _Combine.apply(y_RD, token_R, row_MK)[:, :d_model]
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.sparse import bag
+from models.sparse import bag, ops
 
 BACKENDS = ("auto", "reference", "bag", "dense")
 ACTIVATIONS = ("gelu", "relu")
@@ -50,8 +50,8 @@ def expert_mix(
     dtype = _common_dtype(x_MD, up_ND, down_ND, gate_MP)
     x, up, down, gate = (t.to(dtype) for t in (x_MD, up_ND, down_ND, gate_MP))
     if backend == "bag":
-        with torch.autocast("cpu", enabled=False):
-            y = bag.ExpertMix.apply(x, up, down, index_MP.to(torch.int32), gate, activation)
+        index = index_MP.to(torch.int32)
+        y, _, _ = ops.expert_mix(x, up, down, index, gate, activation, backend)
     elif backend == "dense":
         hidden_MP = bag.activate((x @ up.t()).gather(1, index_MP), activation)
         y = _select(gate * hidden_MP, index_MP, down) @ down
@@ -76,8 +76,7 @@ def value_sum(
     dtype = _common_dtype(values_ND, gate_MP)
     values, gate = values_ND.to(dtype), gate_MP.to(dtype)
     if backend == "bag":
-        with torch.autocast("cpu", enabled=False):
-            return bag.ValueSum.apply(values, index_MP.to(torch.int32), gate)
+        return ops.value_sum(values, index_MP.to(torch.int32), gate, backend)
     if backend == "dense":
         return (_select(gate, index_MP, values) @ values).to(dtype)
     return torch.einsum("mp,mpd->md", gate, F.embedding(index_MP, values)).to(dtype)

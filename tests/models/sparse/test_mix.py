@@ -1,0 +1,260 @@
+"""The expert mix and the value sum on a CPU: every back end against a float64 reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.sparse import bag, expert_mix, value_sum
+
+FAST = ["bag", "dense"]
+
+
+def routing(kind: str, M: int, P: int, N: int, generator: torch.Generator) -> Tensor:
+    """Expert indices [M, P]: "uniform", "zipf" (skewed, repeats within a token), "one" (a single
+    hot expert) or "few" (three experts, all others empty)."""
+    if kind == "one":
+        return torch.full((M, P), N - 1)
+    if kind == "few":
+        return torch.randint(3, (M, P), generator=generator)
+    weight = torch.ones(N) if kind == "uniform" else 1 / torch.arange(1, N + 1)
+    return torch.multinomial(weight, M * P, replacement=True, generator=generator).view(M, P)
+
+
+def mix_case(kind: str, M: int, P: int, D: int, N: int, seed: int) -> tuple[Tensor, ...]:
+    """x, up, down, gate, and dy, in float64, and the index."""
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(*size, generator=g, dtype=torch.float64)
+
+    x, up, down, gate, dy = (
+        normal(M, D),
+        normal(N, D) * D**-0.5,
+        normal(N, D) * D**-0.5,
+        normal(M, P),
+        normal(M, D),
+    )
+    return x, up, down, gate, dy, routing(kind, M, P, N, g)
+
+
+def gradients(
+    function: Callable[..., Tensor], operands: list[Tensor], dy: Tensor, dtype: torch.dtype
+) -> list[Tensor]:
+    """[y, one gradient per operand]."""
+    leaves = [t.to(dtype).requires_grad_() for t in operands]
+    y = function(*leaves)
+    return [y, *torch.autograd.grad(y, leaves, dy.to(y.dtype))]
+
+
+def run_mix(
+    case: tuple[Tensor, ...], backend: str, dtype: torch.dtype, activation: str = "gelu"
+) -> list[Tensor]:
+    x, up, down, gate, dy, index = case
+
+    def function(x: Tensor, up: Tensor, down: Tensor, gate: Tensor) -> Tensor:
+        return expert_mix(x, up, down, index, gate, activation, backend)
+
+    return gradients(function, [x, up, down, gate], dy, dtype)
+
+
+def run_sum(case: tuple[Tensor, ...], backend: str, dtype: torch.dtype) -> list[Tensor]:
+    _, _, values, gate, dy, index = case
+    return gradients(lambda v, g: value_sum(v, index, g, backend), [values, gate], dy, dtype)
+
+
+def assert_near(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
+    """Equal up to `tolerance` of each tensor's own size (root mean square)."""
+    for place, (a, b) in enumerate(zip(found, expected, strict=True)):
+        error = (a.double() - b).norm() / b.norm()
+        assert error < tolerance, f"output {place}: relative error {error:.1e}"
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Memory that is allocated and not written reads as NaN."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("d", [64, 100, 256, 768])
+@pytest.mark.parametrize("kind", ["uniform", "zipf", "one", "few"])
+@pytest.mark.parametrize("backend", FAST)
+def test_equals_the_float64_reference(backend: str, kind: str, d: int) -> None:
+    for seed, activation in enumerate(("gelu", "relu")):
+        case = mix_case(kind, 40, 8, d, 50, seed)
+        expected = run_mix(case, "reference", torch.float64, activation)
+        assert_near(run_mix(case, backend, torch.float32, activation), expected, 1e-6)
+    expected = run_sum(case, "reference", torch.float64)
+    assert_near(run_sum(case, backend, torch.float32), expected, 1e-6)
+
+
+def test_reference_is_the_sum_it_states() -> None:
+    x, up, down, gate, _, index = mix_case("zipf", 5, 3, 4, 6, seed=0)
+    for m in range(5):
+        terms = [
+            gate[m, p] * torch.relu(x[m] @ up[index[m, p]]) * down[index[m, p]] for p in range(3)
+        ]
+        y = expert_mix(x, up, down, index, gate, "relu", "reference")
+        torch.testing.assert_close(y[m], sum(terms))
+        terms = [gate[m, p] * down[index[m, p]] for p in range(3)]
+        y = value_sum(down, index, gate, "reference")
+        torch.testing.assert_close(y[m], sum(terms))
+
+
+@pytest.mark.parametrize("n", [33, 40_000])  # keys sorted as 16 and as 32 bit integers
+@pytest.mark.parametrize("m", [4, 1300, 5000])  # under, near and over the size for a radix sort
+def test_sorting_is_stable_at_every_size(n: int, m: int) -> None:
+    keys = torch.randint(n, (m * 8,), generator=torch.Generator().manual_seed(m))
+    expected = keys.sort(stable=True).indices
+    assert torch.equal(bag.stable_argsort(keys, n), expected)
+
+
+@pytest.mark.parametrize("backend", ["reference", *FAST])
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+def test_gradcheck(backend: str, activation: str) -> None:
+    x, up, down, gate, _, index = mix_case("zipf", 4, 3, 5, 7, seed=1)
+    leaves = [t.requires_grad_() for t in (x, up, down, gate)]
+
+    def mix(x: Tensor, up: Tensor, down: Tensor, gate: Tensor) -> Tensor:
+        return expert_mix(x, up, down, index, gate, activation, backend)
+
+    assert torch.autograd.gradcheck(mix, leaves)
+    assert torch.autograd.gradcheck(lambda v, g: value_sum(v, index, g, backend), leaves[2:])
+
+
+def test_bag_is_bitwise_repeatable() -> None:
+    case = mix_case("zipf", 700, 16, 32, 500, seed=2)
+    for run in (run_mix, run_sum):
+        first, second = (run(case, "bag", torch.float32) for _ in range(2))
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_mixed_precision_loses_only_the_rounding_of_x_and_y() -> None:
+    case = mix_case("zipf", 64, 8, 64, 100, seed=3)
+    x, up, down, gate, dy, index = case
+    x = x.bfloat16()
+    leaves = [t.float().requires_grad_() for t in (up, down, gate)]
+    with torch.autocast("cpu", torch.bfloat16):
+        y = expert_mix(x, *leaves[:2], index, leaves[2], "gelu")
+    assert y.dtype == torch.bfloat16
+    found = [y, *torch.autograd.grad(y, leaves, dy.bfloat16())]
+    exact = (x.double(), up, down, gate, dy.bfloat16().double(), index)
+    y_exact, _, *grads_exact = run_mix(exact, "reference", torch.float64)
+    assert_near(found[:1], [y_exact], 2**-8)
+    assert_near(found[1:], grads_exact, 1e-5)
+
+
+def most_bytes_of_one_operator(function: Callable[[], object]) -> int:
+    """The most memory that any single call of an operator allocated, its callees left out."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        function()
+    return max(event.self_cpu_memory_usage for event in profile.events())
+
+
+def test_bag_makes_no_tensor_of_tokens_pairs_and_width() -> None:
+    M, P, D, N = 512, 64, 48, 300
+    case = mix_case("uniform", M, P, D, N, seed=4)
+    whole = 4 * M * P * D
+    for run in (run_mix, run_sum):
+        assert most_bytes_of_one_operator(partial(run, case, "bag", torch.float32)) < whole / 8
+    # the reference does, and the profiler sees it
+    assert most_bytes_of_one_operator(lambda: run_mix(case, "reference", torch.float32)) >= whole
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_flops_are_counted_exactly(device: str) -> None:
+    M, P, D, N = 6, 5, 7, 11
+    x, up, down = (torch.empty(n, D, device=device, requires_grad=True) for n in (M, N, N))
+    gate = torch.empty(M, P, device=device, requires_grad=True)
+    index = torch.zeros(M, P, dtype=torch.int64, device=device)
+    for function, each in (
+        (lambda: expert_mix(x, up, down, index, gate, "gelu"), 4),
+        (lambda: value_sum(down, index, gate), 2),
+    ):
+        with FlopCounterMode(display=False) as counter:
+            y = function()
+        assert counter.get_total_flops() == each * M * P * D
+        with FlopCounterMode(display=False) as counter:
+            y.sum().backward()
+        assert counter.get_total_flops() == 2 * each * M * P * D
+
+
+def test_meta_takes_the_reference_path_and_traces() -> None:
+    x, table = torch.empty(6, 8, device="meta"), torch.empty(10**6, 8, device="meta")
+    gate = torch.empty(6, 4, device="meta")
+    index = torch.empty(6, 4, dtype=torch.int64, device="meta")
+
+    def both(x: Tensor, table: Tensor, index: Tensor, gate: Tensor) -> Tensor:
+        return expert_mix(x, table, table, index, gate, "relu") + value_sum(table, index, gate)
+
+    graph = torch.jit.trace(both, (x, table, index, gate), check_trace=False).inlined_graph
+    kinds = {node.kind() for node in graph.nodes() if not node.kind().startswith("prim::")}
+    assert kinds <= {"aten::einsum", "aten::embedding", "aten::relu", "aten::mul", "aten::add"} | {
+        "aten::to"
+    }
+
+
+def test_fvcore_finds_the_operators_by_name() -> None:
+    from fvcore.nn import FlopCountAnalysis
+
+    class Both(torch.nn.Module):
+        def forward(self, x: Tensor, up: Tensor, index: Tensor, gate: Tensor) -> Tensor:
+            return expert_mix(x, up, up, index, gate, "gelu", "bag") + value_sum(up, index, gate)
+
+    case = torch.randn(6, 8), torch.randn(9, 8), torch.randint(9, (6, 4)), torch.randn(6, 4)
+    seen = []
+
+    def handle(name: str) -> Callable[..., int]:
+        return lambda inputs, outputs: seen.append(name) or 1
+
+    analysis = FlopCountAnalysis(Both(), case).unsupported_ops_warnings(False)
+    for name in ("isoflop::expert_mix", "isoflop::value_sum"):
+        analysis.set_op_handle(name, handle(name))
+    assert analysis.total() == 2
+    assert set(seen) == {"isoflop::expert_mix", "isoflop::value_sum"}
+
+
+def test_operators_keep_the_rules_of_torch_library() -> None:
+    x, up, down, gate, _, index = mix_case("uniform", 6, 4, 8, 9, seed=5)
+    index = index.to(torch.int32)
+    x, up, down, gate = (t.float().requires_grad_() for t in (x, up, down, gate))
+    operands = (x, up, down, index, gate, "gelu", "bag")
+    torch.library.opcheck(torch.ops.isoflop.expert_mix.default, operands)
+    torch.library.opcheck(torch.ops.isoflop.value_sum.default, (down, index, gate, "bag"))
+
+
+def test_compiles_whole() -> None:
+    case = mix_case("zipf", 20, 4, 16, 30, seed=6)
+    x, up, down, gate, dy, index = case
+    compiled = torch.compile(
+        lambda x, up, down, gate: expert_mix(x, up, down, index, gate, "gelu"),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    found = gradients(compiled, [x, up, down, gate], dy, torch.float32)
+    expected = run_mix(case, "bag", torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_bad_input_is_refused() -> None:
+    x, up, index, gate = torch.randn(3, 4), torch.randn(5, 4), torch.zeros(3, 2).long(), None
+    gate = torch.randn(3, 2)
+    with pytest.raises(ValueError, match="activation 'tanh' is unknown: one of gelu, relu"):
+        expert_mix(x, up, up, index, gate, "tanh")
+    with pytest.raises(ValueError, match="back end 'fast' is unknown"):
+        expert_mix(x, up, up, index, gate, "gelu", "fast")
+    with pytest.raises(ValueError, match=r"must be \[M, D\], \[N, D\] and \[N, D\]"):
+        expert_mix(x, up, up[:, :3], index, gate, "gelu")
+    with pytest.raises(ValueError, match=r"must both be \[M, P\]"):
+        value_sum(up, index, gate[:, :1])
+    with pytest.raises(ValueError, match="back end 'bag' runs on a CPU only, not on meta"):
+        value_sum(up.to("meta"), index.to("meta"), gate.to("meta"), "bag")
