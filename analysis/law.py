@@ -35,7 +35,7 @@ def six_nd(columns: Columns) -> Array:
     return 6 * columns["N"] * columns["D"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Law:
     """One law. Parameters are named: the coefficients `terms`, then `shapes` with their bounds.
 

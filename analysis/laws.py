@@ -9,16 +9,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from analysis.law import Array, Columns, Law, Number, Params, log_linear, optimum_of_two_powers
+from analysis.law import Columns, Law, Number, Params, log_linear, optimum_of_two_powers
 from analysis.moe_laws import FINE_GRAINED_MOE, JOINT_MOE, ROUTED
 from analysis.optima import envelope, isoflop
-
-__all__ = ["LAWS", "Array", "Columns", "Law"]
 
 FRONTIER = Law(
     name="frontier",
     formula="L(C) = E + A C^-alpha, one row per budget: the best loss it buys",
-    source="Henighan et al. 2020 (2010.14701) eq. 1.1",
+    source="Henighan et al. 2020 (2010.14701)",
     columns=("C", "L"),
     inputs=("C",),
     terms=("E", "A"),
@@ -53,10 +51,9 @@ CHINCHILLA = Law(
 def _size_optimum(p: Params, C: float, columns: Columns) -> dict[str, Number]:
     a = np.asarray(p["a"])
     N = p["k"] * C**a
-    ratio = (
-        6.0 if "D" not in columns else float(np.median(columns["C"] / columns["N"] / columns["D"]))
-    )
-    return {"b": 1 - a, "N_opt": N, "D_opt": C / (ratio * N)}
+    ratio = np.median(columns["C"] / columns["N"] / columns["D"]) if "D" in columns else 6.0
+    with np.errstate(divide="ignore"):  # a draw of k may be at its bound 0
+        return {"b": 1 - a, "N_opt": N, "D_opt": C / (ratio * N)}
 
 
 def _size_law(name: str, formula: str, reduce: Callable[[Columns], Columns]) -> Law:

@@ -144,11 +144,13 @@ class Problem:
             damping = np.clip(np.where(better, damping / 4, damping * 8), 1e-6, 1e12)
         return out, objective, done
 
-    def covariance(self, point: Array, log_target_n: Array) -> Array | None:
-        """The sandwich covariance of a minimum, in its coordinates; None where it is not unique.
+    def covariance(self, point: Array, log_target_n: Array) -> tuple[Array, float] | None:
+        """The sandwich covariance of a minimum, in its coordinates, and its degrees of freedom.
 
-        Heteroscedastic: each row's own residual stands for its noise, over 1 - leverage (HC2),
-        which fits have too little of at few rows.
+        None where the minimum is not unique. Each row's own residual stands for its noise, over
+        1 - leverage (HC2), and Bell and McCaffrey's degrees of freedom (2002; the least of any
+        parameter) say how few rows that noise is known from: without them intervals of small
+        tables are too narrow.
         """
         r_Sn, J_SQn = self.evaluate(point[None], log_target_n[None])
         r, J = r_Sn[0], J_SQn[0]
@@ -157,21 +159,25 @@ class Problem:
         if np.any(scale == 0) or np.linalg.cond(J / scale[:, None]) > SINGULAR:
             return None
         J = J / scale[:, None]
-        leverage = np.minimum((J * np.linalg.solve(J @ J.T, J)).sum(axis=0), 1 - 1 / n)
+        U_Qn = np.linalg.qr(J.T)[0].T  # orthonormal rows that span the Jacobian's
+        leverage = np.minimum((U_Qn**2).sum(axis=0), 1 - 1 / n)
         # The curvature of the expected Huber loss at a row is the chance that its residual is
         # within delta; a wider band makes up for delta catching only a handful of rows.
         spread = np.median(np.abs(r)) / ndtri(0.75) * np.sqrt(n / max(n - Q, 1))
         band = max(self.delta, 2 * spread * n**-0.2)
         curvature = (J * (np.abs(r) <= band)) @ J.T * min(1.0, self.delta / band)
-        scores = J * np.clip(r, -self.delta, self.delta) / np.sqrt(1 - leverage)
-        bread = np.linalg.pinv(curvature, hermitian=True)
-        return bread @ scores @ scores.T @ bread / np.outer(scale, scale)
+        influence = np.linalg.pinv(curvature, hermitian=True) @ J / np.sqrt(1 - leverage)
+        scores = influence * np.clip(r, -self.delta, self.delta)
+        square = influence**2  # of each parameter, by row
+        cross = np.einsum("qn,in,jn->qij", square, U_Qn, U_Qn)
+        fourth = square**2 @ (1 - 2 * leverage) + (cross**2).sum(axis=(1, 2))
+        freedom = np.min((square @ (1 - leverage)) ** 2 / fourth)
+        return scores @ scores.T / np.outer(scale, scale), float(freedom)
 
     def sample(
-        self, point: Array, covariance: Array, freedom: int, number: int, rng: np.random.Generator
+        self, point: Array, covariance: Array, freedom: float, number: int, rng: np.random.Generator
     ) -> Array:
         """Multivariate-t draws around a point, clipped to the bounds."""
-        freedom = max(freedom, 1)
         normal = rng.multivariate_normal(
             np.zeros(len(point)), covariance, size=number, method="eigh"
         )

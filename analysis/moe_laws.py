@@ -9,66 +9,63 @@ from analysis.law import Array, Columns, Law, Number, Params, log_linear, optimu
 # ------------------------------------------------------------------------ fine-grained: L(N, D, G)
 
 ASPECT = 64  # d_model / n_blocks of the paper's compute-optimal models
-GRANULARITIES = 2.0 ** np.arange(11)
+GRANULARITIES: Array = 2.0 ** np.arange(11, dtype=np.float64)
 
 
-def blocks(N: Array, E: Array) -> Array:
-    """n_blocks of a model with N = d^2 (8 E + 4) n_blocks parameters and d = ASPECT n_blocks."""
-    return np.cbrt(N / (ASPECT**2 * (8 * E + 4)))
+def _flops_per_token(N: Array, E: Array, G: Array) -> tuple[Array, Array]:
+    """Training FLOPs per token, (72 d^2 + 14 d E G) n_blocks, and the router's share of them.
+
+    Of a model with N = d^2 (8 E + 4) n_blocks parameters and d = ASPECT n_blocks.
+    """
+    n = np.cbrt(N / (ASPECT**2 * (8 * E + 4)))
+    d = ASPECT * n
+    router = 14 * d * E * G
+    return (72 * d**2 + router) * n, router / (72 * d**2 + router)
 
 
 def fine_grained_flops(columns: Columns) -> Array:
-    """Training FLOPs, router included: (72 d^2 + 14 d E G) D n_blocks (2402.07871 section 5)."""
-    E, G = columns["E"], columns["G"]
-    n = blocks(columns["N"], E)
-    d = ASPECT * n
-    return (72 * d**2 + 14 * d * E * G) * columns["D"] * n
+    """Training FLOPs of each row as 2402.07871 counts them, router included."""
+    return _flops_per_token(columns["N"], columns["E"], columns["G"])[0] * columns["D"]
 
 
 def _fine_grained_optimum(p: Params, C: float, columns: Columns) -> dict[str, Number]:
     """The best N, D and granularity (a power of two) of C FLOPs at the table's E.
 
-    At a fixed G the loss is convex in log N along C, so golden sections find its minimum. a and b
-    are the exponents of N and D where the router's FLOPs are negligible.
+    a and b are the exponents of N and D where the router's FLOPs are negligible.
     """
     E = columns["E"][:1]
     # S draws by the ladder of G.
     c, g, a, b, alpha, beta, gamma = (
         np.atleast_1d(p[name])[:, None] for name in ("c", "g", "a", "b", "alpha", "beta", "gamma")
     )
-
-    def loss(log_N: Array) -> tuple[Array, Array]:
-        N = np.exp(log_N)
-        token = fine_grained_flops({"N": N, "D": np.ones(1), "E": E, "G": GRANULARITIES})
-        D = C / token
-        return c + (g * GRANULARITIES**-gamma + a) * N**-alpha + b * D**-beta, D
-
-    shape = (len(c), len(GRANULARITIES))
-    low, high = np.full(shape, np.log(1e3)), np.full(shape, np.log(1e16))
-    golden = (np.sqrt(5) - 1) / 2
-    for _ in range(50):
-        left, right = high - golden * (high - low), low + golden * (high - low)
-        smaller = loss(left)[0] < loss(right)[0]
-        low, high = np.where(smaller, low, left), np.where(smaller, right, high)
-    log_N = (low + high) / 2
-    L, D = loss(log_N)
-    best = L.argmin(axis=1)
-    at_best = {
-        "N_opt": np.exp(log_N),
-        "D_opt": D,
-        "G_opt": np.broadcast_to(GRANULARITIES, shape),
-        "L_opt": L,
+    with np.errstate(all="ignore"):  # a coefficient may be at its bound 0
+        size = g * GRANULARITIES**-gamma + a
+        log_N = np.full(size.shape, np.log(1e9))
+        for _ in range(30):
+            # Where dL/dlog N = 0 along C, in logs: nearly linear in log N, as FLOPs per token go
+            # with N^(1 - share / 3).
+            token, share = _flops_per_token(np.exp(log_N), E, GRANULARITIES)
+            slope = np.log(alpha * size) - alpha * log_N
+            slope -= np.log(beta * b * (1 - share / 3)) + beta * np.log(token / C)
+            log_N = log_N + slope / (alpha + beta)
+        N, D = np.exp(log_N), C / token
+        L = c + size * N**-alpha + b * D**-beta
+    best = (np.arange(len(c)), L.argmin(axis=1))
+    found = {
+        "a": (beta / (alpha + beta))[:, 0],
+        "b": (alpha / (alpha + beta))[:, 0],
+        "N_opt": N[best],
+        "D_opt": D[best],
+        "G_opt": GRANULARITIES[best[1]],
+        "L_opt": L[best],
     }
-    exponents = {"a": beta / (alpha + beta), "b": alpha / (alpha + beta)}
-    found = {name: value[:, 0] for name, value in exponents.items()}
-    found |= {name: value[np.arange(len(c)), best] for name, value in at_best.items()}
-    return {name: v if np.ndim(p["c"]) else v[0] for name, v in found.items()}
+    return {name: value if np.ndim(p["c"]) else value[0] for name, value in found.items()}
 
 
 FINE_GRAINED_MOE = Law(
     name="fine-grained-moe",
     formula="L(N, D, G) = c + (g G^-gamma + a) N^-alpha + b D^-beta, at one E; N non-embedding",
-    source="Krajewski et al. 2024 (2402.07871) eq. 9, constants of E = 64",
+    source="Krajewski et al. 2024 (2402.07871), constants of E = 64",
     columns=("N", "D", "G", "E", "L"),
     inputs=("N", "D", "G"),
     terms=("c", "g", "a", "b"),
@@ -92,7 +89,7 @@ FINE_GRAINED_MOE = Law(
 
 
 def log_experts(E: Array, start: Array, end: Array) -> tuple[Array, Array, Array]:
-    """ln Ê and its derivatives by start and end (Clark et al. 2022, 2202.01169 eq. 7).
+    """ln Ê and its derivatives by start and end (Clark et al. 2022, 2202.01169).
 
     Ê runs from `start` at one expert to saturation at `end`:
     1/Ê = 1/(E - 1 + 1/(1/start - 1/end)) + 1/end.
@@ -142,7 +139,7 @@ JOINT_MOE = Law(
     name="joint-moe",
     formula="L(N, D, E) = c + a Ê^delta N^(alpha + gamma ln Ê) + b Ê^omega D^(beta + zeta ln Ê); "
     "N active parameters",
-    source="Ludziejewski et al. 2025 (2502.05172) eq. 6",
+    source="Ludziejewski et al. 2025 (2502.05172)",
     columns=("N", "D", "E", "L"),
     inputs=("N", "D", "E"),
     terms=("c", "a", "b"),
@@ -170,7 +167,7 @@ def _routed_exponents(theta_SP: Array, x: Columns) -> tuple[Array, Array]:
 ROUTED = Law(
     name="routed",
     formula="L(N, E) = c + a Ê^delta N^(alpha + gamma ln Ê), all rows at one D; N without experts",
-    source="Clark et al. 2022 (2202.01169) eq. 1 and 7, which have no floor c",
+    source="Clark et al. 2022 (2202.01169), with a floor c that it does not have",
     columns=("N", "E", "L"),
     inputs=("N", "E"),
     terms=("c", "a"),

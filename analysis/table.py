@@ -13,9 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.law import Array, Law
+from analysis.law import Array, Law, six_nd
 
-OPTIONAL = ("C",)  # read where there is one: derived quantities then count FLOPs as the table does
 ONE_VALUED = ("validation_hash", "flop_convention")  # losses and FLOPs else mean different things
 
 
@@ -28,75 +27,93 @@ def read_table(
 ) -> dict[str, Array]:
     """The law's columns (and C) as arrays, positive and finite.
 
-    `rename` names the table's own column for one of the law's: {"N": "params"}. A row repeating
-    another's place (every column but L) is refused unless a column `seed` tells them apart.
+    `rename` names the table's own column for one of the law's: {"N": "params"}. D may be left to
+    C / (6 N), where that is how the law counts. A row at another's place (every column but L the
+    same) is refused unless a column `seed` tells them apart.
 
     Raises:
         TableError: with one line to show.
     """
-    rename = rename or {}
     path = Path(path)
-    rows = _rows(path)
-    header = list(rows[0])
-    for ours, theirs in rename.items():
-        if ours not in (*law.columns, *OPTIONAL):
-            known = ", ".join(dict.fromkeys((*law.columns, *OPTIONAL)))
-            raise TableError(f"{ours}={theirs}: {law.name} has no column {ours}; it has {known}")
-        if theirs not in header:
-            raise TableError(f"{path}: no column {theirs!r} for {ours}; it has {', '.join(header)}")
-    missing = [name for name in law.columns if name not in header and name not in rename]
-    if missing:
-        raise TableError(
-            f"{path}: no column {', '.join(missing)}, which {law.name} needs; "
-            f"name another for it ({missing[0]}=NAME) of: {', '.join(header)}"
-        )
-    names = {name: rename.get(name, name) for name in dict.fromkeys((*law.columns, *OPTIONAL))}
-    names = {ours: theirs for ours, theirs in names.items() if theirs in header}
+    header, rows = _rows(path)
+    names = _names(path, law, header, rename or {})
     for name in ONE_VALUED:
-        values = list(dict.fromkeys(row[name] for row in rows)) if name in header else []
+        values = {row.get(name): line for line, row in reversed(rows.items())}
         if len(values) > 1:
-            line = 2 + next(i for i, row in enumerate(rows) if row[name] == values[1])
+            (first, _), (other, line) = sorted(values.items(), key=lambda item: item[1])[:2]
             raise TableError(
-                f"{path} line {line}: {name} is {values[1]!r} but {values[0]!r} before; "
+                f"{path} line {line}: {name} is {other!r} but {first!r} before; "
                 "such rows cannot be compared: fit them apart"
             )
     columns = {
-        ours: np.array([_number(path, i, row, theirs) for i, row in enumerate(rows)])
+        ours: np.array(
+            [_number(f"{path} line {line}: {theirs}", row[theirs]) for line, row in rows.items()]
+        )
         for ours, theirs in names.items()
     }
-    _refuse_repeats(path, law, columns, [row.get("seed") for row in rows])
-    varied = set(law.inputs) | ({"N"} & set(law.columns))
-    for name in law.columns:
-        values = np.unique(columns[name])
-        if name in varied and len(values) == 1:
+    if "D" not in columns and "D" in law.columns:
+        columns["D"] = columns["C"] / (6 * columns["N"])
+    place = [name for name in law.columns if name != "L"]
+    _refuse_repeats(path, rows, {name: columns[name] for name in place})
+    for name in place:
+        sizes = len(np.unique(columns[name]))
+        if sizes == 1 and (name in law.inputs or name == "N"):
             raise TableError(
-                f"{path}: every row has {names[name]} = {values[0]:g}; "
-                f"{law.name} needs at least two sizes of it"
+                f"{path}: every row has {name} = {columns[name][0]:g}; "
+                f"{law.name} needs at least two values of it"
             )
-    if "E" in law.columns and "E" not in varied and len(np.unique(columns["E"])) > 1:
-        raise TableError(
-            f"{path}: {names['E']} takes {len(np.unique(columns['E']))} values; "
-            f"{law.name} is a law at one number of experts: fit them apart"
-        )
+        if sizes > 1 and name == "E" and name not in law.inputs:
+            raise TableError(
+                f"{path}: E takes {sizes} values; {law.name} is a law at one: fit them apart"
+            )
     return columns
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+Rows = dict[int, dict[str, str]]  # by line of the file
+
+
+def _rows(path: Path) -> tuple[list[str], Rows]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file, restval=""))
+            reader = csv.DictReader(file, restval="")
+            rows: Rows = {}
+            for row in reader:
+                rows[reader.line_num] = row
     except FileNotFoundError:
         raise TableError(f"{path}: no such file; give a CSV with one run per row") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise TableError(f"{path}: not a readable CSV file ({error})") from None
     if not rows:
         raise TableError(f"{path}: no rows; a CSV needs a header and one run per row")
-    return rows
+    header = list(reader.fieldnames or ())
+    for line, row in rows.items():
+        if len(row) > len(header):
+            raise TableError(f"{path} line {line}: more fields than the header's {len(header)}")
+    return header, rows
 
 
-def _number(path: Path, index: int, row: Mapping[str, str], name: str) -> float:
-    text = row[name]
-    place = f"{path} line {index + 2}: {name}"
+def _names(path: Path, law: Law, header: list[str], rename: Mapping[str, str]) -> dict[str, str]:
+    """The table's column for each of ours, of those it has."""
+    known = tuple(dict.fromkeys((*law.columns, "C")))
+    for ours, theirs in rename.items():
+        if ours not in known:
+            raise TableError(f"{ours}={theirs}: {law.name} reads {', '.join(known)}, not {ours}")
+        if theirs not in header:
+            raise TableError(f"{path}: no column {theirs!r} for {ours}; it has {', '.join(header)}")
+    names = {ours: rename.get(ours, ours) for ours in known}
+    names = {ours: theirs for ours, theirs in names.items() if theirs in header}
+    missing = [name for name in law.columns if name not in names]
+    if missing == ["D"] and "C" in names and law.nominal_flops is six_nd:
+        missing = []
+    if missing:
+        raise TableError(
+            f"{path}: no column {', '.join(missing)}, which {law.name} needs; "
+            f"name yours ({missing[0]}=NAME), of {', '.join(header)}"
+        )
+    return names
+
+
+def _number(place: str, text: str) -> float:
     try:
         value = float(text)
     except ValueError:
@@ -108,15 +125,13 @@ def _number(path: Path, index: int, row: Mapping[str, str], name: str) -> float:
     return value
 
 
-def _refuse_repeats(
-    path: Path, law: Law, columns: Mapping[str, Array], seeds: list[str | None]
-) -> None:
-    place = [name for name in law.columns if name != "L"]
+def _refuse_repeats(path: Path, rows: Rows, place: Mapping[str, Array]) -> None:
     seen: dict[tuple[float | str | None, ...], int] = {}
-    for i, seed in enumerate(seeds):
-        key = (*(columns[name][i] for name in place), seed)
+    for i, (line, row) in enumerate(rows.items()):
+        seed = row.get("seed")
+        key = (*(values[i] for values in place.values()), seed)
         if key in seen:
-            what = ", ".join(f"{name} = {columns[name][i]:g}" for name in place)
-            same = "the same seed" if seed is not None else "no column seed to tell them apart"
-            raise TableError(f"{path} line {i + 2}: repeats line {seen[key] + 2} ({what}; {same})")
-        seen[key] = i
+            what = ", ".join(f"{name} = {values[i]:g}" for name, values in place.items())
+            same = "and the same seed" if seed else "and no column seed tells them apart"
+            raise TableError(f"{path} line {line} repeats line {seen[key]}: {what}, {same}")
+        seen[key] = line
