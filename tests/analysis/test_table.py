@@ -41,7 +41,7 @@ def test_flops_are_read_where_the_table_has_them(table):
     np.testing.assert_array_equal(read_table(path, CHINCHILLA)["C"], [1.5e18, 4e18])
 
 
-def test_tokens_follow_from_flops_where_the_law_counts_6ND(table):
+def test_tokens_follow_from_flops_where_the_law_counts_six_nd(table):
     path = table("N,C,L\n1e8,6e18,3.4\n2e8,6e18,3.2\n")
     np.testing.assert_allclose(read_table(path, CHINCHILLA)["D"], [1e10, 5e9])
     text = "N,C,G,E,L\n1e8,6e18,1,8,3.4\n2e8,6e18,2,8,3.2\n"
@@ -50,7 +50,7 @@ def test_tokens_follow_from_flops_where_the_law_counts_6ND(table):
 
 def test_a_missing_file(tmp_path):
     message = refusal(tmp_path / "none.csv")
-    assert message.endswith("none.csv: no such file; give a CSV with one run per row")
+    assert message == "runs.csv: no such file; give a CSV with one run per row"
     assert "not a readable CSV" in refusal(tmp_path)
 
 
