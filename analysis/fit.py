@@ -27,8 +27,9 @@ class Fit:
     """A fitted law.
 
     `status` other than "converged": a parameter sits at its bound ("bound hit"); other parameters
-    fit as well ("not identified": nan intervals); fewer rows than parameters ("too few points":
-    nan throughout); the minimiser ran out of steps ("not converged").
+    fit as well ("not identified": nan intervals); no more rows than parameters ("too few points":
+    nan intervals, as nothing is left to tell the noise; nan throughout if fewer); the minimiser
+    ran out of steps ("not converged").
 
     `draws` (S, Q) are parameter vectors in the order of `params`: bootstrap refits (rows
     resampled; a draw with fewer distinct rows than parameters is left out) if any were asked for,
@@ -103,7 +104,7 @@ def fit(
     log_target, n, Q = np.log(target)[None], len(target), len(law.names)
     if n < Q:
         return _result(
-            law, columns, "too few points", np.full((2, Q), np.nan), np.nan, delta, 0.0, n
+            law, columns, "too few points", np.full((1, Q), np.nan), np.nan, delta, 0.0, n
         )
 
     problem = Problem(law, rows, delta)
@@ -117,12 +118,14 @@ def fit(
     point, objective = points[best], float(objectives[best])
     share = float(np.mean(objectives <= objective * (1 + SAME_OPTIMUM) + n * 1e-20))
 
-    spread = problem.covariance(point, log_target[0])
+    spread = problem.spread(point, log_target[0])
     rng = np.random.default_rng(seed)
     status: Status = "converged"
-    if spread is None:
+    draws = np.empty((0, Q))
+    if n == Q:
+        status = "too few points"
+    elif spread is None:
         status = "not identified"
-        draws = np.full((1, Q), np.nan)
     elif bootstrap:
         counts = rng.multinomial(n, np.full(n, 1 / n), size=bootstrap).astype(float)
         counts = counts[np.count_nonzero(counts, axis=1) >= Q]
@@ -131,10 +134,10 @@ def fit(
         draws = draws[settled]
     else:
         draws = problem.sample(point, *spread, COVARIANCE_DRAWS, rng)
-    if status == "converged" and np.any(problem.at_bound(point)):
-        status = "bound hit"
-    elif status == "converged" and not converged[best]:
+    if status == "converged" and not converged[best]:
         status = "not converged"
+    elif status == "converged" and np.any(problem.at_bound(point)):
+        status = "bound hit"
     named = problem.named(np.concatenate([point[None], draws]))
     return _result(law, columns, status, named, objective, delta, share, n)
 
@@ -168,7 +171,7 @@ def _result(
 ) -> Fit:
     """The Fit of parameter vectors `named`: the answer, then the draws."""
     params = dict(zip(law.names, map(float, named[0]), strict=True))
-    draws = named[1:]
+    draws = named[1:] if len(named) > 1 else np.full((1, len(law.names)), np.nan)
     C = float(np.max(law.flops(columns)))
     derived = law.optimum(params, C, columns)
     spread = law.optimum(dict(zip(law.names, draws.T, strict=True)), C, columns)
@@ -176,7 +179,7 @@ def _result(
         law=law,
         params=params,
         intervals={name: _interval(draws[:, q]) for q, name in enumerate(law.names)},
-        derived={"C": C} | {name: float(value) for name, value in derived.items()},
+        derived=({"C": C} if derived else {}) | {name: float(v) for name, v in derived.items()},
         derived_intervals={name: _interval(value) for name, value in spread.items()},
         status=status,
         objective=objective,
@@ -193,7 +196,8 @@ def _named(fitted: Fit) -> dict[str, Array]:
 
 
 def _interval(draws: Number) -> Interval:
-    low, high = np.quantile(draws, [0.025, 0.975])
+    with np.errstate(invalid="ignore"):  # a draw may put an optimum at infinity
+        low, high = np.quantile(draws, [0.025, 0.975])
     return float(low), float(high)
 
 

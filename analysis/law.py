@@ -114,7 +114,8 @@ def optimum_of_two_powers(
 
     a and b are the exponents of N and D in the budget.
     """
-    with np.errstate(all="ignore"):  # a coefficient may be at its bound 0
+    E, A, B, alpha, beta = map(np.asarray, (E, A, B, alpha, beta))
+    with np.errstate(all="ignore"):  # a parameter may be at its bound 0
         a, b = beta / (alpha + beta), alpha / (alpha + beta)
         ratio = (alpha * A / (beta * B)) ** (1 / (alpha + beta))
         N, D = ratio * ND**a, ND**b / ratio

@@ -16,7 +16,7 @@ from scipy.stats import qmc
 
 from analysis.law import Array, Columns, Law
 
-CHUNK = 250  # problems per batch: keeps the Jacobian in cache
+CHUNK = 60_000  # rows of all problems in a batch: keeps the Jacobian in cache
 TOLERANCE = 1e-13  # of the objective, by which one more step would lower it
 ROUNDING = 1e-24  # the objective of rows fitted to rounding
 SINGULAR = 1e7  # condition number of the scaled Jacobian from which a minimum is not unique
@@ -36,15 +36,21 @@ class Problem:
         bounds = [(0.0, np.inf)] * self.K + list(law.shapes.values())
         self.lower, self.upper = np.array(bounds).T
 
+    def chunks(self, S: int) -> list[slice]:
+        size = max(1, CHUNK // len(self.x[self.law.inputs[0]]))
+        return [slice(i, i + size) for i in range(0, S, size)]
+
     def exponents(self, theta_SP: Array) -> tuple[Array, Array]:
         l_SKn, dl_SKPn = self.law.exponents(theta_SP, self.x)
         return l_SKn - l_SKn.mean(-1, keepdims=True), dl_SKPn - dl_SKPn.mean(-1, keepdims=True)
 
     def named(self, points_SQ: Array) -> Array:
         """Points in the law's own parameters."""
-        l_SKn, _ = self.law.exponents(points_SQ[:, self.K :], self.x)
-        scale_SK = np.exp(-l_SKn.mean(-1))
-        return np.concatenate([points_SQ[:, : self.K] * scale_SK, points_SQ[:, self.K :]], axis=1)
+        named_SQ = points_SQ.copy()
+        for chunk in self.chunks(len(points_SQ)):
+            l_SKn, _ = self.law.exponents(points_SQ[chunk, self.K :], self.x)
+            named_SQ[chunk, : self.K] *= np.exp(-l_SKn.mean(-1))
+        return named_SQ
 
     def point(self, named: Array) -> Array:
         """The inverse of `named`, of one vector."""
@@ -83,11 +89,13 @@ class Problem:
         self, points_SQ: Array, log_target_Sn: Array, weights_Sn: Array
     ) -> tuple[Array, Array, Array]:
         """Points, objectives and whether each converged, of S problems solved side by side."""
-        S, n = len(points_SQ), log_target_Sn.shape[1]
-        log_target_Sn = np.broadcast_to(log_target_Sn, (S, n))
-        weights_Sn = np.broadcast_to(weights_Sn, (S, n))
-        chunks = [slice(i, i + CHUNK) for i in range(0, S, CHUNK)]
-        parts = [self._minimise(points_SQ[c], log_target_Sn[c], weights_Sn[c]) for c in chunks]
+        shape = (len(points_SQ), log_target_Sn.shape[1])
+        log_target_Sn = np.broadcast_to(log_target_Sn, shape)
+        weights_Sn = np.broadcast_to(weights_Sn, shape)
+        parts = [
+            self._minimise(points_SQ[chunk], log_target_Sn[chunk], weights_Sn[chunk])
+            for chunk in self.chunks(len(points_SQ))
+        ]
         points, objectives, converged = zip(*parts, strict=True)
         return np.concatenate(points), np.concatenate(objectives), np.concatenate(converged)
 
@@ -144,8 +152,8 @@ class Problem:
             damping = np.clip(np.where(better, damping / 4, damping * 8), 1e-6, 1e12)
         return out, objective, done
 
-    def covariance(self, point: Array, log_target_n: Array) -> tuple[Array, float] | None:
-        """The sandwich covariance of a minimum, in its coordinates, and its degrees of freedom.
+    def spread(self, point: Array, log_target_n: Array) -> tuple[Array, float] | None:
+        """F of a minimum's sandwich covariance F'F, in its coordinates, and degrees of freedom.
 
         None where the minimum is not unique. Each row's own residual stands for its noise, over
         1 - leverage (HC2), and Bell and McCaffrey's degrees of freedom (2002; the least of any
@@ -172,17 +180,15 @@ class Problem:
         cross = np.einsum("qn,in,jn->qij", square, U_Qn, U_Qn)
         fourth = square**2 @ (1 - 2 * leverage) + (cross**2).sum(axis=(1, 2))
         freedom = np.min((square @ (1 - leverage)) ** 2 / fourth)
-        return scores @ scores.T / np.outer(scale, scale), float(freedom)
+        return np.linalg.qr(scores.T)[1] / scale, float(freedom)
 
     def sample(
-        self, point: Array, covariance: Array, freedom: float, number: int, rng: np.random.Generator
+        self, point: Array, factor: Array, freedom: float, number: int, rng: np.random.Generator
     ) -> Array:
-        """Multivariate-t draws around a point, clipped to the bounds."""
-        normal = rng.multivariate_normal(
-            np.zeros(len(point)), covariance, size=number, method="eigh"
-        )
-        normal /= np.sqrt(rng.chisquare(freedom, size=(number, 1)) / freedom)
-        return np.clip(point + normal, self.lower, self.upper)
+        """Multivariate-t draws around a point, clipped to the bounds; arguments as of `spread`."""
+        draws = rng.standard_normal((number, len(point))) @ factor
+        draws /= np.sqrt(rng.chisquare(freedom, size=(number, 1)) / freedom)
+        return np.clip(point + draws, self.lower, self.upper)
 
 
 def _nnls(X_SKn: Array, weights_Sn: Array) -> Array:

@@ -69,7 +69,8 @@ def test_a_law_without_noise_comes_back_exactly(law):
 @pytest.mark.parametrize("law", DESIGNS, ids=lambda law: law.name)
 def test_a_law_with_noise_comes_back_within_its_intervals(law):
     noise = 1e-3
-    fitted = fit(law, simulate(law, noise, seed=3))
+    table = simulate(law, noise, seed=3)
+    fitted = fit(law, table)
     assert fitted.status == "converged"
     assert fitted.share_of_starts > 0.1
     for name, (low, high) in fitted.intervals.items():
@@ -77,6 +78,9 @@ def test_a_law_with_noise_comes_back_within_its_intervals(law):
         assert abs(law.example[name] - middle) < spread  # twice the 95% interval: one draw
         assert low < fitted.params[name] < high
     prediction = fitted.predict(DESIGNS[law])
+    residual = np.abs(np.log(prediction / table["L"]))
+    inside = np.minimum(residual, law.delta)
+    assert fitted.objective == pytest.approx((inside * (residual - inside / 2)).sum(), rel=1e-6)
     truth = law.predict(law.example, DESIGNS[law])
     # Each of Q parameters costs a share of the noise; nothing is left of a wrong surface.
     Q, n = len(law.names), len(truth)
@@ -239,6 +243,16 @@ def test_fewer_rows_than_parameters_are_no_fit():
     no_minimum = isoflop_grid(SURFACE, np.array([1e18, 1e19]), sizes=5, decades=0.5)
     rising = no_minimum | {"L": np.log(no_minimum["N"])}
     assert fit(CHINCHILLA_ISOFLOP, rising).status == "too few points"
+
+
+def test_as_many_rows_as_parameters_say_nothing_of_the_noise():
+    C = np.geomspace(1e18, 1e20, 3)
+    fitted = fit(
+        FRONTIER, FRONTIER.simulate(FRONTIER.example, {"C": C}, 0, np.random.default_rng())
+    )
+    assert fitted.status == "too few points"
+    assert fitted.params["E"] == pytest.approx(FRONTIER.example["E"])
+    assert np.isnan(list(fitted.intervals.values())).all()
 
 
 def test_rows_that_cannot_tell_parameters_apart_are_not_identified():

@@ -14,7 +14,7 @@ def test_the_envelope_is_what_no_cheaper_run_beats():
     rng = np.random.default_rng(0)
     C, N, L = rng.uniform(1, 100, 60), rng.uniform(1, 9, 60), rng.uniform(2, 3, 60)
     best = envelope({"C": C, "N": N, "L": L})
-    expected = [i for i in range(60) if not np.any(L[C <= C[i]] < L[i])]
+    expected = [i for i in range(60) if not np.any(L[C[i] >= C] < L[i])]
     assert sorted(best["N"]) == sorted(N[expected])
     assert np.all(np.diff(best["C"]) > 0)
     assert np.all(np.diff(best["L"]) < 0)
