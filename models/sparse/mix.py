@@ -5,14 +5,20 @@ Sizes: M tokens, P pairs per token (heads * k), N experts or slots, D model widt
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from models.sparse import bag, ops
 
-BACKENDS = ("auto", "reference", "bag", "dense")
+BACKENDS = ("auto", "reference", "bag", "dense", "triton")
 ACTIVATIONS = ("gelu", "relu")
+
+# "dense" is the fastest while N is at most this many times P: measured on a CPU; on a GPU an
+# estimate from arithmetic, not measured
+DENSE_WITHIN = {"cpu": 4, "cuda": 8}
 
 
 def expert_mix(
@@ -32,8 +38,8 @@ def expert_mix(
     Args:
         activation: "gelu" (exact) or "relu".
         backend: "reference" (gather and einsum: the definition, and the path that is counted),
-            "bag" (CPU), "dense" (all N experts, then select), or "auto": the fastest for the
-            device and the sizes, the reference on the meta device.
+            "dense" (all N experts, then select), "bag" (CPU, N >= P), "triton" (CUDA), or "auto":
+            the fastest for the device and the sizes, the reference on the meta device.
     Returns:
         [M, D] in x's dtype.
     Raises:
@@ -47,18 +53,20 @@ def expert_mix(
             "must be [M, D], [N, D] and [N, D]"
         )
     backend = _resolve(backend, down_ND, index_MP, gate_MP)
-    dtype = _common_dtype(x_MD, up_ND, down_ND, gate_MP)
-    x, up, down, gate = (t.to(dtype) for t in (x_MD, up_ND, down_ND, gate_MP))
-    if backend == "bag":
-        index = index_MP.to(torch.int32)
-        y, _, _ = ops.expert_mix(x, up, down, index, gate, activation, backend)
+    dtype = _working_dtype(backend, x_MD, up_ND, down_ND)
+    x, up, down = (t.to(dtype) for t in (x_MD, up_ND, down_ND))
+    gate = gate_MP.to(torch.promote_types(dtype, torch.float32))
+    if backend in ("bag", "triton"):
+        operands = (t.contiguous() for t in (x, up, down, index_MP.to(torch.int32), gate))
+        y, _, _ = ops.expert_mix(*operands, activation, backend)
     elif backend == "dense":
-        hidden_MP = bag.activate((x @ up.t()).gather(1, index_MP), activation)
-        y = _select(gate * hidden_MP, index_MP, down) @ down
+        hidden_MP = (x @ up.t()).gather(1, index_MP)
+        weight_MP = gate * bag.activate(hidden_MP, activation)
+        y = _select(weight_MP, index_MP, down).to(dtype) @ down
     else:
         hidden_MP = torch.einsum("md,mpd->mp", x, F.embedding(index_MP, up))
         weight_MP = gate * bag.activate(hidden_MP, activation)
-        y = torch.einsum("mp,mpd->md", weight_MP, F.embedding(index_MP, down))
+        y = torch.einsum("mp,mpd->md", weight_MP.to(dtype), F.embedding(index_MP, down))
     return y.to(x_MD.dtype)
 
 
@@ -70,16 +78,20 @@ def value_sum(
     2 * M * P * D FLOPs. Back ends and errors as for `expert_mix`.
 
     Returns:
-        [M, D] in the common dtype of values and gates.
+        [M, D] in the dtype of the values.
     """
     backend = _resolve(backend, values_ND, index_MP, gate_MP)
-    dtype = _common_dtype(values_ND, gate_MP)
-    values, gate = values_ND.to(dtype), gate_MP.to(dtype)
-    if backend == "bag":
-        return ops.value_sum(values, index_MP.to(torch.int32), gate, backend)
-    if backend == "dense":
-        return (_select(gate, index_MP, values) @ values).to(dtype)
-    return torch.einsum("mp,mpd->md", gate, F.embedding(index_MP, values)).to(dtype)
+    dtype = _working_dtype(backend, values_ND)
+    values = values_ND.to(dtype)
+    gate = gate_MP.to(torch.promote_types(dtype, torch.float32))
+    if backend in ("bag", "triton"):
+        operands = (t.contiguous() for t in (values, index_MP.to(torch.int32), gate))
+        y = ops.value_sum(*operands, backend)
+    elif backend == "dense":
+        y = _select(gate, index_MP, values).to(dtype) @ values
+    else:
+        y = torch.einsum("mp,mpd->md", gate.to(dtype), F.embedding(index_MP, values))
+    return y.to(values_ND.dtype)
 
 
 def _resolve(backend: str, table_ND: Tensor, index_MP: Tensor, gate_MP: Tensor) -> str:
@@ -88,21 +100,35 @@ def _resolve(backend: str, table_ND: Tensor, index_MP: Tensor, gate_MP: Tensor) 
         raise ValueError(
             f"index {tuple(index_MP.shape)} and gate {tuple(gate_MP.shape)} must both be [M, P]"
         )
-    device = table_ND.device.type
+    lacks = {"bag": _bag_lacks(table_ND, index_MP), "triton": ops.triton_lacks(table_ND)}
     if backend == "auto":
-        return "bag" if device == "cpu" else "reference"
+        within = DENSE_WITHIN.get(table_ND.device.type, 0)
+        if table_ND.shape[0] <= within * index_MP.shape[1]:
+            return "dense"
+        return next((fast for fast in lacks if not lacks[fast]), "reference")
     if backend not in BACKENDS:
         raise ValueError(f"back end {backend!r} is unknown: one of {', '.join(BACKENDS)}")
-    if backend == "bag" and device != "cpu":
-        raise ValueError(f"back end 'bag' runs on a CPU only, not on {device}: use 'auto'")
+    if lacks.get(backend):
+        raise ValueError(f"back end {backend!r} is impossible here: {lacks[backend]}")
     return backend
 
 
-def _common_dtype(*tensors: Tensor) -> torch.dtype:
-    dtype = torch.float32 if tensors[0].device.type == "cpu" else tensors[0].dtype
-    for tensor in tensors:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype
+def _bag_lacks(table_ND: Tensor, index_MP: Tensor) -> str:
+    """Why stock CPU operators cannot take these; empty if they can."""
+    if table_ND.device.type != "cpu":
+        return f"it runs on a CPU only, not on {table_ND.device.type}"
+    if table_ND.shape[0] < index_MP.shape[1]:  # a sparse matrix holds no more than all its places
+        return f"it needs as many rows as pairs per token: {index_MP.shape[1]}"
+    return ""
+
+
+def _working_dtype(backend: str, *tensors: Tensor) -> torch.dtype:
+    """What a back end computes in: of stock operators, autocast sees to that itself."""
+    device = tensors[0].device.type
+    if backend == "triton" and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    dtypes = [t.dtype for t in tensors] + [torch.float32] * (backend == "bag")
+    return functools.reduce(torch.promote_types, dtypes)
 
 
 def _select(weight_MP: Tensor, index_MP: Tensor, table_ND: Tensor) -> Tensor:

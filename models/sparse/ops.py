@@ -1,14 +1,17 @@
-"""Operators of torch's dispatcher: `isoflop::expert_mix`, `::value_sum` and `::grouped_mm`.
+"""Operators of torch's dispatcher, `isoflop::expert_mix` and the others defined below.
 
 As operators torch.compile takes them whole, fvcore finds them by name, and FlopCounterMode counts
-them, forward and backward. The first two are carried out by the back end that their last argument
-names: a module with the functions `expert_mix`, `expert_mix_backward`, `value_sum` and
-`value_sum_backward`.
+them, forward and backward. The expert mix and the value sum are carried out by the back end that
+their last argument names: a module with a function for each of the four operators.
 """
 
 from __future__ import annotations
 
-from types import ModuleType
+import functools
+import importlib.util
+import math
+import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,9 +19,23 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from models.sparse import bag
+_BACKENDS = {"bag": "models.sparse.bag", "triton": "models.sparse.triton_mix"}
 
-_BACKENDS: dict[str, ModuleType] = {"bag": bag}
+
+def triton_lacks(tensor: Tensor) -> str:
+    """Why Triton's kernels cannot take this tensor; empty if they can."""
+    interpreted = tensor.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    if tensor.device.type != "cuda" and not interpreted:
+        return f"it runs on CUDA only, not on {tensor.device.type}"
+    if tensor.dtype == torch.float64:
+        return "it sums in float32, and this is float64"
+    return "" if _has_triton() else "triton is not installed"
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
 
 _library = torch.library.Library("isoflop", "DEF")
 _library.define(
@@ -34,20 +51,32 @@ _library.define(
     "value_sum_backward(Tensor dy, Tensor values, Tensor index, Tensor gate, str backend)"
     " -> (Tensor, Tensor)"
 )
+_library.define("product_key_topk(Tensor query, Tensor keys, int k) -> (Tensor, Tensor)")
+_library.define(
+    "product_key_topk_backward(Tensor dscore, Tensor query, Tensor keys, Tensor index)"
+    " -> (Tensor, Tensor)"
+)
 _library.define("grouped_mm(Tensor a, Tensor b, Tensor ends) -> Tensor")
 
 
-def _carry_out(name: str) -> None:
+def _carry_out(name: str, function: Callable[..., Any]) -> None:
+    for device in ("CPU", "CUDA"):
+        _library.impl(name, function, device)
+
+
+def _by_backend(name: str) -> Callable[..., Any]:
     def run(*args: Any) -> Any:
         *operands, backend = args
-        return getattr(_BACKENDS[backend], name)(*operands)
+        return getattr(importlib.import_module(_BACKENDS[backend]), name)(*operands)
 
-    for device in ("CPU", "CUDA"):
-        _library.impl(name, run, device)
+    return run
 
 
-for _name in ("expert_mix", "expert_mix_backward", "value_sum", "value_sum_backward"):
-    _carry_out(_name)
+def _by_triton(name: str) -> Callable[..., Any]:
+    def run(*operands: Any) -> Any:
+        return getattr(importlib.import_module("models.sparse.triton_topk"), name)(*operands)
+
+    return run
 
 
 def _grouped_mm(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
@@ -60,8 +89,11 @@ def _grouped_mm(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
     return torch.stack([a[:, rows] @ b[rows] for rows in groups])
 
 
-for _device in ("CPU", "CUDA"):
-    _library.impl("grouped_mm", _grouped_mm, _device)
+for _name in ("expert_mix", "expert_mix_backward", "value_sum", "value_sum_backward"):
+    _carry_out(_name, _by_backend(_name))
+for _name in ("product_key_topk", "product_key_topk_backward"):
+    _carry_out(_name, _by_triton(_name))
+_carry_out("grouped_mm", _grouped_mm)
 
 
 @torch.library.register_fake("isoflop::expert_mix")
@@ -98,6 +130,18 @@ def _(
     return torch.empty_like(values), torch.empty_like(gate)
 
 
+@torch.library.register_fake("isoflop::product_key_topk")
+def _(query: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    shape = (*query.shape[:-1], k)
+    score = query.new_empty(shape[1:], dtype=torch.float32)
+    return score, query.new_empty(shape, dtype=torch.int32)
+
+
+@torch.library.register_fake("isoflop::product_key_topk_backward")
+def _(dscore: Tensor, query: Tensor, keys: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(query), torch.empty_like(keys)
+
+
 @torch.library.register_fake("isoflop::grouped_mm")
 def _(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
     groups = () if b.dim() == 3 else ends.shape
@@ -129,6 +173,14 @@ def _value_sum_gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     return dvalues, None, dgate, None
 
 
+def _topk_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:2], output[1])
+
+
+def _topk_gradients(ctx: Any, dscore: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    return *product_key_topk_backward(dscore, *ctx.saved_tensors), None
+
+
 def _grouped_mm_setup(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
@@ -146,6 +198,9 @@ torch.library.register_autograd(
     "isoflop::value_sum", _value_sum_gradients, setup_context=_value_sum_setup
 )
 torch.library.register_autograd(
+    "isoflop::product_key_topk", _topk_gradients, setup_context=_topk_setup
+)
+torch.library.register_autograd(
     "isoflop::grouped_mm", _grouped_mm_gradients, setup_context=_grouped_mm_setup
 )
 
@@ -153,6 +208,8 @@ expert_mix = torch.ops.isoflop.expert_mix.default
 expert_mix_backward = torch.ops.isoflop.expert_mix_backward.default
 value_sum = torch.ops.isoflop.value_sum.default
 value_sum_backward = torch.ops.isoflop.value_sum_backward.default
+product_key_topk = torch.ops.isoflop.product_key_topk.default
+product_key_topk_backward = torch.ops.isoflop.product_key_topk_backward.default
 grouped_mm = torch.ops.isoflop.grouped_mm.default
 
 
@@ -177,6 +234,16 @@ def value_sum_flops(values: list[int], index: list[int], *_: Any, **__: Any) -> 
 @register_flop_formula(torch.ops.isoflop.value_sum_backward)
 def value_sum_backward_flops(dy: list[int], *shapes: Any, **kwargs: Any) -> int:
     return 2 * value_sum_flops(*shapes)
+
+
+@register_flop_formula(torch.ops.isoflop.product_key_topk)
+def product_key_topk_flops(query: list[int], keys: list[int], *_: Any, **__: Any) -> int:
+    return 2 * math.prod(query) * keys[-1]
+
+
+@register_flop_formula(torch.ops.isoflop.product_key_topk_backward)
+def product_key_topk_backward_flops(dscore: list[int], query: list[int], *_: Any, **__: Any) -> int:
+    return 4 * math.prod(query) * dscore[-1]  # of the chosen sub-keys alone
 
 
 @register_flop_formula(torch.ops.isoflop.grouped_mm)

@@ -1,7 +1,15 @@
-"""The expert mix and the value sum on a CPU: every back end against a float64 reference."""
+"""The expert mix and the value sum: every back end against a float64 reference.
+
+Triton's kernels run where there is a GPU; where there is none, `test_triton_in_the_interpreter`
+runs this file again with Triton's interpreter, which takes CPU tensors.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -12,12 +20,27 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.sparse import bag, expert_mix, value_sum
 
-FAST = ["bag", "dense"]
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+TRITON = importlib.util.find_spec("triton") is not None
+DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
+
+needs_triton = pytest.mark.skipif(not TRITON, reason="triton is not installed")
+runs_triton = pytest.mark.skipif(
+    not TRITON or (DEVICE.type == "cpu" and not INTERPRETED),
+    reason="no GPU here, or triton is not installed",
+)
+needs_gpu = pytest.mark.skipif(DEVICE.type == "cpu", reason="no GPU here")
+
+SPLIT = 20  # pairs of one expert per program in these tests, so that small cases split
+FAST = ["bag", "dense", pytest.param("triton", marks=runs_triton)]
 
 
 def routing(kind: str, M: int, P: int, N: int, generator: torch.Generator) -> Tensor:
     """Expert indices [M, P]: "uniform", "zipf" (skewed, repeats within a token), "one" (a single
-    hot expert) or "few" (three experts, all others empty)."""
+    hot expert), "few" (three experts, all others empty) or "brim" (one pair more than Triton's
+    kernels sum in one program, as `split` sets it)."""
+    if kind == "brim":
+        return (torch.arange(M * P) // (SPLIT + 1)).view(M, P)
     if kind == "one":
         return torch.full((M, P), N - 1)
     if kind == "few":
@@ -43,19 +66,25 @@ def mix_case(kind: str, M: int, P: int, D: int, N: int, seed: int) -> tuple[Tens
     return x, up, down, gate, dy, routing(kind, M, P, N, g)
 
 
+def on_device(case: tuple[Tensor, ...], backend: str) -> tuple[Tensor, ...]:
+    return tuple(t.to(DEVICE) for t in case) if backend == "triton" else case
+
+
 def gradients(
     function: Callable[..., Tensor], operands: list[Tensor], dy: Tensor, dtype: torch.dtype
 ) -> list[Tensor]:
-    """[y, one gradient per operand]."""
-    leaves = [t.to(dtype).requires_grad_() for t in operands]
+    """[y, one gradient per operand]. `dtype` is that of all operands but the last, the gate."""
+    *leaves, gate = operands
+    leaves = [t.to(dtype).requires_grad_() for t in leaves]
+    leaves.append(gate.to(torch.promote_types(dtype, torch.float32)).requires_grad_())
     y = function(*leaves)
-    return [y, *torch.autograd.grad(y, leaves, dy.to(y.dtype))]
+    return [t.cpu() for t in (y, *torch.autograd.grad(y, leaves, dy.to(y.dtype)))]
 
 
 def run_mix(
     case: tuple[Tensor, ...], backend: str, dtype: torch.dtype, activation: str = "gelu"
 ) -> list[Tensor]:
-    x, up, down, gate, dy, index = case
+    x, up, down, gate, dy, index = on_device(case, backend)
 
     def function(x: Tensor, up: Tensor, down: Tensor, gate: Tensor) -> Tensor:
         return expert_mix(x, up, down, index, gate, activation, backend)
@@ -64,7 +93,7 @@ def run_mix(
 
 
 def run_sum(case: tuple[Tensor, ...], backend: str, dtype: torch.dtype) -> list[Tensor]:
-    _, _, values, gate, dy, index = case
+    _, _, values, gate, dy, index = on_device(case, backend)
     return gradients(lambda v, g: value_sum(v, index, g, backend), [values, gate], dy, dtype)
 
 
@@ -84,13 +113,19 @@ def poisoned() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.usefixtures("poisoned")
+@pytest.fixture
+def split(monkeypatch: pytest.MonkeyPatch) -> None:
+    if TRITON:
+        monkeypatch.setattr("models.sparse.triton_mix.SPLIT", SPLIT)
+
+
+@pytest.mark.usefixtures("poisoned", "split")
 @pytest.mark.parametrize("d", [64, 100, 256, 768])
-@pytest.mark.parametrize("kind", ["uniform", "zipf", "one", "few"])
+@pytest.mark.parametrize("kind", ["uniform", "zipf", "one", "few", "brim"])
 @pytest.mark.parametrize("backend", FAST)
 def test_equals_the_float64_reference(backend: str, kind: str, d: int) -> None:
     for seed, activation in enumerate(("gelu", "relu")):
-        case = mix_case(kind, 40, 8, d, 50, seed)
+        case = mix_case(kind, 12, 7, d, 10, seed)
         expected = run_mix(case, "reference", torch.float64, activation)
         assert_near(run_mix(case, backend, torch.float32, activation), expected, 1e-6)
     expected = run_sum(case, "reference", torch.float64)
@@ -118,7 +153,7 @@ def test_sorting_is_stable_at_every_size(n: int, m: int) -> None:
     assert torch.equal(bag.stable_argsort(keys, n), expected)
 
 
-@pytest.mark.parametrize("backend", ["reference", *FAST])
+@pytest.mark.parametrize("backend", ["reference", "bag", "dense"])
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
 def test_gradcheck(backend: str, activation: str) -> None:
     x, up, down, gate, _, index = mix_case("zipf", 4, 3, 5, 7, seed=1)
@@ -131,10 +166,12 @@ def test_gradcheck(backend: str, activation: str) -> None:
     assert torch.autograd.gradcheck(lambda v, g: value_sum(v, index, g, backend), leaves[2:])
 
 
-def test_bag_is_bitwise_repeatable() -> None:
-    case = mix_case("zipf", 700, 16, 32, 500, seed=2)
+@pytest.mark.usefixtures("split")
+@pytest.mark.parametrize("backend", ["bag", pytest.param("triton", marks=runs_triton)])
+def test_is_bitwise_repeatable(backend: str) -> None:
+    case = mix_case("zipf", 20 if INTERPRETED else 700, 16, 32, 50, seed=2)
     for run in (run_mix, run_sum):
-        first, second = (run(case, "bag", torch.float32) for _ in range(2))
+        first, second = (run(case, backend, torch.float32) for _ in range(2))
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -151,6 +188,19 @@ def test_mixed_precision_loses_only_the_rounding_of_x_and_y() -> None:
     y_exact, _, *grads_exact = run_mix(exact, "reference", torch.float64)
     assert_near(found[:1], [y_exact], 2**-8)
     assert_near(found[1:], grads_exact, 1e-5)
+
+
+@pytest.mark.usefixtures("poisoned", "split")
+@pytest.mark.parametrize("backend", [pytest.param("triton", marks=runs_triton)])
+def test_bfloat16_sums_in_float32(backend: str) -> None:
+    """Only results are rounded: as near to float64 on the same input as bfloat16 can be."""
+    case = tuple(
+        t if place in (3, 5) else t.bfloat16().double()
+        for place, t in enumerate(mix_case("zipf", 12, 7, 100, 10, seed=7))
+    )
+    for run in (run_mix, run_sum):
+        expected = run(case, "reference", torch.float64)
+        assert_near(run(case, backend, torch.bfloat16), expected, 2**-8)
 
 
 def most_bytes_of_one_operator(function: Callable[[], object]) -> int:
@@ -172,7 +222,7 @@ def test_bag_makes_no_tensor_of_tokens_pairs_and_width() -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_flops_are_counted_exactly(device: str) -> None:
-    M, P, D, N = 6, 5, 7, 11
+    M, P, D, N = 6, 5, 7, 40
     x, up, down = (torch.empty(n, D, device=device, requires_grad=True) for n in (M, N, N))
     gate = torch.empty(M, P, device=device, requires_grad=True)
     index = torch.zeros(M, P, dtype=torch.int64, device=device)
@@ -208,7 +258,9 @@ def test_fvcore_finds_the_operators_by_name() -> None:
 
     class Both(torch.nn.Module):
         def forward(self, x: Tensor, up: Tensor, index: Tensor, gate: Tensor) -> Tensor:
-            return expert_mix(x, up, up, index, gate, "gelu", "bag") + value_sum(up, index, gate)
+            return expert_mix(x, up, up, index, gate, "gelu", "bag") + value_sum(
+                up, index, gate, "bag"
+            )
 
     case = torch.randn(6, 8), torch.randn(9, 8), torch.randint(9, (6, 4)), torch.randn(6, 4)
     seen = []
@@ -256,5 +308,68 @@ def test_bad_input_is_refused() -> None:
         expert_mix(x, up, up[:, :3], index, gate, "gelu")
     with pytest.raises(ValueError, match=r"must both be \[M, P\]"):
         value_sum(up, index, gate[:, :1])
-    with pytest.raises(ValueError, match="back end 'bag' runs on a CPU only, not on meta"):
+    with pytest.raises(ValueError, match="'bag' is impossible here: it runs on a CPU only"):
         value_sum(up.to("meta"), index.to("meta"), gate.to("meta"), "bag")
+    with pytest.raises(ValueError, match="'bag' is impossible here: it needs as many rows as pair"):
+        value_sum(up, index.repeat(1, 3), gate.repeat(1, 3), "bag")
+    with pytest.raises(ValueError, match="'triton' is impossible here: it runs on CUDA only"):
+        value_sum(up.to("meta"), index.to("meta"), gate.to("meta"), "triton")
+
+
+@pytest.mark.parametrize(("n", "fastest"), [(8, "dense"), (9, "bag")])
+def test_auto_takes_dense_for_few_experts(n: int, fastest: str) -> None:
+    x, up, down, gate, _, index = mix_case("uniform", 3, 2, 4, n, seed=0)
+    auto, forced = (expert_mix(x, up, down, index, gate, "gelu", b) for b in ("auto", fastest))
+    assert torch.equal(auto, forced)
+
+
+@needs_triton
+@pytest.mark.skipif(INTERPRETED, reason="this runs in the interpreter already")
+@pytest.mark.timeout(600)
+def test_triton_in_the_interpreter() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-k", "triton", "--no-header", __file__],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert " passed" in done.stdout
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="run by test_triton_in_the_interpreter")
+def test_triton_plans_without_asking_the_device() -> None:
+    """Fake tensors have no values: whatever waits for one, or for a size, raises."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from models.sparse import triton_mix
+
+    with FakeTensorMode():
+        plan = triton_mix._plan(torch.empty(6, 4, dtype=torch.int32), 10)
+    assert plan.order.shape == (24,)
+
+
+@needs_gpu
+@runs_triton
+def test_triton_step_in_a_cuda_graph() -> None:
+    case = on_device(mix_case("zipf", 500, 16, 64, 300, seed=8), "triton")
+    x, up, down, gate = (t.float().requires_grad_() for t in case[:4])
+    dy, index = case[4].float(), case[5]
+
+    def step() -> list[Tensor]:
+        y = expert_mix(x, up, down, index, gate, "gelu", "triton")
+        return [y, *torch.autograd.grad(y, (x, up, down, gate), dy)]
+
+    expected = step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = step()
+        for t in found:
+            t.zero_()
+        graph.replay()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -1,0 +1,112 @@
+"""Fused product-key retrieval against an exhaustive search, in Triton's interpreter or on a GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.sparse import ops, product_key_topk, triton_lacks
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+TRITON = importlib.util.find_spec("triton") is not None
+DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
+
+runs_triton = pytest.mark.skipif(
+    not TRITON or (DEVICE.type == "cpu" and not INTERPRETED),
+    reason="no GPU here, or triton is not installed",
+)
+
+# heads, sets of sub-keys, tokens, width of a half-query, sub-keys, k
+CASES = [(2, 1, 20, 8, 32, 4), (2, 2, 3, 20, 40, 5), (1, 1, 2, 64, 34, 16), (1, 1, 3, 4, 4, 1)]
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    if TRITON:
+        monkeypatch.setattr("models.sparse.triton_mix.SPLIT", 20)
+        monkeypatch.setattr("models.sparse.triton_topk.TILE", 16)
+
+
+def operands(
+    H: int, S: int, M: int, C: int, n: int, seed: int, *, ties: bool
+) -> tuple[Tensor, Tensor]:
+    """Queries [2, H, M, C] and keys [2, S, C, n]; of small whole numbers, so with many equal
+    scores, if `ties`."""
+    g = torch.Generator().manual_seed(seed)
+    query, keys = torch.randn(2, H, M, C, generator=g), torch.randn(2, S, C, n, generator=g)
+    return (query.round(), keys.round()) if ties else (query, keys)
+
+
+def all_scores(query: Tensor, keys: Tensor) -> Tensor:
+    """[H, M, n * n]"""
+    first, second = query @ keys
+    return (first.unsqueeze(-1) + second.unsqueeze(-2)).flatten(2)
+
+
+@runs_triton
+@pytest.mark.parametrize(("case", "ties"), [*((c, False) for c in CASES), (CASES[0], True)])
+def test_triton_equals_an_exhaustive_search(case: tuple[int, ...], ties: bool) -> None:
+    *sizes, k = case
+    query, keys = operands(*sizes, seed=0, ties=ties)
+    score, index = (t.cpu() for t in product_key_topk(query.to(DEVICE), keys.to(DEVICE), k))
+    every = all_scores(query.double(), keys.double())
+    expected = every.topk(k).values
+    torch.testing.assert_close(score.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(every.gather(-1, index), expected, rtol=1e-5, atol=1e-5)
+    assert all(len(set(chosen.tolist())) == k for chosen in index.flatten(0, 1))
+    assert (score.diff() <= 0).all()
+
+
+@runs_triton
+@pytest.mark.parametrize("case", CASES[:2])
+def test_triton_gradients(case: tuple[int, ...]) -> None:
+    *sizes, k = case
+    query, keys = operands(*sizes, seed=1, ties=False)
+    leaves = [t.to(DEVICE).requires_grad_() for t in (query, keys)]
+    score, _ = product_key_topk(*leaves, k)
+    dscore = torch.randn(score.shape, generator=torch.Generator().manual_seed(2))
+    found = torch.autograd.grad(score, leaves, dscore.to(DEVICE))
+    exact = [t.double().requires_grad_() for t in (query, keys)]
+    expected = torch.autograd.grad(all_scores(*exact).topk(k).values, exact, dscore.double())
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a.cpu().double(), b, rtol=1e-4, atol=1e-5)
+
+
+def test_flops_are_counted_exactly() -> None:
+    query, keys = torch.empty(2, 3, 5, 8, device="meta"), torch.empty(2, 1, 8, 16, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        score, index = ops.product_key_topk(query, keys, 4)
+    assert counter.get_total_flops() == 2 * (2 * 3 * 5 * 8 * 16)
+    assert (score.shape, index.shape) == ((3, 5, 4), (2, 3, 5, 4))
+
+
+@pytest.mark.skipif(not TRITON, reason="triton is not installed")
+@pytest.mark.skipif(INTERPRETED, reason="this runs in the interpreter already")
+@pytest.mark.timeout(600)
+def test_triton_in_the_interpreter() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-k", "triton", "--no-header", __file__],
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert " passed" in done.stdout
+
+
+def test_bad_input_is_refused() -> None:
+    query, keys = operands(2, 1, 3, 4, 9, seed=0, ties=False)
+    assert triton_lacks(query.to("meta")) == "it runs on CUDA only, not on meta"
+    with pytest.raises(ValueError, match="top-k is impossible here: it runs on CUDA only"):
+        product_key_topk(query.to("meta"), keys.to("meta"), 2)
+    if INTERPRETED or DEVICE.type == "cuda":
+        with pytest.raises(ValueError, match="and k = 10 do not fit"):
+            product_key_topk(query.to(DEVICE), keys.to(DEVICE), 10)
