@@ -4,87 +4,69 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
-from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import NullLocator
 
-from analysis.isoflop import Array, Curve, Estimate
-from analysis.leaderboard import flops, si
-from analysis.ranking import Analysis, Standing
+from analysis.analyse import Analysis
+from analysis.granularity import Sweep
+from analysis.isoflop import Curve
+from analysis.parabola import Estimate, estimate
+from analysis.style import (
+    BASELINE,
+    PALETTE,
+    STYLE,
+    band,
+    colours,
+    compute_axis,
+    log_ticks,
+    loss_axis,
+    markers,
+    plain_ticks,
+    shade,
+    shades,
+    whiskers,
+)
+from analysis.text import flops, interval, si
 from bench.record import Record
-
-# Okabe and Ito's colours, which the colour-blind tell apart; the baseline is nearly black.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7F7F7F")
-BASELINE = "#222222"
-MARKERS = "osD^vPX*"
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.labelsize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e4e4e4",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "lines.linewidth": 1.5,
-    "lines.markersize": 4.5,
-    "figure.constrained_layout.use": True,
-    "svg.hashsalt": "isoflop",  # else element names are random
-}
-
-
-def colours(analysis: Analysis) -> dict[str, str]:
-    """One colour per variant, in every figure and on the page."""
-    others = [variant for variant in analysis.variants if variant != analysis.baseline]
-    chosen = {variant: PALETTE[place % len(PALETTE)] for place, variant in enumerate(others)}
-    return {variant: chosen.get(variant, BASELINE) for variant in analysis.variants}
 
 
 def isoflop(analysis: Analysis) -> Figure:
     """Loss against parameters: a panel per variant, a shade per budget, optima marked."""
     colour = colours(analysis)
-    shown = [each for each in _in_order(analysis) if each.curves]
+    shown = [each for each in analysis.in_order if each.curves]
     columns = min(3, len(shown))
     lines = -(-len(shown) // columns)
     figure = Figure(figsize=(2.7 * columns + 0.3, 2.9 * lines + 0.2))
     axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    shades = dict(zip(analysis.budgets, np.linspace(0.35, 1.0, len(analysis.budgets)), strict=True))
-    if len(analysis.budgets) == 1:
-        shades = dict.fromkeys(analysis.budgets, 1.0)
+    strength = shades(analysis)
     for ax, standing in zip(axes, shown, strict=False):
         for curve in standing.curves:
-            _draw_curve(ax, curve, _shade(colour[standing.variant], shades[curve.budget]))
+            _draw_curve(ax, curve, shade(colour[standing.variant], strength[curve.budget]))
         ax.set_title(standing.variant, color=colour[standing.variant], fontweight="bold")
-        _count_axis(ax)
+        ax.set_xscale("log")
+        log_ticks(ax.xaxis, si)
     for ax in axes[len(shown) :]:
-        ax.set_visible(False)
+        ax.axis("off")
     for ax in axes[max(0, len(shown) - columns) : len(shown)]:
         ax.set_xlabel("active parameters")
         ax.tick_params(labelbottom=True)
     for ax in axes[::columns]:
         ax.set_ylabel("validation loss (nats/token)")
     keys = [
-        Line2D([], [], color=_shade(BASELINE, shades[budget]), marker="o", label=flops(budget))
+        Line2D([], [], color=shade(BASELINE, strength[budget]), marker="o", label=flops(budget))
         for budget in analysis.budgets
     ]
     keys.append(Line2D([], [], color="0.4", marker="*", ls="", ms=9, label="optimum"))
-    if any(curve.status != "ok" for each in shown for curve in each.curves):
+    if any(not curve.trusted for each in shown for curve in each.curves):
         keys.append(
             Line2D([], [], color="0.4", ls="--", marker="*", mfc="none", ms=9, label="not trusted")
         )
     if len(shown) < len(axes):
-        axes[-1].set_visible(True)
-        axes[-1].axis("off")
         axes[-1].legend(handles=keys, loc="center", title="FLOPs")
     else:
         figure.legend(handles=keys, loc="outside right upper", title="FLOPs")
@@ -92,118 +74,279 @@ def isoflop(analysis: Analysis) -> Figure:
 
 
 def _draw_curve(ax: Axes, curve: Curve, colour: str) -> None:
-    trusted = curve.status == "ok"
+    fill = colour if curve.trusted else "none"
     sizes = np.exp(curve.log_n)
-    ax.plot(sizes, curve.loss, "o", color=colour, mfc=colour if trusted else "none")
-    for size, cell in zip(sizes, curve.cells, strict=True):
-        if len(cell) > 1:
-            losses = [record.loss or 0.0 for record in cell]
-            ax.plot([size] * len(cell), losses, "_", color=colour, ms=5)
+    ax.plot(sizes, curve.loss, "o", color=colour, mfc=fill)
+    for size, losses in zip(sizes, curve.losses, strict=True):
+        if len(losses) > 1:
+            ax.plot([size] * len(losses), losses, "_", color=colour, ms=5)
     grid = np.linspace(curve.log_n[0], curve.log_n[-1], 60)
-    ax.plot(np.exp(grid), curve.parabola(grid), "-" if trusted else "--", color=colour, lw=1.2)
-    optimum, loss = curve.optimum, curve.optimum_loss
-    if trusted:
+    ax.plot(
+        np.exp(grid), curve.parabola(grid), "-" if curve.trusted else "--", color=colour, lw=1.2
+    )
+    size, loss = curve.parabola.at, curve.parabola.loss
+    if curve.trusted:
         ax.errorbar(
-            optimum.value, loss.value, xerr=_whiskers(optimum), yerr=_whiskers(loss),
+            size.value, loss.value, xerr=whiskers(size), yerr=whiskers(loss),
             fmt="none", ecolor=colour, elinewidth=1, capsize=2,
         )  # fmt: skip
     ax.plot(
-        optimum.value, loss.value, "*", color=colour, ms=10, zorder=5,
-        mfc=colour if trusted else "none", mec="white" if trusted else colour, mew=0.7,
+        size.value, loss.value, "*", color=colour, ms=10, zorder=5,
+        mfc=fill, mec="white" if curve.trusted else colour, mew=0.7,
     )  # fmt: skip
 
 
 def frontier(analysis: Analysis) -> Figure:
     """Loss at the optimum against compute, with the fitted law and its band."""
-    figure = Figure(figsize=(5.6, 3.8))
-    ax = figure.subplots()
-    colour = colours(analysis)
-    for standing, marker in zip(_in_order(analysis), _markers(), strict=False):
-        trusted = [curve for curve in standing.curves if curve.status == "ok"]
+    figure, ax = _single()
+    colour, marks = colours(analysis), markers(analysis)
+    for standing in analysis.in_order:
+        own, marker = colour[standing.variant], marks[standing.variant]
         for curve in standing.curves:
-            doubtful = curve.status != "ok"
+            loss = curve.parabola.loss
             ax.errorbar(
-                curve.budget, curve.optimum_loss.value,
-                yerr=None if doubtful else _whiskers(curve.optimum_loss),
-                fmt=marker, color=colour[standing.variant], capsize=2, elinewidth=1,
-                mfc="none" if doubtful else colour[standing.variant],
+                curve.budget, loss.value, yerr=whiskers(loss) if curve.trusted else None,
+                fmt=marker, color=own, mfc=own if curve.trusted else "none", capsize=2,
+                elinewidth=1,
             )  # fmt: skip
-        if standing.frontier and trusted:
-            compute = np.geomspace(trusted[0].budget, trusted[-1].budget, 60)
-            _band(ax, compute, standing.frontier.predict(compute), colour[standing.variant])
-        ax.plot([], [], marker=marker, color=colour[standing.variant], label=standing.variant)
-    ax.set_xscale("log")
-    ax.set_xlabel("training FLOPs")
+        law = standing.frontier
+        if law:
+            compute = np.geomspace(law.budgets.min(), law.budgets.max(), 60)
+            band(ax, compute, law.predict(compute), own)
+        ax.plot([], [], marker=marker, color=own, label=standing.variant)
+    compute_axis(ax, analysis)
     ax.set_ylabel("loss at the optimum (nats/token)")
-    _loss_axis(ax)
+    loss_axis(ax)
     ax.legend()
     return figure
 
 
-def multiplier(analysis: Analysis) -> Figure:
+def multiplier(analysis: Analysis) -> Figure | None:
     """Compute multiplier at the largest budget, with its interval."""
-    shown = [each for each in analysis.standings if each.headline]
+    shown = [(each, each.headline) for each in analysis.standings if each.headline]
+    if not shown:
+        return None
     figure = Figure(figsize=(5.6, 0.9 + 0.36 * max(3, len(shown))))
     ax = figure.subplots()
     colour = colours(analysis)
-    ends = [1.0]
-    for place, standing in enumerate(shown):
-        assert standing.headline
-        value = standing.headline
-        ends += [end for end in value if np.isfinite(end)]
+    for place, (standing, value) in enumerate(shown):
         ax.errorbar(
-            value.value, place, xerr=_whiskers(value), fmt="o", capsize=3,
+            value.value, place, xerr=whiskers(value), fmt="o", capsize=3,
             color=colour[standing.variant],
         )  # fmt: skip
-    ax.axvline(1, color="0.5", lw=0.8, zorder=0)
-    ax.set_yticks(range(len(shown)), [f"{standing.rank}. {standing.variant}" for standing in shown])
-    ax.set_ylim(max(len(shown), 1) - 0.5, -0.5)
+    ax.set_yticks(
+        range(len(shown)), [f"{standing.rank}. {standing.variant}" for standing, _ in shown]
+    )
+    ax.set_ylim(len(shown) - 0.5, -0.5)
+    ends = np.array([value for _, value in shown])
     ax.set_xscale("log")
-    ax.set_xlim(min(ends) / 1.06, max(ends) * 1.06)
-    _plain_ticks(ax.xaxis, "{:g}x")
+    ax.set_xlim(np.nanmin(ends) / 1.06, np.nanmax(ends) * 1.06)
+    plain_ticks(ax.xaxis, "{:g}x")
+    ax.axvline(1, color="0.5", lw=0.8, zorder=0)
     ax.grid(axis="y", visible=False)
     ax.set_xlabel(f"compute multiplier at {flops(analysis.budgets[-1])} FLOPs (95% interval)")
     return figure
 
 
+def multiplier_scale(analysis: Analysis) -> Figure | None:
+    """Compute multiplier against compute, with its band and trend; dashed where the dense
+    frontier is extrapolated."""
+    shown = [
+        (each, each.multiplier)
+        for each in analysis.in_order
+        if each.multiplier and each.variant != analysis.baseline
+    ]
+    if not shown:
+        return None
+    figure, ax = _single()
+    colour, marks = colours(analysis), markers(analysis)
+    for standing, found in shown:
+        own = colour[standing.variant]
+        band(ax, found.compute, found.band, own, ls="--")
+        inside = found.compute * found.band[0] <= found.dense_largest
+        ax.plot(found.compute[inside], found.band[0][inside], color=own)
+        for budget, draws in zip(found.budgets, found.at_budget.T, strict=True):
+            value = estimate(draws)
+            ax.errorbar(
+                budget, value.value, yerr=whiskers(value), fmt=marks[standing.variant],
+                color=own, capsize=2, elinewidth=1,
+            )  # fmt: skip
+        slope = estimate(found.slope)
+        trend = ""
+        if not np.isnan(slope.value):
+            trend = f": {interval(Estimate(*(10**end for end in slope)), unit='x')} a decade"
+        ax.plot([], [], marker=marks[standing.variant], color=own, label=standing.variant + trend)
+    ax.axhline(1, color=BASELINE, lw=0.8, zorder=0)
+    compute_axis(ax, analysis)
+    ax.set_yscale("log")
+    plain_ticks(ax.yaxis, "{:g}x")
+    ax.set_ylabel("compute multiplier")
+    figure.legend(loc="outside upper left", ncols=2)
+    return figure
+
+
 def wall_clock(analysis: Analysis) -> Figure:
     """Loss against training seconds: every cell, and the cells nearest each budget's optimum."""
-    figure = Figure(figsize=(5.6, 3.8))
-    ax = figure.subplots()
-    colour = colours(analysis)
-    for standing, marker in zip(_in_order(analysis), _markers(), strict=False):
+    figure, ax = _single()
+    colour, marks = colours(analysis), markers(analysis)
+    for standing in analysis.in_order:
+        own, marker = colour[standing.variant], marks[standing.variant]
         for curve in standing.curves:
             seconds = [_seconds(cell) for cell in curve.cells]
-            ax.plot(seconds, curve.loss, ".", color=colour[standing.variant], alpha=0.35, ms=4)
-        best = [curve for curve in standing.curves if curve.status == "ok"]
-        seconds = [_seconds(curve.cells[curve.nearest]) for curve in best]
-        losses = [curve.loss[curve.nearest] for curve in best]
+            ax.plot(seconds, curve.loss, ".", color=own, alpha=0.35, ms=4)
+        best = [curve for curve in standing.curves if curve.trusted]
         ax.plot(
-            seconds, losses, marker=marker, color=colour[standing.variant], label=standing.variant
-        )
+            [_seconds(curve.cells[curve.nearest]) for curve in best],
+            [curve.loss[curve.nearest] for curve in best],
+            marker=marker, color=own, label=standing.variant,
+        )  # fmt: skip
     ax.set_xscale("log")
-    devices = ", ".join(sorted({one.measured.device for one in analysis.records}))
+    log_ticks(ax.xaxis, si)
+    devices = ", ".join(sorted({one.measured.device for one in analysis.finished}))
     ax.set_xlabel(f"training seconds ({devices})")
     ax.set_ylabel("validation loss (nats/token)")
-    _loss_axis(ax)
+    loss_axis(ax)
     ax.legend(title="nearest the optimum")
     return figure
 
 
-FIGURES: dict[str, Callable[[Analysis], Figure]] = {
+def rollout(analysis: Analysis) -> Figure | None:
+    """Error of predicting the largest budget against the FLOPs of the budgets it was fitted to."""
+    if not any(analysis.rollouts.values()):
+        return None
+    figure = Figure(figsize=(8.2, 3.4))
+    nats, compute = figure.subplots(1, 2, sharex=True)
+    colour, marks = colours(analysis), markers(analysis)
+    for variant, rollouts in analysis.rollouts.items():
+        own, marker = colour[variant], marks[variant]
+        spent = [one.spent for one in rollouts]
+        for ax, values in (
+            (nats, [one.error for one in rollouts]),
+            (compute, [one.compute for one in rollouts]),
+        ):
+            ax.plot(spent, [value.value for value in values], color=own, lw=1)
+            for one, value in zip(rollouts, values, strict=True):
+                ax.errorbar(
+                    one.spent, value.value, yerr=whiskers(value), fmt=marker, color=own,
+                    mfc=own if one.judged else "none", capsize=2, elinewidth=1,
+                )  # fmt: skip
+        if rollouts:
+            nats.plot([], [], marker=marker, color=own, label=variant)
+    nats.axhline(0, color="0.5", lw=0.8, zorder=0)
+    compute.axhline(1, color="0.5", lw=0.8, zorder=0)
+    nats.set_ylabel("predicted less found (nats/token)")
+    compute.set_ylabel("predicted over found compute")
+    compute.set_yscale("log")
+    plain_ticks(compute.yaxis, "{:g}x")
+    for ax in (nats, compute):
+        ax.set_xscale("log")
+        log_ticks(ax.xaxis, flops, subs=(1, 2, 5))
+        ax.set_xlabel("FLOPs spent on the budgets fitted")
+    figure.legend(loc="outside upper left", ncols=6)
+    return figure
+
+
+def granularity(analysis: Analysis) -> Figure | None:
+    """Loss against granularity above each budget's lowest, a shade per budget, the best marked."""
+    if not analysis.sweeps:
+        return None
+    layers = sorted({sweep.layer for sweep in analysis.sweeps})
+    figure = Figure(figsize=(4.2 * len(layers) + 1.8, 3.4))
+    axes = figure.subplots(1, len(layers), squeeze=False).ravel()
+    for ax, layer in zip(axes, layers, strict=True):
+        own = [sweep for sweep in analysis.sweeps if sweep.layer == layer]
+        for sweep in own:
+            _draw_sweep(ax, sweep, shade(PALETTE[0], shades(analysis)[sweep.budget]))
+        ax.set_xscale("log", base=2)
+        values = sorted({float(each) for sweep in own for each in sweep.values})
+        ax.set_xticks(values, [f"{value:g}" for value in values])
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.set_title(layer)
+        ax.set_xlabel("granularity G")
+    axes[0].set_ylabel("loss above the lowest (nats/token)")
+    handles, _ = axes[-1].get_legend_handles_labels()
+    figure.legend(handles=handles, loc="outside right center", title="FLOPs, best G")
+    return figure
+
+
+def _draw_sweep(ax: Axes, sweep: Sweep, colour: str) -> None:
+    fit, label = sweep.parabola, flops(sweep.budget)
+    lowest = sweep.losses.min()
+    for value, curve in zip(sweep.values, sweep.curves, strict=True):
+        loss = curve.parabola.loss
+        ax.errorbar(
+            value, loss.value - lowest, yerr=whiskers(loss), fmt="o", color=colour, capsize=2,
+            elinewidth=1,
+        )  # fmt: skip
+    grid = np.linspace(fit.log_x[0], fit.log_x[-1], 60)
+    trusted = fit.status == "ok"
+    ax.plot(np.exp(grid), fit(grid) - lowest, "-" if trusted else "--", color=colour, lw=1.2)
+    if trusted:
+        ax.errorbar(
+            fit.at.value, fit.loss.value - lowest, xerr=whiskers(fit.at), fmt="*", ms=10,
+            color=colour, mec="white", mew=0.7, capsize=2, elinewidth=1, zorder=5,
+        )  # fmt: skip
+        label += f": {interval(fit.at, '.2g')}"
+    ax.plot([], [], marker="o", color=colour, label=label)
+
+
+def learning_rate(analysis: Analysis) -> Figure | None:
+    """Every bracket as loss above its lowest; a hollow star is a best rate at the edge."""
+    if not analysis.brackets:
+        return None
+    figure, ax = _single()
+    colour, marks = colours(analysis), markers(analysis)
+    for bracket in analysis.brackets:
+        own = colour.get(bracket.variant, "0.6")
+        finite = np.isfinite(bracket.losses)
+        above = bracket.losses - bracket.losses[bracket.best]
+        ax.errorbar(
+            bracket.rates[finite], above[finite], yerr=1.96 * bracket.errors[finite],
+            marker=marks.get(bracket.variant, "o"), color=own, capsize=2, elinewidth=1,
+            label=f"{bracket.variant} ({bracket.size.name}, {flops(bracket.budget)})",
+        )  # fmt: skip
+        ax.plot(
+            bracket.rates[bracket.best], 0, "*", ms=12, color=own, zorder=5,
+            mfc="none" if bracket.at_edge else own, mec=own if bracket.at_edge else "white",
+        )  # fmt: skip
+        for rate in bracket.rates[~finite]:
+            ax.axvline(rate, color=own, lw=0.8, ls=":", label=f"{bracket.variant} diverged")
+    ax.set_xscale("log")
+    rates = sorted({float(rate) for bracket in analysis.brackets for rate in bracket.rates})
+    ax.set_xticks(rates, [f"{rate:.2g}" for rate in rates])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xlabel("peak learning rate")
+    ax.set_ylabel("loss above the bracket's lowest (nats/token)")
+    ax.legend()
+    return figure
+
+
+FIGURES: dict[str, Callable[[Analysis], Figure | None]] = {
     "isoflop": isoflop,
     "frontier": frontier,
     "multiplier": multiplier,
+    "multiplier_scale": multiplier_scale,
     "wall_clock": wall_clock,
+    "rollout": rollout,
+    "granularity": granularity,
+    "learning_rate": learning_rate,
 }
 
 
 def draw(analysis: Analysis, description: str) -> dict[str, bytes]:
-    """Every figure as file name -> bytes; `description` goes into each file's metadata."""
+    """Every figure that has something to show, as file name -> bytes.
+
+    Args:
+        description: goes into each file's metadata.
+    """
     files = {}
     with matplotlib.rc_context(STYLE):
         for name, make in FIGURES.items():
             figure = make(analysis)
+            if figure is None:
+                continue
+            figure.draw_without_rendering()  # lays it out, once for both formats
+            figure.set_layout_engine("none")
             for kind, extra in (("png", {}), ("svg", {"Date": None})):
                 buffer = io.BytesIO()
                 figure.savefig(
@@ -213,52 +356,10 @@ def draw(analysis: Analysis, description: str) -> dict[str, bytes]:
     return files
 
 
-def _in_order(analysis: Analysis) -> list[Standing]:
-    return sorted(analysis.standings, key=lambda each: analysis.variants.index(each.variant))
-
-
-def _markers() -> list[str]:
-    return list(MARKERS) * 8
+def _single() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(5.6, 3.8))
+    return figure, figure.subplots()
 
 
 def _seconds(cell: Sequence[Record]) -> float:
     return float(np.mean([record.measured.train_seconds for record in cell]))
-
-
-def _shade(colour: str, strength: float) -> str:
-    """The colour mixed with white."""
-    red, green, blue = (1 - strength * (1 - part) for part in to_rgb(colour))
-    return to_hex((red, green, blue))
-
-
-def _whiskers(value: Estimate) -> Array | None:
-    if np.isnan(value.low):
-        return None
-    return np.array([[max(0, value.value - value.low)], [max(0, value.high - value.value)]])
-
-
-def _band(ax: Axes, x: Array, draws: Array, colour: str) -> None:
-    ax.plot(x, draws[0], color=colour)
-    if len(draws) > 1:
-        low, high = np.quantile(draws[1:], [0.025, 0.975], axis=0)
-        ax.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
-
-
-def _count_axis(ax: Axes) -> None:
-    ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 3), numticks=8))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: si(round(value))))
-    ax.xaxis.set_minor_locator(NullLocator())
-
-
-def _plain_ticks(axis: Axis, label: str = "{:g}") -> None:
-    """A logarithmic axis of less than a decade or two, ticked at round numbers."""
-    axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: label.format(round(value, 6))))
-    axis.set_minor_locator(NullLocator())
-    axis.set_minor_formatter(NullFormatter())
-
-
-def _loss_axis(ax: Axes) -> None:
-    ax.set_yscale("log")
-    _plain_ticks(ax.yaxis)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.isoflop import Array
+from analysis.parabola import Array
 
 REACH = 100.0  # the dense frontier is not followed further beyond its budgets than this factor
 ALPHAS = np.geomspace(0.01, 1.0, 60)
@@ -68,8 +68,9 @@ def fit_frontier(budgets: Array, losses: Array) -> Frontier | None:
         floor = np.zeros_like(scale)
         return Frontier(budgets, floor, scale, alpha, unit, "power law: only 2 budgets")
 
-    def project(alpha: Array) -> tuple[Array, Array, Array]:
-        """Best floor >= 0 and scale for exponents of shape (..., draws), and the error left."""
+    def project(alpha: Array) -> tuple[Array, Array, Array, Array]:
+        """For exponents of shape (..., draws): the best floor >= 0 and scale, the squared error
+        they leave, and the sign of its derivative in alpha."""
         basis = np.exp(-alpha[..., None] * log_c)
         centred = basis - basis.mean(axis=-1, keepdims=True)
         scale = (centred * losses).sum(axis=-1) / (centred**2).sum(axis=-1)
@@ -78,18 +79,17 @@ def fit_frontier(budgets: Array, losses: Array) -> Frontier | None:
         scale = np.where(floor < 0, without, scale)
         floor = np.maximum(floor, 0)
         left = losses - floor[..., None] - scale[..., None] * basis
-        return floor, scale, (left**2).sum(axis=-1)
+        return floor, scale, (left**2).sum(axis=-1), scale * (left * log_c * basis).sum(axis=-1)
 
     best = project(ALPHAS[:, None])[2].argmin(axis=0)
     low = np.log(ALPHAS[np.maximum(best - 1, 0)])
     high = np.log(ALPHAS[np.minimum(best + 1, len(ALPHAS) - 1)])
-    golden = (np.sqrt(5) - 1) / 2
-    for _ in range(30):  # golden section, every draw at once
-        left, right = high - golden * (high - low), low + golden * (high - low)
-        smaller = project(np.exp(left))[2] < project(np.exp(right))[2]
-        low, high = np.where(smaller, low, left), np.where(smaller, right, high)
+    for _ in range(45):  # bisection, every draw at once
+        middle = (low + high) / 2
+        rising = project(np.exp(middle))[3] > 0
+        low, high = np.where(rising, low, middle), np.where(rising, middle, high)
     alpha = np.exp((low + high) / 2)
-    floor, scale, _ = project(alpha)
+    floor, scale, _, _ = project(alpha)
     status = "ok"
     if len(budgets) == 3:
         status = "3 budgets: the law passes through them, unchecked"

@@ -8,25 +8,16 @@ fitted frontier. A minimum that is not to be trusted enters nothing.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Literal
 
 import numpy as np
 
 from analysis.frontier import Frontier, fit_frontier
-from analysis.isoflop import (
-    EXPLAIN,
-    AnalysisError,
-    Array,
-    Curve,
-    Estimate,
-    Noise,
-    estimate,
-    fit_curves,
-)
-from bench.record import Record
+from analysis.isoflop import Curve
+from analysis.parabola import EXPLAIN, Array, Estimate, estimate
 
 
 @dataclass(frozen=True)
@@ -35,14 +26,19 @@ class Multiplier:
 
     budgets: Array  # (b,) whose optimum is to be trusted
     at_budget: Array  # (1 + draws, b) from the minimum of each budget
-    reaches: Array  # (b,) compute the dense frontier is read at, over its largest budget
-    compute: Array  # (g,) a grid over the budgets
+    dense_largest: float  # FLOPs up to which the dense frontier was fitted
+    compute: Array  # (g,) a grid over the budgets; empty with fewer than two of them
     band: Array  # (1 + draws, g) from the fitted frontier
-    slope: Array  # (1 + draws,) of log10(multiplier) per decade of compute
+    slope: Array  # (1 + draws,) of log10(multiplier) per decade of compute; nan with one budget
 
     @property
-    def trend(self) -> str:
-        """Whether the gain grows or fades with compute, in words."""
+    def reach(self) -> float:
+        """Compute the dense frontier is read at for the last budget, over its largest."""
+        return float(self.at_budget[0, -1] * self.budgets[-1] / self.dense_largest)
+
+    @property
+    def trend(self) -> Literal["grows", "fades", "not resolved"]:
+        """Whether the gain grows or fades with compute."""
         _, low, high = estimate(self.slope)
         return "grows" if low > 0 else "fades" if high < 0 else "not resolved"
 
@@ -52,14 +48,12 @@ class Standing:
     """One variant's place."""
 
     variant: str
-    layer: str
     curves: tuple[Curve, ...]  # by budget
-    missing: tuple[Record, ...]  # cells that diverged or failed
     frontier: Frontier | None
     multiplier: Multiplier | None
     headline: Estimate | None  # the multiplier at the largest budget, if it is to be trusted
-    rank: int | None
-    reason: str  # why there is no rank
+    reason: str = ""  # why there is no headline
+    rank: int | None = None
 
     @property
     def top(self) -> Curve | None:
@@ -77,82 +71,39 @@ class Crossing:
     resolved: bool  # whether each is ahead at its end of the range in 95% of the draws
 
 
-@dataclass(frozen=True)
-class Analysis:
-    """All that a report shows."""
+def rank(
+    curves: Mapping[str, Sequence[Curve]], baseline: str | None, largest: float
+) -> tuple[Standing, ...]:
+    """Compare every variant with the baseline: best first, those without a multiplier last.
 
-    records: tuple[Record, ...]
-    variants: tuple[str, ...]  # the baseline, then by name
-    budgets: tuple[float, ...]
-    baseline: str | None  # the dense variant
-    noise: Noise
-    standings: tuple[Standing, ...]  # best first; those without a rank last
-    crossings: tuple[Crossing, ...]
-
-
-def analyse(records: Sequence[Record], *, draws: int = 1000) -> Analysis:
-    """Fit, compare and rank every variant of `records`.
-
-    Raises:
-        AnalysisError: the records must not be compared (see `isoflop.check`), or several dense
-            variants leave it open which is the baseline.
+    Args:
+        curves: of each variant, by budget.
+        baseline: the dense variant.
+        largest: the budget of the headline.
     """
-    curves, noise = fit_curves(records, draws=draws)
-    budgets = tuple(sorted({record.budget for record in records}))
-    layers = {record.variant: record.layer for record in records}
-    dense = [variant for variant, layer in layers.items() if layer == "dense"]
-    if len(dense) > 1 and "dense" not in dense:
-        raise AnalysisError(f"which of {', '.join(dense)} is the baseline? name one `dense`")
-    baseline = None if not dense else "dense" if "dense" in dense else dense[0]
-    variants = sorted(layers, key=lambda variant: (variant != baseline, _natural(variant)))
-    frontiers = {}
-    for variant in variants:
-        trusted = [each for each in curves if each.variant == variant and each.status == "ok"]
-        frontiers[variant] = fit_frontier(
-            np.array([curve.budget for curve in trusted]),
-            np.stack([curve.best_loss for curve in trusted], axis=1) if trusted else np.empty(0),
-        )
+    frontiers = {variant: _frontier(own) for variant, own in curves.items()}
     reference = frontiers[baseline] if baseline else None
     standings = []
-    for variant in variants:
-        own = tuple(curve for curve in curves if curve.variant == variant)
+    for variant, own in curves.items():
         multiplier = _multiplier(own, frontiers[variant], reference)
-        reason = _doubt(own, budgets[-1], baseline, reference)
+        reason = _doubt(own, largest, baseline, reference)
         headline = None
-        if variant == baseline and not reason:
-            headline = Estimate(1.0, 1.0, 1.0)  # by definition
-        elif not reason and multiplier:
+        if not reason and multiplier:
             headline = estimate(multiplier.at_budget[:, -1])
-        missing = tuple(
-            each for each in records if each.variant == variant and each.status != "finished"
-        )
+            if variant == baseline:
+                headline = Estimate(1.0, 1.0, 1.0)  # by definition
         standings.append(
-            Standing(
-                variant=variant,
-                layer=layers[variant],
-                curves=own,
-                missing=missing,
-                frontier=frontiers[variant],
-                multiplier=multiplier,
-                headline=headline,
-                rank=None,
-                reason=reason,
-            )
+            Standing(variant, tuple(own), frontiers[variant], multiplier, headline, reason)
         )
-    return Analysis(
-        records=tuple(records),
-        variants=tuple(variants),
-        budgets=budgets,
-        baseline=baseline,
-        noise=noise,
-        standings=_ranked(standings),
-        crossings=_crossings(frontiers),
-    )
+    return _placed(standings)
 
 
-def _natural(name: str) -> list[tuple[str, int]]:
-    """A sort key that puts moe-g4 before moe-g16."""
-    return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", name)]
+def _frontier(curves: Sequence[Curve]) -> Frontier | None:
+    trusted = [curve for curve in curves if curve.trusted]
+    if not trusted:
+        return None
+    budgets = np.array([curve.budget for curve in trusted])
+    return fit_frontier(budgets, np.stack([curve.parabola.lowest for curve in trusted], axis=1))
 
 
 def _doubt(
@@ -160,9 +111,9 @@ def _doubt(
 ) -> str:
     """Why a variant has no multiplier at the largest budget; empty if it has one."""
     if not curves or curves[-1].budget != largest:
-        return f"no finished cell at {largest:.3g} FLOPs"
-    if curves[-1].status != "ok":
-        return EXPLAIN[curves[-1].status]
+        return f"no finished cell at {largest:g} FLOPs"
+    if not curves[-1].trusted:
+        return EXPLAIN[curves[-1].parabola.status]
     if not baseline:
         return "no dense baseline"
     if not reference:
@@ -173,26 +124,25 @@ def _doubt(
 def _multiplier(
     curves: Sequence[Curve], frontier: Frontier | None, reference: Frontier | None
 ) -> Multiplier | None:
-    trusted = [curve for curve in curves if curve.status == "ok"]
+    trusted = [curve for curve in curves if curve.trusted]
     if not trusted or not reference:
         return None
     budgets = np.array([curve.budget for curve in trusted])
-    reached = reference.invert(np.stack([curve.best_loss for curve in trusted], axis=1))
+    reached = reference.invert(np.stack([curve.parabola.lowest for curve in trusted], axis=1))
     at_budget = reached / budgets
     compute, band = budgets[:0], at_budget[:, :0]
     slope = np.full(len(at_budget), np.nan)
+    largest = float(reference.budgets.max())
     if frontier:
         compute = np.geomspace(budgets[0], budgets[-1], 61)
         band = reference.invert(frontier.predict(compute)) / compute
         decades = np.log10(budgets)
         decades -= decades.mean()
         slope = np.log10(at_budget) @ decades / (decades @ decades)
-    return Multiplier(
-        budgets, at_budget, reached[0] / reference.budgets.max(), compute, band, slope
-    )
+    return Multiplier(budgets, at_budget, largest, compute, band, slope)
 
 
-def _ranked(standings: list[Standing]) -> tuple[Standing, ...]:
+def _placed(standings: Sequence[Standing]) -> tuple[Standing, ...]:
     """Best first. A variant shares the rank of its group's leader if their intervals overlap."""
     placed = [(each.headline, each) for each in standings if each.headline]
     placed.sort(key=lambda pair: -pair[0].value)
@@ -205,10 +155,10 @@ def _ranked(standings: list[Standing]) -> tuple[Standing, ...]:
     return (*result, *(each for each in standings if not each.headline))
 
 
-def _crossings(frontiers: Mapping[str, Frontier | None]) -> tuple[Crossing, ...]:
+def crossings(standings: Sequence[Standing]) -> tuple[Crossing, ...]:
     """Where fitted frontiers cross within the budgets that both were fitted to."""
     result = []
-    fitted = [(variant, frontier) for variant, frontier in frontiers.items() if frontier]
+    fitted = [(each.variant, each.frontier) for each in standings if each.frontier]
     for (first, one), (second, other) in combinations(fitted, 2):
         low = max(one.budgets.min(), other.budgets.min())
         high = min(one.budgets.max(), other.budgets.max())
@@ -216,15 +166,13 @@ def _crossings(frontiers: Mapping[str, Frontier | None]) -> tuple[Crossing, ...]
             continue
         compute = np.geomspace(low, high, 121)
         gap = one.predict(compute) - other.predict(compute)
-        if gap[0, 0] * gap[0, -1] >= 0:
+        below, above = (second, first) if gap[0, 0] > 0 else (first, second)
+        gap *= np.sign(gap[0, 0])  # the loss of `above` over that of `below`
+        if gap[0, -1] >= 0:
             continue
         change = gap[:, :-1] * gap[:, 1:] < 0
         at = compute[change.argmax(axis=1)]
-        ahead = np.sign(gap[0, 0])  # positive: `first` has the higher loss at the low end
-        resolved = (
-            np.mean(gap[1:, 0] * ahead > 0) > 0.95 and np.mean(gap[1:, -1] * ahead < 0) > 0.95
-        )
-        below, above = (second, first) if ahead > 0 else (first, second)
         crossed = np.concatenate([at[:1], at[1:][change[1:].any(axis=1)]])
+        resolved = np.mean(gap[1:, 0] > 0) > 0.95 and np.mean(gap[1:, -1] < 0) > 0.95
         result.append(Crossing(below, above, estimate(crossed), bool(resolved)))
     return tuple(result)

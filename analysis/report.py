@@ -11,17 +11,27 @@ with the path relative to the document; the text between them is derived too.
 from __future__ import annotations
 
 import hashlib
+import platform
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import matplotlib
+import numpy as np
+import PIL
+
 from analysis import leaderboard
+from analysis.analyse import Analysis, analyse
 from analysis.figures import draw
 from analysis.isoflop import AnalysisError
 from analysis.leaderboard import Row
-from analysis.ranking import Analysis, analyse
+from analysis.sections import markdown
 from bench.record import read_records
 
+DRAWN_BY = (
+    f"matplotlib {matplotlib.__version__}, numpy {np.__version__}, pillow {PIL.__version__} on "
+    f"{platform.system()} {platform.machine()}"
+)
 BLOCK = re.compile(r"(<!-- isoflop:(\S+) (\S+) -->\n)(.*?)(<!-- /isoflop -->)", re.DOTALL)
 
 
@@ -36,19 +46,20 @@ def derive(directory: Path, document: Path | None = None) -> tuple[Analysis, dic
         AnalysisError: no records, or records that must not be compared.
         RecordError: a record is unreadable.
     """
-    paths = sorted((directory / "records").glob("[!.]*.json"))
-    if not paths:
+    records, tune = read_records(directory / "records"), read_records(directory / "tune")
+    if not records:
         raise AnalysisError(f"{directory / 'records'}: no records here; run a suite first")
     try:
-        analysis = analyse(read_records(directory / "records"))
+        analysis = analyse(records, tune)
     except AnalysisError as error:
         raise AnalysisError(f"{directory}: {error}") from None
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
     files = {
-        directory / "LEADERBOARD.md": leaderboard.markdown(analysis).encode(),
+        directory / "LEADERBOARD.md": markdown(analysis).encode(),
         directory / "leaderboard.csv": leaderboard.as_csv(leaderboard.rows(analysis)).encode(),
     }
-    for name, content in draw(analysis, f"records {digest}").items():
+    content_of = "".join(one.model_dump_json() for one in (*records, *tune))
+    digest = f"records {hashlib.sha256(content_of.encode()).hexdigest()}"
+    for name, content in draw(analysis, f"{digest}, {DRAWN_BY}").items():
         files[directory / "figures" / name] = content
     if document and document.exists():
         blocks = {"leaderboard": leaderboard.table(analysis)}
@@ -99,6 +110,16 @@ def stale(directory: Path, document: Path | None = None) -> list[Path]:
         AnalysisError, RecordError: see `derive`.
     """
     _, files = derive(directory, document)
-    return [
-        path for path, content in files.items() if not path.exists() or path.read_bytes() != content
-    ]
+    return [path for path, content in files.items() if not _current(path, content)]
+
+
+def _current(path: Path, content: bytes) -> bool:
+    """Whether a file says what it should. Figures drawn by other library versions differ in bytes;
+    those are current if they were drawn from the same records."""
+    if not path.exists():
+        return False
+    found = path.read_bytes()
+    if path.suffix in (".png", ".svg") and DRAWN_BY.encode() not in found:
+        drawn_from = re.search(rb"records [0-9a-f]{64}", content)
+        return drawn_from is not None and drawn_from.group() in found
+    return found == content

@@ -80,6 +80,33 @@ def simulate(
     return records
 
 
+def bracket(
+    variant: str,
+    rates: Sequence[float],
+    best: float,
+    *,
+    budget: float = 1e14,
+    bend: float = 0.02,
+    seeds: int = 1,
+    noise: float = 0.003,
+    random: int = 0,
+) -> list[Record]:
+    """One size at several learning rates, its loss `bend` (ln(rate / best))^2 above the lowest."""
+    generator = np.random.default_rng(random)
+    return [
+        record(
+            variant,
+            budget,
+            optimum(budget)[0],
+            seed=seed,
+            error=bend * np.log(rate / best) ** 2 + noise * generator.standard_normal(),
+            learning_rate=rate,
+        )
+        for rate in rates
+        for seed in range(seeds)
+    ]
+
+
 def record(
     variant: str,
     budget: float,

@@ -1,15 +1,16 @@
 """From records on disk to derived files, and back to whether they are current."""
 
-import csv
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from analysis import figures
+from analysis import report as reporting
 from analysis.isoflop import AnalysisError
 from analysis.report import report, stale
-from analysis.simulate import simulate
+from analysis.simulate import bracket, simulate
 from bench.record import RecordError, write_record
 
 BLOCK = "before\n<!-- isoflop:leaderboard quick -->\nold\n<!-- /isoflop -->\nafter\n"
@@ -23,54 +24,82 @@ def quick(tmp_path: Path) -> Path:
     return directory
 
 
-def test_everything_is_written_and_then_current(quick: Path) -> None:
-    document = quick.parent / "README.md"
-    document.write_text(BLOCK)
-    assert len(stale(quick, document)) > 4
+@pytest.fixture
+def document(quick: Path) -> Path:
+    path = quick.parent / "README.md"
+    path.write_text(BLOCK)
+    return path
+
+
+@pytest.fixture
+def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing all of them takes most of a report's time."""
+    monkeypatch.setattr(figures, "FIGURES", {"frontier": figures.frontier})
+
+
+def test_everything_is_written_and_then_current(quick: Path, document: Path) -> None:
+    for record in bracket("dense", (5e-4, 1e-3, 2e-3), 1e-3):
+        write_record(quick / "tune", record)
+    assert len(stale(quick, document)) > 10
     rows = report(quick, document)
     assert [row["variant"] for row in rows] == ["peer", "dense", "pkm"]
     assert stale(quick, document) == []
-    for name in ("isoflop", "frontier", "multiplier", "wall_clock"):
+    for name in ("isoflop", "frontier", "multiplier", "multiplier_scale", "wall_clock", "rollout"):
         png, svg = quick / "figures" / f"{name}.png", quick / "figures" / f"{name}.svg"
         assert png.read_bytes().startswith(b"\x89PNG")
         assert b"</svg>" in svg.read_bytes()
+    assert "## Learning rates" in (quick / "LEADERBOARD.md").read_text()
     text = document.read_text()
-    assert "| 1 | **peer** |" in text
+    assert "| 1 | peer |" in text
     assert text.startswith("before\n")
     assert text.endswith("<!-- /isoflop -->\nafter\n")
     assert "old" not in text
 
 
-def test_a_changed_record_or_file_is_stale(quick: Path) -> None:
-    document = quick.parent / "README.md"
-    document.write_text(BLOCK)
+@pytest.mark.usefixtures("one_figure")
+def test_a_changed_record_or_file_is_stale(quick: Path, document: Path) -> None:
     report(quick, document)
-    document.write_text(document.read_text().replace("**peer**", "**mine**"))
-    (quick / "figures" / "isoflop.svg").unlink()
-    assert set(stale(quick, document)) == {document, quick / "figures" / "isoflop.svg"}
+    document.write_text(document.read_text().replace("| peer |", "| mine |"))
+    (quick / "figures" / "frontier.svg").unlink()
+    assert set(stale(quick, document)) == {document, quick / "figures" / "frontier.svg"}
     report(quick, document)
     (quick / "LEADERBOARD.md").write_text("better numbers")
     assert stale(quick, document) == [quick / "LEADERBOARD.md"]
     report(quick, document)
     next((quick / "records").glob("*.json")).unlink()
     assert quick / "leaderboard.csv" in stale(quick, document)
+    assert quick / "figures" / "frontier.png" in stale(quick, document)
 
 
-def test_blocks_of_other_directories_are_left_alone(quick: Path) -> None:
-    document = quick.parent / "README.md"
+@pytest.mark.usefixtures("one_figure")
+def test_figures_of_other_library_versions_are_current_if_of_the_same_records(
+    quick: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reporting, "DRAWN_BY", "matplotlib 1.5 on Plan9")
+    report(quick)
+    monkeypatch.undo()
+    monkeypatch.setattr(figures, "FIGURES", {"frontier": figures.frontier})
+    assert stale(quick) == []
+    next((quick / "records").glob("*.json")).unlink()
+    assert quick / "figures" / "frontier.png" in stale(quick)
+
+
+@pytest.mark.usefixtures("one_figure")
+def test_blocks_of_other_directories_are_left_alone(quick: Path, document: Path) -> None:
     other = BLOCK.replace("quick", "h100")
     document.write_text(other)
     report(quick, document)
     assert document.read_text() == other
 
 
-def test_an_unknown_block_is_refused(quick: Path) -> None:
-    document = quick.parent / "README.md"
+@pytest.mark.usefixtures("one_figure")
+def test_an_unknown_block_is_refused(quick: Path, document: Path) -> None:
     document.write_text(BLOCK.replace("leaderboard", "leadreboard"))
     with pytest.raises(AnalysisError, match=r"README\.md: isoflop:leadreboard: no such block"):
         report(quick, document)
 
 
+@pytest.mark.usefixtures("one_figure")
 def test_the_document_may_be_missing(quick: Path) -> None:
     report(quick, quick.parent / "README.md")
     assert not (quick.parent / "README.md").exists()
@@ -87,19 +116,17 @@ def test_a_broken_record_is_named(quick: Path) -> None:
         report(quick)
 
 
-def test_the_csv_holds_the_rows(quick: Path) -> None:
-    rows = report(quick)
-    with (quick / "leaderboard.csv").open() as file:
-        read = list(csv.DictReader(file))
-    assert [row["variant"] for row in read] == [row["variant"] for row in rows]
-    assert float(read[0]["multiplier"]) == rows[0]["multiplier"]
-    assert read[2]["rank"] == "3"
+def test_records_not_to_be_compared_name_their_directory(quick: Path) -> None:
+    (other,) = simulate({"moe": 1.0}, (1e14,), octaves=(0.0,))
+    write_record(quick / "records", other.model_copy(update={"validation_hash": "other"}))
+    with pytest.raises(AnalysisError, match=f"^{quick}: records of different validation_hash"):
+        report(quick)
 
 
 def test_torch_is_never_imported() -> None:
     code = (
         "import sys, analysis.report;"
-        "print(sorted({'torch', 'datasets', 'fvcore', 'pandas'} & set(sys.modules)))"
+        "print(sorted({'torch', 'datasets', 'fvcore', 'pandas', 'scipy'} & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

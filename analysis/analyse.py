@@ -1,0 +1,106 @@
+"""All that a report shows, from records: curves, ranks, rollouts, sweeps, brackets."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from analysis.fairness import Bracket, Sensitivity, brackets, sensitivity
+from analysis.granularity import Sweep, sweeps
+from analysis.isoflop import AnalysisError, Noise, fit_curves
+from analysis.ranking import Crossing, Standing, crossings, rank
+from analysis.rollout import Rollout, rollouts
+from bench.record import Record
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What the records of one suite say."""
+
+    records: tuple[Record, ...]
+    variants: tuple[str, ...]  # the baseline, then by name
+    budgets: tuple[float, ...]  # FLOPs asked for, increasing
+    baseline: str | None  # the dense variant
+    noise: Noise
+    draws: int
+    standings: tuple[Standing, ...]  # best first; those without a rank last
+    crossings: tuple[Crossing, ...]
+    rollouts: dict[str, tuple[Rollout, ...]]  # by variant
+    sweeps: tuple[Sweep, ...]
+    brackets: tuple[Bracket, ...]
+    sensitivity: dict[str, Sensitivity]  # by variant
+
+    @property
+    def in_order(self) -> list[Standing]:
+        """The standings in the order of `variants`."""
+        return sorted(self.standings, key=lambda each: self.variants.index(each.variant))
+
+    @property
+    def finished(self) -> list[Record]:
+        return [record for record in self.records if record.status == "finished"]
+
+    def missing(self, variant: str) -> list[Record]:
+        """Cells of a variant that diverged or failed."""
+        return [
+            record
+            for record in self.records
+            if record.variant == variant and record.status != "finished"
+        ]
+
+
+def analyse(
+    records: Sequence[Record], tune: Sequence[Record] = (), *, draws: int = 1000
+) -> Analysis:
+    """Fit, compare, rank and validate every variant of `records`.
+
+    Args:
+        records: of one suite.
+        tune: its learning-rate brackets.
+        draws: bootstrap draws.
+
+    Raises:
+        AnalysisError: the records must not be compared (see `isoflop.check`), or several dense
+            variants leave it open which is the baseline.
+    """
+    curves, noise = fit_curves(records, draws=draws)
+    draws = draws if noise.degrees else 0
+    baseline = _baseline(records)
+    variants = sorted(
+        {record.variant for record in records}, key=lambda name: (name != baseline, _natural(name))
+    )
+    budgets = tuple(sorted({record.budget for record in records}))
+    by_variant = {
+        variant: [curve for curve in curves if curve.variant == variant] for variant in variants
+    }
+    standings = rank(by_variant, baseline, budgets[-1])
+    found = brackets(tune, records, noise, draws)
+    return Analysis(
+        records=tuple(records),
+        variants=tuple(variants),
+        budgets=budgets,
+        baseline=baseline,
+        noise=noise,
+        draws=draws,
+        standings=standings,
+        crossings=crossings(standings),
+        rollouts={
+            variant: rollouts(own, [one for one in records if one.variant == variant])
+            for variant, own in by_variant.items()
+        },
+        sweeps=sweeps(curves),
+        brackets=found,
+        sensitivity=sensitivity(standings, found, baseline),
+    )
+
+
+def _baseline(records: Iterable[Record]) -> str | None:
+    dense = sorted({record.variant for record in records if record.layer == "dense"})
+    if len(dense) > 1 and "dense" not in dense:
+        raise AnalysisError(f"which of {', '.join(dense)} is the baseline? name one `dense`")
+    return None if not dense else "dense" if "dense" in dense else dense[0]
+
+
+def _natural(name: str) -> list[tuple[str, int]]:
+    """A sort key that puts moe-g4 before moe-g16."""
+    return [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", name)]

@@ -1,0 +1,182 @@
+"""The sections of LEADERBOARD.md: all that a report found, in words and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from analysis import leaderboard
+from analysis.analyse import Analysis
+from analysis.fairness import Bracket
+from analysis.granularity import Sweep
+from analysis.parabola import EXPLAIN, Estimate, estimate
+from analysis.text import flops, flops_interval, interval
+
+
+def markdown(analysis: Analysis) -> str:
+    """LEADERBOARD.md."""
+    suites = ", ".join(sorted({record.suite for record in analysis.records}))
+    parts = [
+        f"# Leaderboard: {suites}\n\n{leaderboard.table(analysis)}",
+        _bullets("Over scale", over_scale(analysis)),
+        _table("Rollout", ROLLOUT, ROLLOUT_HEADER, rollout_rows(analysis)),
+        _bullets("Granularity", [granularity(sweep) for sweep in analysis.sweeps]),
+        _table("Learning rates", RATES, RATES_HEADER, rate_rows(analysis)),
+        _bullets("Notes", notes(analysis)),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def over_scale(analysis: Analysis) -> list[str]:
+    """Each variant's multiplier at every budget and its trend; then where frontiers cross."""
+    lines = []
+    for standing in analysis.standings:
+        multiplier = standing.multiplier
+        if standing.variant == analysis.baseline or not multiplier:
+            continue
+        line = f"{standing.variant}: " + ", ".join(
+            f"{interval(estimate(draws), unit='x')} at {flops(budget)}"
+            for budget, draws in zip(multiplier.budgets, multiplier.at_budget.T, strict=True)
+        )
+        slope = estimate(multiplier.slope)
+        if not np.isnan(slope.value):
+            factor = Estimate(*(10**end for end in slope))
+            line += f"; times {interval(factor)} per tenfold compute ({multiplier.trend})"
+        lines.append(line + ".")
+    for crossing in analysis.crossings:
+        doubt = "" if crossing.resolved else " (not resolved at this noise)"
+        lines.append(
+            f"{crossing.below} is ahead below {flops_interval(crossing.compute)} FLOPs, "
+            f"{crossing.above} above{doubt}."
+        )
+    return lines
+
+
+ROLLOUT = (
+    "Each frontier fitted to the smaller budgets alone, against the loss found at the largest. "
+    "Compute: where that law reaches the loss found, over the FLOPs it took. A law is judged from "
+    "three budgets on; two determine a power law without floor, which bends too little."
+)
+ROLLOUT_HEADER = ("variant", "budgets", "FLOPs spent", "error, nats", "error, compute", "verdict")
+
+
+def rollout_rows(analysis: Analysis) -> list[list[str]]:
+    """One row per variant and number of budgets fitted."""
+    return [
+        [
+            variant,
+            str(len(one.budgets)),
+            flops(one.spent),
+            interval(one.error, "+.3f"),
+            interval(one.compute, ".2f", "x"),
+            "fails" if one.failed else "holds" if one.judged else "not judged",
+        ]
+        for variant, rollouts in analysis.rollouts.items()
+        for one in rollouts
+    ]
+
+
+def granularity(sweep: Sweep) -> str:
+    """The best granularity of one sweep, in words."""
+    tried = ", ".join(f"{value:g}" for value in sweep.values)
+    where = f"{sweep.layer} at {flops(sweep.budget)} FLOPs (G = {tried})"
+    if sweep.parabola.status != "ok":
+        lowest = sweep.values[int(np.argmin(sweep.losses))]
+        why = EXPLAIN[sweep.parabola.status]
+        return f"{where}: no best G is named; the lowest loss is at G = {lowest:g} ({why})."
+    doubt = ", its interval reaching the edge of what was tried" * sweep.parabola.unsettled
+    best = interval(sweep.parabola.at, ".3g")
+    return f"{where}: best G {best}, inside what was tried{doubt}."
+
+
+RATES = (
+    "Brackets at one small cell. Left: loss at the rate the suite used less the lowest of the "
+    "bracket, given the noise of its runs. Places: 95% range of the variant's place among the "
+    "ranked, from the noise of the suite's runs; then with what every variant may have left taken "
+    "off its loss, which gives the multiplier in the column before."
+)
+RATES_HEADER = (
+    "variant", "cell", "tried", "used", "best", "left, nats", "multiplier if tuned", "places",
+    "places if tuned",
+)  # fmt: skip
+
+
+def rate_rows(analysis: Analysis) -> list[list[str]]:
+    """One row per bracket."""
+    return [_rate_row(analysis, bracket) for bracket in analysis.brackets]
+
+
+def _rate_row(analysis: Analysis, bracket: Bracket) -> list[str]:
+    low, high = bracket.best_rates
+    row = [
+        bracket.variant,
+        f"{bracket.size.name} at {flops(bracket.budget)} FLOPs",
+        ", ".join(f"{rate:.2g}" for rate in bracket.rates),
+        f"{bracket.rates[bracket.used]:.2g}",
+        f"{bracket.rates[bracket.best]:.2g} [{low:.2g}, {high:.2g}]"
+        + ", at the edge" * bracket.at_edge,
+        interval(estimate(bracket.left), ".4f"),
+    ]
+    effect = analysis.sensitivity.get(bracket.variant)
+    if not effect:
+        return [*row, "-", "-", "-"]
+    return [
+        *row,
+        interval(effect.multiplier, unit="x"),
+        _range(effect.places),
+        _range(effect.places_tuned),
+    ]
+
+
+def _range(places: tuple[int, int]) -> str:
+    first, last = places
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def notes(analysis: Analysis) -> list[str]:
+    """What was run, the noise, the fitted frontiers and the cells that did not finish."""
+    finished, noise = analysis.finished, analysis.noise
+    devices = sorted({record.measured.device for record in finished})
+    seeds = sorted({record.seed for record in finished})
+    lines = [
+        f"{len(finished)} finished cells of {len(analysis.records)}, seeds "
+        f"{', '.join(map(str, seeds))}; at most {max(one.epochs for one in finished):.2g} epochs; "
+        f"trained on {', '.join(devices)}"
+        + (": times are not comparable between devices." if len(devices) > 1 else ".")
+    ]
+    if noise.degrees:
+        between = f"{noise.seed:.2g} between seeds" if noise.seed else "one seed"
+        lines.append(
+            f"Noise of one cell: {np.hypot(noise.fit, noise.seed):.2g} nats ({between}), from "
+            f"{noise.degrees} degrees of freedom. Intervals: central 95% of {analysis.draws} "
+            "bootstrap draws, which resample pooled residuals and refit every curve, frontier and "
+            "multiplier."
+        )
+    for standing in analysis.standings:
+        law = standing.frontier
+        if law:
+            lines.append(
+                f"Frontier of {standing.variant}: L(C) = {law.floor[0]:.3f} + {law.scale[0]:.3f} "
+                f"(C / {flops(law.unit)})^-{law.alpha[0]:.3f} ({law.status})."
+            )
+    for record in analysis.records:
+        if record.status != "finished":
+            message = f": {record.message.splitlines()[0]}" if record.message else ""
+            lines.append(
+                f"{record.variant} at size {record.size.name}, {flops(record.budget)} FLOPs, seed "
+                f"{record.seed}: {record.status}{message}"
+            )
+    return lines
+
+
+def _bullets(title: str, lines: Sequence[str]) -> str:
+    return f"## {title}\n\n" + "".join(f"- {line}\n" for line in lines) if lines else ""
+
+
+def _table(title: str, text: str, header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    if not body:
+        return ""
+    lines = [header, ["--"] * len(header), *body]
+    rendered = "".join("| " + " | ".join(line) + " |\n" for line in lines)
+    return f"## {title}\n\n{text}\n\n{rendered}"

@@ -1,0 +1,106 @@
+"""The look of the figures: colours, markers, shades, axes that read well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+from analysis.analyse import Analysis
+from analysis.parabola import Array, Estimate
+from analysis.text import flops
+
+# Okabe and Ito's colours, which the colour-blind tell apart; the baseline is nearly black.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7F7F7F")
+BASELINE = "#222222"
+MARKERS = "osD^vPX*"
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4.5,
+    "figure.constrained_layout.use": True,
+    "svg.hashsalt": "isoflop",  # else element names are random
+}
+
+
+def colours(analysis: Analysis) -> dict[str, str]:
+    """One colour per variant, in every figure and on the page."""
+    others = [variant for variant in analysis.variants if variant != analysis.baseline]
+    chosen = {variant: PALETTE[place % len(PALETTE)] for place, variant in enumerate(others)}
+    return {variant: chosen.get(variant, BASELINE) for variant in analysis.variants}
+
+
+def shades(analysis: Analysis) -> dict[float, float]:
+    """A strength of colour per budget, the largest full."""
+    strengths = np.linspace(1, 0.35, len(analysis.budgets))[::-1]
+    return dict(zip(analysis.budgets, strengths.tolist(), strict=True))
+
+
+def markers(analysis: Analysis) -> dict[str, str]:
+    """One marker per variant, in every figure."""
+    return {name: MARKERS[place % len(MARKERS)] for place, name in enumerate(analysis.variants)}
+
+
+def shade(colour: str, strength: float) -> str:
+    """The colour mixed with white."""
+    red, green, blue = (1 - strength * (1 - part) for part in to_rgb(colour))
+    return to_hex((red, green, blue))
+
+
+def whiskers(value: Estimate) -> Array | None:
+    """An interval as matplotlib's error bars want it."""
+    if np.isnan(value.low):
+        return None
+    return np.array([[max(0, value.value - value.low)], [max(0, value.high - value.value)]])
+
+
+def band(ax: Axes, x: Array, draws: Array, colour: str, ls: str = "-") -> None:
+    """A curve and the central 95% of its draws, shape (1 + draws, len(x))."""
+    ax.plot(x, draws[0], color=colour, ls=ls)
+    if len(draws) > 1:
+        low, high = np.quantile(draws[1:], [0.025, 0.975], axis=0)
+        ax.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
+
+
+def log_ticks(axis: Axis, label: Callable[[float], str], subs: Sequence[float] = (1, 3)) -> None:
+    """Ticks of a logarithmic axis over decades, at `subs` of each."""
+    axis.set_major_locator(LogLocator(subs=subs, numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: label(value)))
+    axis.set_minor_locator(NullLocator())
+
+
+def compute_axis(ax: Axes, analysis: Analysis) -> None:
+    """Ticked at the budgets."""
+    ax.set_xscale("log")
+    ax.set_xticks(analysis.budgets, [flops(budget) for budget in analysis.budgets])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_xlabel("training FLOPs")
+
+
+def plain_ticks(axis: Axis, label: str = "{:g}") -> None:
+    """A logarithmic axis of less than a decade or two, ticked at round numbers."""
+    axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: label.format(round(value, 6))))
+    axis.set_minor_locator(NullLocator())
+    axis.set_minor_formatter(NullFormatter())
+
+
+def loss_axis(ax: Axes) -> None:
+    """Loss, logarithmic."""
+    ax.set_yscale("log")
+    plain_ticks(ax.yaxis)

@@ -1,0 +1,134 @@
+"""Rows, table, and the flags that warn a reader."""
+
+import csv
+import io
+
+import pytest
+
+from analysis.analyse import analyse
+from analysis.leaderboard import as_csv, rows, table
+from analysis.sections import markdown
+from analysis.simulate import bracket, simulate
+from bench.record import Record
+
+BUDGETS = (1e14, 4e14, 1.6e15, 6.4e15)
+OCTAVES = (-1.0, -0.5, 0.0, 0.5, 1.0)
+TRUTH = {"dense": 1.0, "peer": 1.5, "pkm": 0.7}
+RATES = (5e-4, 1e-3, 2e-3)
+
+
+@pytest.fixture
+def records() -> list[Record]:
+    return simulate(TRUTH, BUDGETS, octaves=OCTAVES)
+
+
+def flags(records: list[Record], variant: str, tune: list[Record] | None = None) -> str:
+    found = {row["variant"]: row for row in rows(analyse(records, tune or [], draws=200))}
+    return "; ".join(found[variant]["flags"])
+
+
+def test_rows_hold_what_the_records_hold(records: list[Record]) -> None:
+    analysis = analyse(records, draws=200)
+    peer, dense, pkm = rows(analysis)
+    assert [row["variant"] for row in (peer, dense, pkm)] == ["peer", "dense", "pkm"]
+    assert [row["rank"] for row in (peer, dense, pkm)] == [1, 2, 3]
+    assert peer["multiplier_low"] <= peer["multiplier"] <= peer["multiplier_high"]
+    assert dense["multiplier"] == 1
+    assert dense["trend_per_decade"] is None
+    top = analysis.standings[0].top
+    assert top
+    (nearest,) = top.cells[top.nearest]
+    assert peer["size"] == nearest.size.name
+    assert peer["active_parameters"] == nearest.parameters.active
+    assert peer["total_parameters"] == nearest.parameters.total
+    assert peer["layer_bytes_per_token"] == nearest.layer_bytes_per_token
+    assert peer["bits_per_byte"] == pytest.approx(nearest.bits_per_byte, rel=1e-4)
+    assert peer["tokens_per_second"] == pytest.approx(nearest.measured.tokens_per_second, rel=1e-4)
+    assert peer["loss_6.4e15"] == pytest.approx(top.parabola.loss.value, rel=1e-4)
+    assert peer["seeds"] == 1
+
+
+def test_seeds_of_the_nearest_cell_are_averaged() -> None:
+    records = simulate(TRUTH, BUDGETS, octaves=OCTAVES, seeds=2, noise=0.01)
+    analysis = analyse(records, draws=50)
+    row, top = rows(analysis)[0], analysis.standings[0].top
+    assert top
+    cell = top.cells[top.nearest]
+    bits = [one.bits_per_byte or 0 for one in cell]
+    assert row["seeds"] == 2
+    assert row["bits_per_byte"] == pytest.approx(sum(bits) / 2, rel=1e-4)
+    assert bits[0] != bits[1]
+
+
+def test_the_table_shows_them(records: list[Record]) -> None:
+    text = table(analyse(records, draws=200))
+    lines = text.splitlines()
+    assert "compute multiplier at 6.4e15 FLOPs" in lines[0]
+    assert lines[2].startswith("| 1 | peer | 1.")
+    assert "1 (baseline)" in lines[3]
+    assert len({line.count("|") for line in lines[:5]}) == 1
+
+
+def test_the_csv_comes_back(records: list[Record]) -> None:
+    spoilt = [one for one in records if one.variant != "pkm" or one.budget < BUDGETS[-1]]
+    found = rows(analyse(spoilt, draws=50))
+    read = list(csv.DictReader(io.StringIO(as_csv(found))))
+    assert float(read[0]["multiplier"]) == found[0]["multiplier"]
+    assert read[2]["multiplier"] == ""
+    assert read[2]["flags"].startswith("no finished cell")
+
+
+def test_a_winner_is_flagged_as_extrapolating_the_dense_frontier(records: list[Record]) -> None:
+    assert "dense frontier extrapolated 1.5x" in flags(records, "peer")
+    assert "extrapolated" not in flags(records, "pkm")
+    assert flags(records, "dense") == ""
+
+
+def test_a_law_that_fails_its_rollout_is_flagged(records: list[Record]) -> None:
+    bent = [
+        one.model_copy(update={"loss": (one.loss or 0) - 0.2})
+        if (one.variant, one.budget) == ("peer", BUDGETS[-1])
+        else one
+        for one in records
+    ]
+    assert "fails to predict the largest budget: +0.2" in flags(bent, "peer")
+    assert "fails" not in flags(records, "peer")
+
+
+def test_unfinished_cells_are_flagged(records: list[Record]) -> None:
+    index = next(i for i, one in enumerate(records) if one.variant == "peer")
+    wild = records[index].model_copy(
+        update={"status": "diverged", "loss": None, "message": "loss is nan at step 9\ntraceback"}
+    )
+    spoilt = [*records[:index], wild, *records[index + 1 :]]
+    assert "1 cell did not finish (diverged)" in flags(spoilt, "peer")
+    assert "diverged: loss is nan at step 9\n" in markdown(analyse(spoilt, draws=10))
+
+
+def test_an_untrusted_lower_budget_is_flagged(records: list[Record]) -> None:
+    kept = [
+        one
+        for index, one in enumerate(records)
+        if (one.variant, one.budget) != ("peer", BUDGETS[1]) or index % 5 < 3
+    ]
+    assert "4e14 FLOPs left out: fewer than 4 points" in flags(kept, "peer")
+
+
+def test_learning_rates_are_flagged(records: list[Record]) -> None:
+    tune = [*bracket("dense", RATES, 1e-3), *bracket("peer", RATES, 1e-2)]
+    assert "best learning rate 0.002 at the edge of its bracket" in flags(records, "peer", tune)
+    assert "learning rate not tuned" in flags(records, "pkm", tune)
+    assert flags(records, "dense", tune) == ""
+
+
+def test_sections_appear_where_there_is_something_to_say() -> None:
+    options = {f"moe-g{g}": {"granularity": g} for g in (1, 2, 4, 8)}
+    truth = {"dense": 1.0, "moe-g1": 1.2, "moe-g2": 1.5, "moe-g4": 1.6, "moe-g8": 1.4}
+    records = simulate(truth, BUDGETS, octaves=OCTAVES, options=options)
+    full = markdown(analyse(records, bracket("dense", RATES, 1e-3), draws=100))
+    for title in ("Over scale", "Rollout", "Granularity", "Learning rates", "Notes"):
+        assert f"\n## {title}\n" in full
+    assert "moe at 6.4e15 FLOPs (G = 1, 2, 4, 8): best G 3." in full
+    bare = markdown(analyse(simulate({"dense": 1.0}, BUDGETS[:1]), draws=100))
+    for title in ("Rollout", "Granularity", "Learning rates"):
+        assert title not in bare
