@@ -31,6 +31,7 @@ class DataError(Exception):
 class Tokens:
     """A tokenised corpus. Both splits are flat; every document ends with the end-of-text token."""
 
+    folder: Path  # in the cache
     train: np.ndarray  # uint16 or uint32, a memmap
     validation: np.ndarray
     bytes_of_token: np.ndarray  # [vocabulary] UTF-8 bytes that each token stands for
@@ -185,10 +186,14 @@ def _fingerprint(corpus: Corpus) -> str:
 def find(corpus: Corpus) -> Tokens | None:
     """The tokens of a corpus if they are in the cache."""
     folder = cache_directory() / _fingerprint(corpus)
-    if not (folder / "meta.json").exists():
-        return None
+    return open_tokens(folder) if (folder / "meta.json").exists() else None
+
+
+def open_tokens(folder: Path) -> Tokens:
+    """The tokens in a folder of the cache, mapped rather than read."""
     meta = json.loads((folder / "meta.json").read_text())
     return Tokens(
+        folder=folder,
         train=np.memmap(folder / "train.bin", dtype=meta["dtype"], mode="r"),
         validation=np.memmap(folder / "validation.bin", dtype=meta["dtype"], mode="r"),
         bytes_of_token=np.array(meta["bytes_of_token"]),
@@ -236,9 +241,7 @@ def prepare(corpus: Corpus) -> Tokens:
     sizes[end] = 0
     meta = {"dtype": dtype, "bytes_of_token": sizes, **counts}
     write_whole(folder / "meta.json", json.dumps(meta))  # last: its presence says all is there
-    prepared = find(corpus)
-    assert prepared is not None
-    return prepared
+    return open_tokens(folder)
 
 
 def _train_tokenizer(corpus: Corpus) -> Tokenizer:

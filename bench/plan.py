@@ -197,7 +197,9 @@ def make_cell(
     Raises:
         SuiteError: naming `variant_key` or `budget_key`.
     """
-    variant, shape, training = suite.variants[name], suite.sizes[size], suite.training
+    variant, shape = suite.variants[name], suite.sizes[size]
+    training = suite.training.model_copy(update={"batch": shape.batch or suite.training.batch})
+    backbone = shape.model_dump(exclude={"batch"})
     try:
         layer = find_layer(variant.layer)
     except ValueError as error:
@@ -211,7 +213,7 @@ def make_cell(
                 placement=suite.placement,
                 vocabulary=suite.corpus.vocabulary,
                 context=training.context,
-                **shape.model_dump(),
+                **backbone,
             )
         )
     except ValueError as error:
@@ -233,7 +235,7 @@ def make_cell(
         "source": _source_hash(variant.layer),
         "options": options,
         "placement": suite.placement,
-        "shape": shape.model_dump(),
+        "shape": backbone,
         "corpus": suite.corpus.model_dump(),
         "training": training.model_dump(),
         "learning_rate": learning_rate,
@@ -247,7 +249,7 @@ def make_cell(
         layer=variant.layer,
         options=options,
         placement=suite.placement,
-        size=Size(name=size, **shape.model_dump()),
+        size=Size(name=size, **backbone),
         seed=seed,
         budget=budget,
         corpus=suite.corpus,

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from bench.data import hash_of_windows, prepare
+from bench.data import hash_of_windows, open_tokens, prepare
 from bench.plan import Cell
 from bench.record import Measured, Record, read_record, write_record
 from bench.train import (
@@ -104,7 +104,9 @@ def run_cells(cells: list[Cell], records: Path) -> Iterator[Event]:
                     cell, device = waiting.pop(0), free.pop()
                     ours, theirs = context.Pipe(duplex=False)
                     process: BaseProcess = context.Process(
-                        target=_work, args=(cell, device, scratch, theirs), daemon=True
+                        target=_work,
+                        args=(cell, tokens.folder, device, scratch, theirs),
+                        daemon=True,
                     )
                     process.start()
                     theirs.close()
@@ -158,7 +160,8 @@ def _workers() -> Iterator[ForkServerContext | SpawnContext]:
             yield multiprocessing.get_context("spawn")
         else:
             context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["bench.train"])
+            # The optimiser imports torch._dynamo on first use, which takes more than a second.
+            context.set_forkserver_preload(["bench.train", "torch._dynamo"])
             yield context
     finally:
         for key, old in before.items():
@@ -166,7 +169,7 @@ def _workers() -> Iterator[ForkServerContext | SpawnContext]:
                 os.environ.pop(key, None)
 
 
-def _work(cell: Cell, device: torch.device, scratch: Path, pipe: Connection) -> None:
+def _work(cell: Cell, corpus: Path, device: torch.device, scratch: Path, pipe: Connection) -> None:
     """Body of a worker: train, send progress and the record. Ends if the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     parent = multiprocessing.parent_process()
@@ -179,7 +182,7 @@ def _work(cell: Cell, device: torch.device, scratch: Path, pipe: Connection) -> 
         pipe.send(progress)
 
     try:
-        pipe.send(train_cell(cell, device, scratch, report))
+        pipe.send(train_cell(cell, open_tokens(corpus), device, scratch, report))
     except BrokenPipeError:
         os._exit(1)
 

@@ -46,6 +46,7 @@ class Shape(_Table):
     width: Positive  # d_model
     depth: Positive  # blocks
     heads: Positive  # attention heads; width / heads must be even
+    batch: Positive | None = None  # sequences per optimiser step; training.batch if not given
 
 
 class Budget(_Table):
@@ -143,7 +144,8 @@ def load_suite(name: str) -> Suite:
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """The first error of a validation, as one line: key, what is wrong, what would be right."""
-    first = error.errors()[0]
+    # A misspelt key shows as an unknown and a missing one: the unknown one helps.
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         return f"{key}: unknown key; known here: {', '.join(_known_keys(model, first['loc']))}"
@@ -173,13 +175,13 @@ def _check_references(path: Path, suite: Suite) -> None:
         if name not in suite.sizes:
             raise SuiteError(f"{path}: {key}: no size {name!r} in [sizes]; known: {known}")
     for name, shape in suite.sizes.items():
+        batch, micro = shape.batch or suite.training.batch, suite.training.micro_batch
+        if micro and batch % micro:
+            raise SuiteError(
+                f"{path}: training.micro_batch: {micro} must divide the batch of {name}, {batch}"
+            )
         if shape.width % shape.heads or (shape.width // shape.heads) % 2:
             raise SuiteError(
                 f"{path}: sizes.{name}: width {shape.width} must be an even multiple of heads, "
                 f"not of {shape.heads}"
             )
-    if suite.training.micro_batch and suite.training.batch % suite.training.micro_batch:
-        raise SuiteError(
-            f"{path}: training.micro_batch: {suite.training.micro_batch} must divide batch "
-            f"{suite.training.batch}"
-        )

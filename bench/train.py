@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.data import Sampler, Tokens, bits_per_byte, hash_of_windows, prepare
+from bench.data import Sampler, Tokens, bits_per_byte, hash_of_windows
 from bench.plan import Cell
 from bench.record import Measured, Record
 from bench.suite import Training
@@ -146,6 +146,7 @@ class Trainer:
 
 def train_cell(
     cell: Cell,
+    tokens: Tokens,
     device: torch.device,
     scratch: Path,
     report: Callable[[Progress], None] = lambda progress: None,
@@ -159,7 +160,6 @@ def train_cell(
     """
     started = datetime.datetime.now(datetime.UTC)
     begin = perf_counter()
-    tokens = prepare(cell.corpus)
     training = cell.training
     windows = tokens.validation_windows(training.validation_tokens, training.context)
     outcome: dict[str, Any] = {"status": "finished", "loss": None, "bits_per_byte": None}

@@ -17,7 +17,7 @@ def product_key_topk(first_XN: Tensor, second_XN: Tensor, k: int) -> tuple[Tenso
     """The k best sums first[i] + second[j] over all pairs, and their key indices i * n + j.
 
     Args:
-        first_XN, second_XN: scores of the n sub-keys of each half, [..., n], with n >= k.
+        first_XN, second_XN: scores of the n sub-keys of each half, [..., n], with n^2 >= k.
     Returns:
         scores [..., k] in falling order, indices [..., k] into the n^2 keys. Equal to an
         exhaustive top-k; among equal scores the choice is free, as it is for `torch.topk`.
@@ -27,13 +27,17 @@ def product_key_topk(first_XN: Tensor, second_XN: Tensor, k: int) -> tuple[Tenso
     instead of 256 for k = 16.
     """
     n = first_XN.shape[-1]
-    first, first_index = first_XN.topk(k, dim=-1)
-    second, second_index = second_XN.topk(k, dim=-1)
-    pairs = [(i, j) for i in range(k) for j in range(k // (i + 1))]
-    rank_i, rank_j = torch.tensor(pairs, device=first_XN.device).unbind(1)
-    scores, best = (first[..., rank_i] + second[..., rank_j]).topk(k, dim=-1)
-    index = first_index.gather(-1, rank_i[best]) * n + second_index.gather(-1, rank_j[best])
-    return scores, index
+    with torch.no_grad():  # only the winners get a gradient, through the gathers below
+        half = min(k, n)
+        first, first_index = first_XN.topk(half, dim=-1)
+        second, second_index = second_XN.topk(half, dim=-1)
+        pairs = [(i, j) for i in range(half) for j in range(min(half, k // (i + 1)))]
+        rank_i, rank_j = torch.tensor(pairs, device=first_XN.device).unbind(1)
+        sums = first.index_select(-1, rank_i) + second.index_select(-1, rank_j)
+        best = sums.topk(k, dim=-1).indices
+        i = first_index.gather(-1, rank_i[best])
+        j = second_index.gather(-1, rank_j[best])
+    return first_XN.gather(-1, i) + second_XN.gather(-1, j), i * n + j
 
 
 class ProductKeys(nn.Module):
@@ -105,13 +109,13 @@ def check_product_keys(n_keys: int, top_k: int, d_key: int) -> int:
     """The number of sub-keys, sqrt(n_keys).
 
     Raises:
-        ValueError: n_keys is no square, top_k is over its root, or d_key is odd.
+        ValueError: n_keys is no square, top_k is more than n_keys, or d_key is odd.
     """
     n_sub = math.isqrt(n_keys)
     if n_sub**2 != n_keys:
         raise ValueError(f"{n_keys} keys are no square; {n_sub**2} and {(n_sub + 1) ** 2} are")
-    if not 0 < top_k <= n_sub:
-        raise ValueError(f"top_k must be 1 to {n_sub}, the root of {n_keys} keys, not {top_k}")
+    if not 0 < top_k <= n_keys:
+        raise ValueError(f"top_k must be 1 to {n_keys}, the number of keys, not {top_k}")
     if d_key < 2 or d_key % 2:
         raise ValueError(f"d_key must be even, not {d_key}: each half of a query has its own keys")
     return n_sub

@@ -1,0 +1,171 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bench.record import read_records
+from bench.run import ALLOCATOR, Event, RunError, missing, run_cells
+from models import LAYERS
+from tests.bench.cells import TINY, tiny_cells
+
+# Cells of a second or two, so that there is time to kill them.
+SUITE = """
+[corpus]
+vocabulary = 300
+documents = 40
+[training]
+context = 16
+batch = 4
+validation_tokens = 512
+[sizes]
+s = { width = 16, depth = 2, heads = 2 }
+[[budgets]]
+flops = 1e9
+[[budgets]]
+flops = 1e10
+[transfer]
+width = 16
+[variants]
+dense = { layer = "dense", learning_rate = 1e-2 }
+again = { layer = "dense", learning_rate = 2e-2 }
+"""
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    (folder / "suite.toml").write_text(SUITE)
+    return subprocess.Popen(
+        [sys.executable, "-m", "bench", "run", "suite.toml", "--out", "out"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": os.getcwd()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
+
+
+def children_of(pid: int) -> list[int]:
+    """All descendants, by /proc."""
+    parents: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(path.parent.name)] = int(path.read_text().rsplit(")", 1)[1].split()[1])
+        except OSError:
+            continue
+    found, new = [], [pid]
+    while new:
+        new = [child for child, parent in parents.items() if parent in new]
+        found += new
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="finds the worker processes in /proc")
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_run_keeps_what_finished_and_goes_on(tmp_path: Path, kind: signal.Signals) -> None:
+    records = tmp_path / "out" / "records"
+    process = start(tmp_path)
+    try:
+        wait_for(lambda: len(list(records.glob("[!.]*.json"))) >= 2)
+        workers = children_of(process.pid)
+        assert workers
+        process.send_signal(kind)
+        output, _ = process.communicate(timeout=30)
+        # Workers of a killed parent notice, and end by themselves.
+        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 30)
+    finally:
+        process.kill()
+    if kind == signal.SIGINT:
+        assert process.returncode == 130
+        assert "interrupted; finished records are whole" in output
+        assert "Traceback" not in output
+    before = {r.cell: r for r in read_records(records)}
+    assert 2 <= len(before) < 4
+    again = start(tmp_path)
+    output, _ = again.communicate(timeout=120)
+    assert f"{4 - len(before)} of 4 cells to train" in output
+    after = {r.cell: r for r in read_records(records)}
+    assert len(after) == 4
+    assert all(after[cell] == record for cell, record in before.items())
+    output, _ = start(tmp_path).communicate(timeout=60)
+    assert "nothing to train: all 4 cells have records" in output
+
+
+def finish(records: Path, variants: dict | None = None) -> list[Event]:
+    cells = tiny_cells(**({"variants": variants} if variants else {}))
+    return list(run_cells(cells, records))
+
+
+class Suicide(LAYERS["dense"]):  # type: ignore[misc,name-defined]
+    """Stands for a worker that the kernel kills for want of memory."""
+
+    def forward(self, x_BTD):  # type: ignore[no-untyped-def]
+        if not x_BTD.is_meta:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(x_BTD)
+
+
+def test_a_worker_that_dies_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> None:
+    variants = {
+        "killed": {"layer": f"{__file__}:Suicide", "learning_rate": 1e-2},
+        "dense": TINY["variants"]["dense"],
+    }
+    finish(tmp_path / "records", variants)
+    records = {r.variant: r for r in read_records(tmp_path / "records")}
+    assert records["dense"].status == "finished"
+    assert records["killed"].status == "failed"
+    assert (
+        records["killed"].message == "its process was ended by SIGKILL, perhaps for want of memory"
+    )
+    # A failed cell is tried again, a finished one is not.
+    left = missing(tiny_cells(variants=variants), tmp_path / "records")
+    assert [cell.variant for cell in left] == ["killed"]
+
+
+def test_a_full_disk_is_one_line_and_keeps_finished_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsync, calls = os.fsync, []
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) > 1:
+            raise OSError(28, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match="No space left on device; finished records are whole"):
+        finish(tmp_path / "records")
+    assert len(read_records(tmp_path / "records")) == 1
+
+
+def test_records_do_not_depend_on_the_process(tmp_path: Path) -> None:
+    """A worker's record is that of the cell trained here."""
+    import torch
+
+    from bench.data import prepare
+    from bench.train import train_cell
+
+    cell = tiny_cells()[0]
+    finish(tmp_path / "records")
+    there = next(r for r in read_records(tmp_path / "records") if r.cell == cell.id)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    here = train_cell(cell, prepare(cell.corpus), torch.device("cpu"), tmp_path)
+    torch.set_num_threads(threads)
+    assert there.model_dump(exclude={"measured"}) == here.model_dump(exclude={"measured"})
+    assert there.measured.threads == 1
+    assert not any(key in os.environ for key in ALLOCATOR)
+    json.loads((tmp_path / "records" / f"{cell.id}.json").read_text())

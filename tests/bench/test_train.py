@@ -1,0 +1,187 @@
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import bench.train
+from bench.data import Tokens, prepare
+from bench.plan import Cell
+from bench.record import Record
+from bench.suite import Training
+from bench.train import Progress, Trainer, learning_rate_at, make_optimizer, train_cell
+from models import Decoder
+from tests.bench.cells import TINY, tiny_cells
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def tokens() -> Tokens:
+    return prepare(tiny_cells()[0].corpus)
+
+
+def comparable(record: Record) -> dict[str, Any]:
+    """A record without what depends on the machine and the day."""
+    return record.model_dump(exclude={"measured"})
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=["dense", "peer"])
+def test_the_same_cell_twice_gives_the_same_record(
+    index: int, tokens: Tokens, tmp_path: Path
+) -> None:
+    cell = tiny_cells()[index]
+    first, second = (train_cell(cell, tokens, CPU, tmp_path) for _ in range(2))
+    assert first.status == "finished"
+    assert comparable(first) == comparable(second)
+    other = train_cell(tiny_cells(seeds=[1])[index], tokens, CPU, tmp_path)
+    assert other.loss != first.loss
+
+
+def test_training_learns(tokens: Tokens, tmp_path: Path) -> None:
+    """Far below a uniform guess, and below the best guess that ignores the context."""
+    cell = tiny_cells(budgets=[{"flops": 5e9}])[0]
+    record = train_cell(cell, tokens, CPU, tmp_path)
+    counts = np.bincount(tokens.train, minlength=300) + 1.0
+    windows = tokens.validation_windows(512, 16)
+    unigram = -np.log(counts / counts.sum())[windows[:, 1:]].mean()
+    assert record.loss is not None
+    assert record.loss < unigram - 0.3
+    assert record.loss < math.log(300) - 1
+    assert record.curve[-1][0] == cell.steps
+    assert record.curve[0][1] > record.curve[-1][1]
+
+
+def test_a_cell_resumes_from_its_checkpoint_with_the_same_result(
+    tokens: Tokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = tiny_cells()[1]
+    whole = train_cell(cell, tokens, CPU, tmp_path / "a")
+    monkeypatch.setattr(bench.train, "CHECKPOINT_SECONDS", 0.0)
+    save, saved = bench.train._Run._save, []
+
+    class KilledError(BaseException):
+        pass
+
+    def save_then_die(run: bench.train._Run) -> None:
+        save(run)
+        saved.append(run.step)
+        if len(saved) == 3:
+            raise KilledError
+
+    monkeypatch.setattr(bench.train._Run, "_save", save_then_die)
+    with pytest.raises(KilledError):
+        train_cell(cell, tokens, CPU, tmp_path / "b")
+    assert 0 < saved[-1] < cell.steps
+    steps: list[int] = []
+    step = Trainer.step
+    monkeypatch.setattr(
+        Trainer, "step", lambda self, i, windows: (steps.append(i), step(self, i, windows))[1]
+    )
+    resumed = train_cell(cell, tokens, CPU, tmp_path / "b")
+    assert steps[0] == saved[2]
+    assert comparable(resumed) == comparable(whole)
+    assert not list((tmp_path / "b").iterdir())  # no checkpoint is left behind
+
+
+def test_a_diverging_cell_says_so(tokens: Tokens, tmp_path: Path) -> None:
+    variants = {"dense": {"layer": "dense", "learning_rate": 1e3}}
+    record = train_cell(tiny_cells(variants=variants)[0], tokens, CPU, tmp_path)
+    assert record.status == "diverged"
+    assert record.loss is None
+    assert record.message is not None
+    assert "lower the learning rate" in record.message
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory: set training.micro_batch"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of memory: set"),
+        (RuntimeError("shapes differ\nand more"), "RuntimeError: shapes differ"),
+    ],
+)
+def test_a_failing_cell_says_what_happened(
+    tokens: Tokens,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    message: str,
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Trainer, "step", fail)
+    record = train_cell(tiny_cells()[0], tokens, CPU, tmp_path)
+    assert record.status == "failed"
+    assert record.message is not None
+    assert record.message.startswith(message)
+    assert "\n" not in record.message
+
+
+def test_micro_batches_add_up_to_the_batch(tokens: Tokens) -> None:
+    training = {**TINY["training"], "micro_batch": 2}
+    whole, parts = tiny_cells()[0], tiny_cells(training=training)[0]
+    windows = np.arange(4 * 17).reshape(4, 17) % 300
+    gradients = []
+    for cell in (whole, parts):
+        trainer = Trainer(cell, CPU)
+        torch.nn.init.normal_(trainer.model.head.weight)
+        trainer.optimizer.step = lambda *_: None  # type: ignore[method-assign]
+        kept: dict[str, torch.Tensor] = {}
+        for name, p in trainer.model.named_parameters():
+            p.register_post_accumulate_grad_hook(
+                lambda p, name=name, kept=kept: kept.__setitem__(name, p.grad.clone())
+            )
+        loss = trainer.step(0, windows)
+        gradients.append((loss, kept))
+    torch.testing.assert_close(gradients[0][0], gradients[1][0], rtol=1e-2, atol=1e-2)
+    for name, gradient in gradients[0][1].items():
+        torch.testing.assert_close(gradient, gradients[1][1][name], rtol=0.1, atol=0.02)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
+def test_the_schedule_ends_at_the_cells_own_horizon(schedule: str) -> None:
+    training = Training(context=1, batch=1, schedule=schedule, warmup=0.1, decay=0.2, final=0.1)
+    for steps in (1, 10, 1000):
+        rates = [learning_rate_at(step, steps, 2.0, training) for step in range(steps)]
+        assert max(rates) == pytest.approx(2.0)
+        if steps == 1000:
+            assert rates[0] == pytest.approx(2.0 / 100)
+            assert rates[99] == pytest.approx(2.0)
+            assert rates[-1] == pytest.approx(0.2, rel=0.05)
+            assert all(a >= b for a, b in zip(rates[100:], rates[101:], strict=False))
+        if steps == 1000 and schedule == "wsd":
+            assert rates[799] == 2.0 > rates[805]
+
+
+def test_weight_decay_spares_embedding_norms_and_tables() -> None:
+    cell = tiny_cells()[1]
+    model = Decoder(cell.config)
+    decayed, spared = make_optimizer(model, cell.training).param_groups
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert decayed["weight_decay"] == 0.1
+    assert spared["weight_decay"] == 0
+    spared_names = {names[id(p)] for p in spared["params"]}
+    assert {"embedding.weight", "norm.weight", "blocks.1.ffn.up_ND"} <= spared_names
+    decayed_names = {names[id(p)] for p in decayed["params"]}
+    assert {"head.weight", "blocks.1.ffn.retrieval.keys"} <= decayed_names
+    assert decayed_names | spared_names == set(names.values())
+
+
+def test_progress_is_reported(tokens: Tokens, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    cell: Cell = tiny_cells()[0]
+    train_cell(cell, tokens, CPU, tmp_path, seen.append)
+    assert seen[-1].step == cell.steps
+    assert seen[-1].tokens_per_second > 0
