@@ -35,13 +35,15 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def operands(
-    H: int, S: int, M: int, C: int, n: int, seed: int, *, ties: bool
+    H: int, S: int, M: int, C: int, n: int, seed: int, kind: str = "normal"
 ) -> tuple[Tensor, Tensor]:
-    """Queries [2, H, M, C] and keys [2, S, C, n]; of small whole numbers, so with many equal
-    scores, if `ties`."""
+    """Queries [2, H, M, C] and keys [2, S, C, n]: "normal", "whole" (small whole numbers, so many
+    equal scores) or "negative" (every score is)."""
     g = torch.Generator().manual_seed(seed)
     query, keys = torch.randn(2, H, M, C, generator=g), torch.randn(2, S, C, n, generator=g)
-    return (query.round(), keys.round()) if ties else (query, keys)
+    if kind == "negative":
+        return query.abs(), -keys.abs()
+    return (query.round(), keys.round()) if kind == "whole" else (query, keys)
 
 
 def all_scores(query: Tensor, keys: Tensor) -> Tensor:
@@ -51,10 +53,13 @@ def all_scores(query: Tensor, keys: Tensor) -> Tensor:
 
 
 @runs_triton
-@pytest.mark.parametrize(("case", "ties"), [*((c, False) for c in CASES), (CASES[0], True)])
-def test_triton_equals_an_exhaustive_search(case: tuple[int, ...], ties: bool) -> None:
+@pytest.mark.parametrize(
+    ("case", "kind"),
+    [*((case, "normal") for case in CASES), (CASES[0], "whole"), (CASES[1], "negative")],
+)
+def test_triton_equals_an_exhaustive_search(case: tuple[int, ...], kind: str) -> None:
     *sizes, k = case
-    query, keys = operands(*sizes, seed=0, ties=ties)
+    query, keys = operands(*sizes, seed=0, kind=kind)
     score, index = (t.cpu() for t in product_key_topk(query.to(DEVICE), keys.to(DEVICE), k))
     every = all_scores(query.double(), keys.double())
     expected = every.topk(k).values
@@ -68,7 +73,7 @@ def test_triton_equals_an_exhaustive_search(case: tuple[int, ...], ties: bool) -
 @pytest.mark.parametrize("case", CASES[:2])
 def test_triton_gradients(case: tuple[int, ...]) -> None:
     *sizes, k = case
-    query, keys = operands(*sizes, seed=1, ties=False)
+    query, keys = operands(*sizes, seed=1)
     leaves = [t.to(DEVICE).requires_grad_() for t in (query, keys)]
     score, _ = product_key_topk(*leaves, k)
     dscore = torch.randn(score.shape, generator=torch.Generator().manual_seed(2))
@@ -103,7 +108,7 @@ def test_triton_in_the_interpreter() -> None:
 
 
 def test_bad_input_is_refused() -> None:
-    query, keys = operands(2, 1, 3, 4, 9, seed=0, ties=False)
+    query, keys = operands(2, 1, 3, 4, 9, seed=0)
     assert triton_lacks(query.to("meta")) == "it runs on CUDA only, not on meta"
     with pytest.raises(ValueError, match="top-k is impossible here: it runs on CUDA only"):
         product_key_topk(query.to("meta"), keys.to("meta"), 2)
