@@ -25,6 +25,7 @@ from analysis.analyse import Analysis, analyse
 from analysis.figures import draw
 from analysis.isoflop import AnalysisError
 from analysis.leaderboard import Row
+from analysis.page import page
 from analysis.sections import markdown
 from bench.record import read_records
 
@@ -57,6 +58,9 @@ def derive(directory: Path, document: Path | None = None) -> tuple[Analysis, dic
         directory / "LEADERBOARD.md": markdown(analysis).encode(),
         directory / "leaderboard.csv": leaderboard.as_csv(leaderboard.rows(analysis)).encode(),
     }
+    settings = directory / "suite.toml"
+    suite = settings.read_text(encoding="utf-8") if settings.exists() else None
+    files[directory / "index.html"] = page(analysis, suite).encode()
     content_of = "".join(one.model_dump_json() for one in (*records, *tune))
     digest = f"records {hashlib.sha256(content_of.encode()).hexdigest()}"
     for name, content in draw(analysis, f"{digest}, {DRAWN_BY}").items():

@@ -19,7 +19,8 @@ def markdown(analysis: Analysis) -> str:
     suites = ", ".join(sorted({record.suite for record in analysis.records}))
     parts = [
         f"# Leaderboard: {suites}\n\n{leaderboard.table(analysis)}",
-        _bullets("Over scale", over_scale(analysis)),
+        _table("Over scale", SCALE, scale_header(analysis), scale_rows(analysis)),
+        _bullets("Crossings", crossings(analysis)),
         _table("Rollout", ROLLOUT, ROLLOUT_HEADER, rollout_rows(analysis)),
         _bullets("Granularity", [granularity(sweep) for sweep in analysis.sweeps]),
         _table("Learning rates", RATES, RATES_HEADER, rate_rows(analysis)),
@@ -28,29 +29,44 @@ def markdown(analysis: Analysis) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def over_scale(analysis: Analysis) -> list[str]:
-    """Each variant's multiplier at every budget and its trend; then where frontiers cross."""
-    lines = []
+SCALE = (
+    "The compute multiplier at each budget whose optimum is to be trusted, and the factor it "
+    "changes by with every tenfold of compute."
+)
+
+
+def scale_header(analysis: Analysis) -> tuple[str, ...]:
+    """A column per budget."""
+    return ("variant", *map(flops, analysis.budgets), "per tenfold", "the gain")
+
+
+def scale_rows(analysis: Analysis) -> list[list[str]]:
+    """Each variant's multiplier at every budget and its trend."""
+    rows = []
     for standing in analysis.standings:
-        multiplier = standing.multiplier
-        if standing.variant == analysis.baseline or not multiplier:
+        found = standing.multiplier
+        if standing.variant == analysis.baseline or not found:
             continue
-        line = f"{standing.variant}: " + ", ".join(
-            f"{interval(estimate(draws), unit='x')} at {flops(budget)}"
-            for budget, draws in zip(multiplier.budgets, multiplier.at_budget.T, strict=True)
-        )
-        slope = estimate(multiplier.slope)
+        values = dict(zip(found.budgets, map(estimate, found.at_budget.T), strict=True))
+        row = [
+            interval(values[budget], unit="x") if budget in values else "-"
+            for budget in analysis.budgets
+        ]
+        slope = estimate(found.slope)
+        trend = ["-", "-"]
         if not np.isnan(slope.value):
-            factor = Estimate(*(10**end for end in slope))
-            line += f"; times {interval(factor)} per tenfold compute ({multiplier.trend})"
-        lines.append(line + ".")
-    for crossing in analysis.crossings:
-        doubt = "" if crossing.resolved else " (not resolved at this noise)"
-        lines.append(
-            f"{crossing.below} is ahead below {flops_interval(crossing.compute)} FLOPs, "
-            f"{crossing.above} above{doubt}."
-        )
-    return lines
+            trend = [interval(Estimate(*(10**end for end in slope)), unit="x"), found.trend]
+        rows.append([standing.variant, *row, *trend])
+    return rows
+
+
+def crossings(analysis: Analysis) -> list[str]:
+    """Where fitted frontiers cross."""
+    return [
+        f"{one.below} is ahead below {flops_interval(one.compute)} FLOPs, {one.above} above"
+        + ("." if one.resolved else " (not resolved at this noise).")
+        for one in analysis.crossings
+    ]
 
 
 ROLLOUT = (

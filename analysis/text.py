@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from analysis.parabola import Estimate
@@ -30,6 +32,15 @@ def interval(value: Estimate, digits: str = ".2f", unit: str = "") -> str:
 
 def flops_interval(value: Estimate) -> str:
     """FLOPs with their interval."""
+    return _ends(value, flops)
+
+
+def si_interval(value: Estimate) -> str:
+    """A count with its interval."""
+    return _ends(value, si)
+
+
+def _ends(value: Estimate, show: Callable[[float], str]) -> str:
     if np.isnan(value.low):
-        return flops(value.value)
-    return f"{flops(value.value)} [{flops(value.low)}, {flops(value.high)}]"
+        return show(value.value)
+    return f"{show(value.value)} [{show(value.low)}, {show(value.high)}]"

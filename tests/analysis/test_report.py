@@ -48,6 +48,7 @@ def test_everything_is_written_and_then_current(quick: Path, document: Path) -> 
         png, svg = quick / "figures" / f"{name}.png", quick / "figures" / f"{name}.svg"
         assert png.read_bytes().startswith(b"\x89PNG")
         assert b"</svg>" in svg.read_bytes()
+    assert "learning_rate" in (quick / "index.html").read_text()
     assert "## Learning rates" in (quick / "LEADERBOARD.md").read_text()
     text = document.read_text()
     assert "| 1 | peer |" in text
@@ -82,6 +83,13 @@ def test_figures_of_other_library_versions_are_current_if_of_the_same_records(
     assert stale(quick) == []
     next((quick / "records").glob("*.json")).unlink()
     assert quick / "figures" / "frontier.png" in stale(quick)
+
+
+@pytest.mark.usefixtures("one_figure")
+def test_the_page_shows_the_suite_file(quick: Path) -> None:
+    (quick / "suite.toml").write_text("budgets = [1e14]\n")
+    report(quick)
+    assert "<pre>budgets = [1e14]\n</pre>" in (quick / "index.html").read_text()
 
 
 @pytest.mark.usefixtures("one_figure")

@@ -1,0 +1,201 @@
+"""index.html: the whole report as one file that asks nothing of the network.
+
+Tables are HTML, written here, so that they can be read, printed and searched without JavaScript;
+charts are data (see `charts`) drawn by Chart.js, which is inlined with its licence.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from html import escape
+from importlib.resources import files
+from string import Template
+
+import numpy as np
+
+from analysis import leaderboard, sections
+from analysis.analyse import Analysis
+from analysis.charts import Chart, charts
+from analysis.leaderboard import Row
+from analysis.style import colours
+from analysis.text import flops, interval
+
+WEB = files("analysis") / "web"
+
+
+def page(analysis: Analysis, suite: str | None) -> str:
+    """The page.
+
+    Args:
+        suite: text of the suite file, if the results have a copy.
+    """
+    drawn = {chart["id"]: chart for chart in charts(analysis)}
+    name = ", ".join(sorted({record.suite for record in analysis.records}))
+    data = {"colours": colours(analysis), "baseline": analysis.baseline, "charts": drawn}
+    library = _web("chart.umd.min.js")
+    return Template(_web("page.html")).substitute(
+        css=_web("page.css"),
+        name=escape(name),
+        headline=escape(_headline(analysis)),
+        leaderboard=_leaderboard(analysis),
+        legend=escape(leaderboard.legend(analysis)),
+        toggles=_toggles(analysis),
+        scale=_figures(drawn, "isoflop", "frontier", "multiplier", "wall_clock")
+        + _table(sections.SCALE, sections.scale_header(analysis), sections.scale_rows(analysis))
+        + _list(sections.crossings(analysis)),
+        checks=_checks(analysis, drawn),
+        settings=f"<pre>{escape(suite)}</pre>" if suite else "<p>No copy of the suite file.</p>",
+        reproduce=_reproduce(analysis, name),
+        notes=_list(sections.notes(analysis)),
+        data=json.dumps(data, separators=(",", ":")).replace("</", "<\\/"),
+        # without its last line, which points debuggers at a file that is not there
+        library=library[: library.index("//# sourceMappingURL")],
+        js=_web("page.js"),
+    )
+
+
+def _web(name: str) -> str:
+    return (WEB / name).read_text(encoding="utf-8")
+
+
+def _headline(analysis: Analysis) -> str:
+    """The result in a sentence or two."""
+    ranked = [(each, each.headline) for each in analysis.standings if each.headline]
+    largest = flops(analysis.budgets[-1])
+    if not ranked:
+        return f"No compute multiplier at {largest} FLOPs is to be trusted yet."
+    best, value = ranked[0]
+    if best.variant == analysis.baseline:
+        return f"At {largest} FLOPs no layer is ahead of {best.variant}."
+    text = (
+        f"At {largest} FLOPs {analysis.baseline} needs {interval(value, unit='x')} the compute of "
+        f"{best.variant} for equal loss."
+    )
+    beside = [each.variant for each, _ in ranked[1:] if each.rank == best.rank]
+    if beside:
+        text += f" {', '.join(beside)} cannot be told from it."
+    trend = best.multiplier.trend if best.multiplier else "not resolved"
+    if trend == "not resolved":
+        return text + " Whether the gain grows or fades with compute is not resolved."
+    return text + f" The gain {trend} with compute."
+
+
+def _leaderboard(analysis: Analysis) -> str:
+    rows, shown = leaderboard.rows(analysis), leaderboard.columns(analysis)
+    names = ("multiplier", "multiplier_low", "multiplier_high")
+    ends = np.log([1.0, *(row[name] for row in rows for name in names if row[name])])
+    margin = 0.05 * (ends.max() - ends.min()) or 0.1
+    span = ends.max() - ends.min() + 2 * margin
+
+    def place(multiplier: float) -> float:
+        """Per cent along the column's logarithmic scale."""
+        return 100 * float(np.log(multiplier) - ends.min() + margin) / span
+
+    head = "".join(
+        f'<th scope="col"><button type="button">{escape(title)}</button></th>'
+        for key, title in shown.items()
+        if key != "flags"
+    )
+    # a body per variant, so that flags have a line of their own and move with it
+    bodies = ""
+    for row in rows:
+        cells = "".join(_cell(analysis, row, key, place) for key in shown if key != "flags")
+        bodies += f"<tbody><tr>{cells}</tr>"
+        if row["flags"]:
+            bodies += f'<tr><td></td><td colspan="{len(shown) - 2}">{_list(row["flags"])}</td></tr>'
+        bodies += "</tbody>\n"
+    return f'<table class="sortable"><thead><tr>{head}</tr></thead>\n{bodies}</table>'
+
+
+def _cell(analysis: Analysis, row: Row, key: str, place: Callable[[float], float]) -> str:
+    text = escape(leaderboard.cell(analysis, row, key))
+    if key == "variant":
+        return f'<th scope="row" data-value="{text}">{_swatch(analysis, row[key])}{text}</th>'
+    bar = ""
+    if key == "multiplier" and row[key] is not None:
+        low, high = (row[f"{key}_{end}"] or row[key] for end in ("low", "high"))
+        bar = (
+            '<span class="bar" aria-hidden="true" style="'
+            f"--one:{place(1):.1f}%;--at:{place(row[key]):.1f}%;"
+            f'--low:{place(low):.1f}%;--high:{place(high):.1f}%"></span>'
+        )
+    value = "" if row[key] is None else row[key]
+    return f'<td data-value="{value}">{text}{bar}</td>'
+
+
+def _swatch(analysis: Analysis, variant: str) -> str:
+    own = "var(--ink)" if variant == analysis.baseline else colours(analysis)[variant]
+    return f'<span class="swatch" style="background:{own}"></span>'
+
+
+def _toggles(analysis: Analysis) -> str:
+    return "".join(
+        f'<button type="button" aria-pressed="true" data-variant="{escape(variant)}">'
+        f"{_swatch(analysis, variant)}{escape(variant)}</button>"
+        for variant in analysis.variants
+    )
+
+
+def _figures(drawn: dict[str, Chart], *names: str) -> str:
+    """Places for charts, those that have something to show."""
+    return "".join(
+        f"<figure><figcaption><h3>{escape(chart['title'])}</h3><p>{escape(chart['text'])}</p>"
+        f'</figcaption><div class="chart"><canvas id="{chart["id"]}" tabindex="0" role="img" '
+        f'aria-label="{escape(chart["title"])}. Arrow keys step through the points."></canvas>'
+        "</div></figure>"
+        for name in names
+        if (chart := drawn.get(name))
+    )
+
+
+def _checks(analysis: Analysis, drawn: dict[str, Chart]) -> str:
+    """Rollout, granularity and learning rates."""
+    parts = [
+        _figures(drawn, "rollout"),
+        _table(sections.ROLLOUT, sections.ROLLOUT_HEADER, sections.rollout_rows(analysis)),
+        _figures(drawn, "granularity"),
+        _list([sections.granularity(sweep) for sweep in analysis.sweeps]),
+        _figures(drawn, "learning_rate"),
+        _table(sections.RATES, sections.RATES_HEADER, sections.rate_rows(analysis)),
+    ]
+    return "".join(parts) or "<p>No rollout (three budgets or more), sweep or bracket yet.</p>"
+
+
+def _reproduce(analysis: Analysis, name: str) -> str:
+    """The command, and what the records were made with."""
+    made = {
+        "device": {one.measured.device for one in analysis.finished},
+        "git revision": {one.measured.git_revision or "unknown" for one in analysis.finished},
+        "FLOP convention": {one.flop_convention for one in analysis.finished},
+        "corpus": {one.corpus for one in analysis.finished},
+        "validation set": {one.validation_hash or "unknown" for one in analysis.finished},
+    }
+    for one in analysis.finished:
+        for package, version in one.measured.versions.items():
+            made.setdefault(package, set()).add(version)
+    rows = [[key, ", ".join(sorted(values))] for key, values in made.items()]
+    commands = f"isoflop run {name}\nisoflop report results/{name}"
+    return f"<pre>{escape(commands)}</pre>" + _table("", ("what", "which"), rows)
+
+
+def _list(lines: Sequence[str]) -> str:
+    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>" if lines else ""
+
+
+def _table(text: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return ""
+    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in header)
+    body = "".join(
+        f'<tr><th scope="row">{escape(row[0])}</th>'
+        + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
+        + "</tr>\n"
+        for row in rows
+    )
+    caption = f"<p>{escape(text)}</p>" if text else ""
+    label = f"Table of {escape(header[0])} and {len(header) - 1} columns"
+    return (
+        f'{caption}<div class="scroll" role="region" aria-label="{label}" tabindex="0">'
+        f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody></table></div>"
+    )
