@@ -39,7 +39,7 @@ def isoflop(analysis: Analysis) -> Figure:
     """Loss against parameters: a panel per variant, a shade per budget, optima marked."""
     colour = colours(analysis)
     shown = [each for each in analysis.in_order if each.curves]
-    columns = min(3, len(shown))
+    columns = min(3 if len(shown) <= 6 else 4, len(shown))
     lines = -(-len(shown) // columns)
     figure = Figure(figsize=(2.7 * columns + 0.3, 2.9 * lines + 0.2))
     axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()

@@ -1,6 +1,9 @@
 """The frontier of a variant: loss at the compute-optimal size, L*(C) = E + A C^-alpha.
 
-Least squares, for all bootstrap draws of the minima at once (see `isoflop`; draw 0 is the data).
+Least squares on the losses, for all bootstrap draws of the minima at once (see `isoflop`; draw 0 is
+the data). `fit` with its frontier law does the same for one table, on log losses and with Huber's
+loss; four minima are too few for that to be more than the absolute value, which jumps from draw to
+draw.
 
 With three budgets the three constants pass through the minima exactly and nothing is left to check
 the law with; the status says so. A pure power law (E = 0) would leave something, but bends where
@@ -30,6 +33,11 @@ class Frontier:
     alpha: Array
     unit: float
     status: str
+
+    @property
+    def falls(self) -> bool:
+        """Whether the loss of draw 0 falls with compute."""
+        return bool(self.scale[0] * self.alpha[0] > 0)
 
     def predict(self, compute: Array) -> Array:
         """Loss, shape (1 + draws, len(compute))."""

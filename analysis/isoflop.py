@@ -180,7 +180,7 @@ def _noise(measured: Sequence[Points]) -> tuple[Noise, Array]:
     share = np.concatenate([1 / points.seeds for points, _ in checked]).mean()
     fit = max(0.0, variance - seed * share)
     scaled = [
-        residual * np.sqrt(len(residual) / free) / np.sqrt(fit + seed / points.seeds)
+        residual * np.sqrt(len(residual) / free / np.maximum(fit + seed / points.seeds, 1e-300))
         for residual, (points, free) in zip(residuals, checked, strict=True)
     ]
     return Noise(float(np.sqrt(fit)), float(np.sqrt(seed)), fit_degrees), _standardised(scaled)
@@ -193,5 +193,5 @@ def _pooled(residuals: Sequence[Array], degrees: Sequence[int]) -> tuple[float, 
 
 
 def _standardised(parts: Sequence[Array]) -> Array:
-    pool = np.nan_to_num(np.concatenate(parts)) if parts else np.zeros(1)
+    pool = np.concatenate(parts) if parts else np.zeros(1)
     return pool / max(float(np.sqrt((pool**2).mean())), 1e-300)

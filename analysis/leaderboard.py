@@ -103,6 +103,28 @@ def as_csv(table: Sequence[Row]) -> str:
     return text.getvalue()
 
 
+def headline(analysis: Analysis) -> str:
+    """The result in a sentence or two."""
+    ranked = [(each, each.headline) for each in analysis.standings if each.headline]
+    largest = flops(analysis.budgets[-1])
+    if not ranked:
+        return f"No compute multiplier at {largest} FLOPs is to be trusted yet."
+    best, value = ranked[0]
+    if best.variant == analysis.baseline:
+        return f"At {largest} FLOPs no layer is ahead of {best.variant}."
+    text = (
+        f"At {largest} FLOPs {analysis.baseline} needs {interval(value, unit='x')} the compute of "
+        f"{best.variant} for equal loss."
+    )
+    beside = [each.variant for each, _ in ranked[1:] if each.rank == best.rank]
+    if beside:
+        text += f" {', '.join(beside)} cannot be told from it."
+    trend = best.multiplier.trend if best.multiplier else "not resolved"
+    if trend == "not resolved":
+        return text + " Whether the gain grows or fades with compute is not resolved."
+    return text + f" The gain {trend} with compute."
+
+
 def columns(analysis: Analysis) -> dict[str, str]:
     """The columns shown of a row: key and heading."""
     return {

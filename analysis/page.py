@@ -19,7 +19,6 @@ from analysis.analyse import Analysis
 from analysis.charts import Chart, charts
 from analysis.leaderboard import Row
 from analysis.style import colours
-from analysis.text import flops, interval
 
 WEB = files("analysis") / "web"
 
@@ -37,7 +36,7 @@ def page(analysis: Analysis, suite: str | None) -> str:
     return Template(_web("page.html")).substitute(
         css=_web("page.css"),
         name=escape(name),
-        headline=escape(_headline(analysis)),
+        headline=escape(leaderboard.headline(analysis)),
         leaderboard=_leaderboard(analysis),
         legend=escape(leaderboard.legend(analysis)),
         toggles=_toggles(analysis),
@@ -57,28 +56,6 @@ def page(analysis: Analysis, suite: str | None) -> str:
 
 def _web(name: str) -> str:
     return (WEB / name).read_text(encoding="utf-8")
-
-
-def _headline(analysis: Analysis) -> str:
-    """The result in a sentence or two."""
-    ranked = [(each, each.headline) for each in analysis.standings if each.headline]
-    largest = flops(analysis.budgets[-1])
-    if not ranked:
-        return f"No compute multiplier at {largest} FLOPs is to be trusted yet."
-    best, value = ranked[0]
-    if best.variant == analysis.baseline:
-        return f"At {largest} FLOPs no layer is ahead of {best.variant}."
-    text = (
-        f"At {largest} FLOPs {analysis.baseline} needs {interval(value, unit='x')} the compute of "
-        f"{best.variant} for equal loss."
-    )
-    beside = [each.variant for each, _ in ranked[1:] if each.rank == best.rank]
-    if beside:
-        text += f" {', '.join(beside)} cannot be told from it."
-    trend = best.multiplier.trend if best.multiplier else "not resolved"
-    if trend == "not resolved":
-        return text + " Whether the gain grows or fades with compute is not resolved."
-    return text + f" The gain {trend} with compute."
 
 
 def _leaderboard(analysis: Analysis) -> str:

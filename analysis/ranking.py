@@ -83,6 +83,8 @@ def rank(
     """
     frontiers = {variant: _frontier(own) for variant, own in curves.items()}
     reference = frontiers[baseline] if baseline else None
+    if reference and not reference.falls:
+        reference = None
     standings = []
     for variant, own in curves.items():
         multiplier = _multiplier(own, frontiers[variant], reference)
@@ -117,7 +119,7 @@ def _doubt(
     if not baseline:
         return "no dense baseline"
     if not reference:
-        return f"{baseline} has fewer than 2 budgets whose optimum is to be trusted"
+        return f"{baseline} has no two budgets with optima to be trusted and a loss that falls"
     return ""
 
 

@@ -66,7 +66,10 @@ def derive(directory: Path, document: Path | None = None) -> tuple[Analysis, dic
     for name, content in draw(analysis, f"{digest}, {DRAWN_BY}").items():
         files[directory / "figures" / name] = content
     if document and document.exists():
-        blocks = {"leaderboard": leaderboard.table(analysis)}
+        blocks = {
+            "headline": leaderboard.headline(analysis) + "\n",
+            "leaderboard": leaderboard.table(analysis),
+        }
         text = document.read_text(encoding="utf-8")
         files[document] = embed(text, document, directory, blocks).encode()
     return analysis, files

@@ -1,4 +1,4 @@
-"""Records with a known truth: they test the analysis, and price a suite before it is run.
+"""Records with a known truth, to test the analysis and what uses it.
 
 Every variant trains on one Chinchilla surface L(N, D) = E + A N^-alpha + B D^-beta
 (arXiv 2203.15556, equation 10). A variant of compute multiplier m sees N and D both scaled by

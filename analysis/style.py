@@ -15,8 +15,12 @@ from analysis.analyse import Analysis
 from analysis.parabola import Array, Estimate
 from analysis.text import flops
 
-# Okabe and Ito's colours, which the colour-blind tell apart; the baseline is nearly black.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C564B", "#7F7F7F")
+# The colours of Okabe and Ito, which the colour-blind tell apart, then some of Paul Tol's "muted";
+# the baseline is nearly black.
+PALETTE = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9",
+    "#882255", "#999933", "#332288", "#44AA99", "#AA4499", "#7F7F7F",
+)  # fmt: skip
 BASELINE = "#222222"
 MARKERS = "osD^vPX*"
 STYLE: dict[Any, Any] = {

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from analysis.fit import fit
 from analysis.frontier import REACH, fit_frontier
+from analysis.laws import LAWS
 from analysis.simulate import optimum
 
 BUDGETS = np.array([1e14, 4e14, 1.6e15, 6.4e15, 2.56e16])
@@ -30,6 +32,15 @@ def test_the_surface_of_the_simulator_has_such_a_frontier() -> None:
     fitted = fit_frontier(BUDGETS, losses[None])
     assert fitted
     np.testing.assert_allclose(fitted.predict(BUDGETS)[0], losses, atol=1e-6)
+
+
+def test_it_agrees_with_the_general_fit() -> None:
+    losses = law(BUDGETS) + 0.003 * np.random.default_rng(0).standard_normal(5)
+    ours = fit_frontier(BUDGETS, losses[None])
+    general = fit(LAWS["frontier"], {"C": BUDGETS, "L": losses}, delta=1.0)
+    assert ours
+    # they differ in that one weighs losses and the other their logarithms
+    np.testing.assert_allclose(ours.predict(BUDGETS)[0], general.predict({"C": BUDGETS}), atol=5e-4)
 
 
 def test_every_draw_is_fitted_by_itself() -> None:
@@ -64,6 +75,14 @@ def test_the_floor_is_never_negative() -> None:
     assert fitted
     assert fitted.floor[0] == 0
     assert "power law" in fitted.status
+    assert fitted.falls
+
+
+def test_a_loss_that_rises_with_compute_is_noticed() -> None:
+    for count in (2, 3, 5):
+        rising = fit_frontier(BUDGETS[:count], -law(BUDGETS[:count])[None] + 10)
+        assert rising
+        assert not rising.falls
 
 
 def test_few_budgets_are_said_to_be_few() -> None:

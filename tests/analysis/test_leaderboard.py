@@ -6,7 +6,7 @@ import io
 import pytest
 
 from analysis.analyse import analyse
-from analysis.leaderboard import as_csv, rows, table
+from analysis.leaderboard import as_csv, headline, rows, table
 from analysis.sections import markdown
 from analysis.simulate import bracket, simulate
 from bench.record import Record
@@ -67,6 +67,21 @@ def test_the_table_shows_them(records: list[Record]) -> None:
     assert lines[2].startswith("| 1 | peer | 1.")
     assert "1 (baseline)" in lines[3]
     assert len({line.count("|") for line in lines[:5]}) == 1
+
+
+def test_the_headline_is_the_result_in_words(records: list[Record]) -> None:
+    def said(truth: dict[str, float], trend: float = 0.0, noise: float = 0.003) -> str:
+        made = simulate(truth, BUDGETS, octaves=OCTAVES, trend=trend, noise=noise)
+        return headline(analyse(made, draws=200))
+
+    assert said(TRUTH, trend=0.1).startswith("At 6.4e15 FLOPs dense needs 1.")
+    assert said(TRUTH, trend=0.1).endswith("of peer for equal loss. The gain grows with compute.")
+    assert said(TRUTH, trend=-0.1).endswith("The gain fades with compute.")
+    assert "compute is not resolved" in said(TRUTH, noise=0.02)
+    assert "moe cannot be told from it" in said(TRUTH | {"moe": 1.495})
+    assert said({"dense": 1.0, "pkm": 0.7}) == "At 6.4e15 FLOPs no layer is ahead of dense."
+    one = simulate(TRUTH, BUDGETS[:1], octaves=OCTAVES)
+    assert headline(analyse(one, draws=10)).startswith("No compute multiplier at 1e14 FLOPs")
 
 
 def test_the_csv_comes_back(records: list[Record]) -> None:

@@ -111,8 +111,22 @@ def test_a_variant_without_the_largest_budget_has_no_rank() -> None:
 def test_one_budget_gives_no_multiplier_but_curves() -> None:
     found = standings(simulate({"dense": 1.0, "peer": 1.5}, BUDGETS[:1], octaves=OCTAVES))
     assert found["peer"].rank is None
-    assert "fewer than 2 budgets" in found["peer"].reason
+    assert "dense has no two budgets" in found["peer"].reason
     assert found["peer"].top
+
+
+def test_a_baseline_that_gets_worse_with_compute_gives_no_multiplier() -> None:
+    records = simulate({"dense": 1.0, "peer": 1.5}, BUDGETS, octaves=OCTAVES)
+    rising = [
+        changed(one, loss=(one.loss or 0) + 2 * np.log10(one.budget / 1e14))
+        if one.variant == "dense"
+        else one
+        for one in records
+    ]
+    found = standings(rising)
+    assert found["peer"].rank is None
+    assert "a loss that falls" in found["peer"].reason
+    assert found["peer"].multiplier is None
 
 
 def test_crossing_frontiers_are_found() -> None:

@@ -13,7 +13,14 @@ from analysis.report import report, stale
 from analysis.simulate import bracket, simulate
 from bench.record import RecordError, write_record
 
-BLOCK = "before\n<!-- isoflop:leaderboard quick -->\nold\n<!-- /isoflop -->\nafter\n"
+BLOCK = """before
+<!-- isoflop:headline quick -->
+<!-- /isoflop -->
+<!-- isoflop:leaderboard quick -->
+old
+<!-- /isoflop -->
+after
+"""
 
 
 @pytest.fixture
@@ -52,6 +59,7 @@ def test_everything_is_written_and_then_current(quick: Path, document: Path) -> 
     assert "## Learning rates" in (quick / "LEADERBOARD.md").read_text()
     text = document.read_text()
     assert "| 1 | peer |" in text
+    assert "\nAt 1.6e15 FLOPs dense needs " in text
     assert text.startswith("before\n")
     assert text.endswith("<!-- /isoflop -->\nafter\n")
     assert "old" not in text
