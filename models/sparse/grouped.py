@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.sparse.bag import stable_argsort
+from models.sparse.bag_mix import stable_argsort
 from models.sparse.ops import grouped_mm
 
 BACKENDS = ("auto", "reference", "grouped")

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.sparse import bag, ops
+from models.sparse import ops
+from models.sparse.bag_mix import activate
 
 BACKENDS = ("auto", "reference", "bag", "dense", "triton")
 ACTIVATIONS = ("gelu", "relu")
@@ -61,11 +62,11 @@ def expert_mix(
         y, _, _ = ops.expert_mix(*operands, activation, backend)
     elif backend == "dense":
         hidden_MP = (x @ up.t()).gather(1, index_MP)
-        weight_MP = gate * bag.activate(hidden_MP, activation)
+        weight_MP = gate * activate(hidden_MP, activation)
         y = _select(weight_MP, index_MP, down).to(dtype) @ down
     else:
         hidden_MP = torch.einsum("md,mpd->mp", x, F.embedding(index_MP, up))
-        weight_MP = gate * bag.activate(hidden_MP, activation)
+        weight_MP = gate * activate(hidden_MP, activation)
         y = torch.einsum("mp,mpd->md", weight_MP.to(dtype), F.embedding(index_MP, down))
     return y.to(x_MD.dtype)
 

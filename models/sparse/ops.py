@@ -1,8 +1,8 @@
 """Operators of torch's dispatcher, `isoflop::expert_mix` and the others defined below.
 
 As operators torch.compile takes them whole, fvcore finds them by name, and FlopCounterMode counts
-them, forward and backward. The expert mix and the value sum are carried out by the back end that
-their last argument names: a module with a function for each of the four operators.
+them, forward and backward. All but `grouped_mm` are carried out by the back end that their last
+argument names, in its module `<back end>_mix` or `<back end>_topk`, by the function of that name.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
-
-_BACKENDS = {"bag": "models.sparse.bag", "triton": "models.sparse.triton_mix"}
 
 
 def triton_lacks(tensor: Tensor) -> str:
@@ -51,10 +49,12 @@ _library.define(
     "value_sum_backward(Tensor dy, Tensor values, Tensor index, Tensor gate, str backend)"
     " -> (Tensor, Tensor)"
 )
-_library.define("product_key_topk(Tensor query, Tensor keys, int k) -> (Tensor, Tensor)")
 _library.define(
-    "product_key_topk_backward(Tensor dscore, Tensor query, Tensor keys, Tensor index)"
-    " -> (Tensor, Tensor)"
+    "product_key_topk(Tensor query, Tensor keys, int k, str backend) -> (Tensor, Tensor)"
+)
+_library.define(
+    "product_key_topk_backward(Tensor dscore, Tensor query, Tensor keys, Tensor index,"
+    " str backend) -> (Tensor, Tensor)"
 )
 _library.define("grouped_mm(Tensor a, Tensor b, Tensor ends) -> Tensor")
 
@@ -64,17 +64,10 @@ def _carry_out(name: str, function: Callable[..., Any]) -> None:
         _library.impl(name, function, device)
 
 
-def _by_backend(name: str) -> Callable[..., Any]:
+def _by_backend(name: str, kind: str) -> Callable[..., Any]:
     def run(*args: Any) -> Any:
         *operands, backend = args
-        return getattr(importlib.import_module(_BACKENDS[backend]), name)(*operands)
-
-    return run
-
-
-def _by_triton(name: str) -> Callable[..., Any]:
-    def run(*operands: Any) -> Any:
-        return getattr(importlib.import_module("models.sparse.triton_topk"), name)(*operands)
+        return getattr(importlib.import_module(f"models.sparse.{backend}_{kind}"), name)(*operands)
 
     return run
 
@@ -89,10 +82,9 @@ def _grouped_mm(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
     return torch.stack([a[:, rows] @ b[rows] for rows in groups])
 
 
-for _name in ("expert_mix", "expert_mix_backward", "value_sum", "value_sum_backward"):
-    _carry_out(_name, _by_backend(_name))
-for _name in ("product_key_topk", "product_key_topk_backward"):
-    _carry_out(_name, _by_triton(_name))
+for _name, _kind in (("expert_mix", "mix"), ("value_sum", "mix"), ("product_key_topk", "topk")):
+    _carry_out(_name, _by_backend(_name, _kind))
+    _carry_out(f"{_name}_backward", _by_backend(f"{_name}_backward", _kind))
 _carry_out("grouped_mm", _grouped_mm)
 
 
@@ -131,14 +123,15 @@ def _(
 
 
 @torch.library.register_fake("isoflop::product_key_topk")
-def _(query: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _(query: Tensor, keys: Tensor, k: int, backend: str) -> tuple[Tensor, Tensor]:
     shape = (*query.shape[:-1], k)
-    score = query.new_empty(shape[1:], dtype=torch.float32)
-    return score, query.new_empty(shape, dtype=torch.int32)
+    return query.new_empty(shape[1:]), query.new_empty(shape, dtype=torch.int32)
 
 
 @torch.library.register_fake("isoflop::product_key_topk_backward")
-def _(dscore: Tensor, query: Tensor, keys: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+def _(
+    dscore: Tensor, query: Tensor, keys: Tensor, index: Tensor, backend: str
+) -> tuple[Tensor, Tensor]:
     return torch.empty_like(query), torch.empty_like(keys)
 
 
@@ -175,10 +168,12 @@ def _value_sum_gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 
 def _topk_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(*inputs[:2], output[1])
+    ctx.backend = inputs[3]
 
 
 def _topk_gradients(ctx: Any, dscore: Tensor, _: None) -> tuple[Tensor | None, ...]:
-    return *product_key_topk_backward(dscore, *ctx.saved_tensors), None
+    dquery, dkeys = product_key_topk_backward(dscore, *ctx.saved_tensors, ctx.backend)
+    return dquery, dkeys, None, None
 
 
 def _grouped_mm_setup(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from models.sparse import triton_mix
+from models.sparse.bag_topk import as_value_sum, candidate_ranks, table_to_keys
 
 TILE = 128  # sub-keys scored at a time
 
@@ -87,13 +88,14 @@ def _half_topk(
 
 @triton.jit
 def _pair_topk(
-    half_score_ptr,  # [2, H * M, k] float32, falling
-    half_index_ptr,  # [2, H * M, k] int32
+    half_score_ptr,  # [2, H * M, half] float32, falling
+    half_index_ptr,  # [2, H * M, half] int32
     rank_ptr,  # [2, pairs] int32
     score_ptr,  # [H * M, k] float32
     index_ptr,  # [2, H * M, k] int32, the pair's index in each half
     rows,
     pairs: tl.constexpr,
+    half: tl.constexpr,
     k: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_PAIRS: tl.constexpr,
@@ -106,8 +108,8 @@ def _pair_topk(
     in_pair = (pair < pairs)[None, :]
     first_rank = tl.load(rank_ptr + pair, mask=pair < pairs, other=0)
     second_rank = tl.load(rank_ptr + pairs + pair, mask=pair < pairs, other=0)
-    first = row[:, None] * k
-    second = first + rows * k
+    first = row[:, None] * half
+    second = first + rows * half
     score = tl.load(half_score_ptr + first + first_rank[None, :], mask=in_row & in_pair, other=0.0)
     score += tl.load(
         half_score_ptr + second + second_rank[None, :], mask=in_row & in_pair, other=0.0
@@ -118,16 +120,12 @@ def _pair_topk(
     mask = in_row & (rank < k)
     first_rank = tl.load(rank_ptr + pair, mask=mask, other=0)
     second_rank = tl.load(rank_ptr + pairs + pair, mask=mask, other=0)
-    tl.store(score_ptr + first + rank, score, mask=mask)
+    out = row[:, None] * k + rank
+    tl.store(score_ptr + out, score, mask=mask)
     index = tl.load(half_index_ptr + first + first_rank, mask=mask, other=0)
-    tl.store(index_ptr + first + rank, index, mask=mask)
+    tl.store(index_ptr + out, index, mask=mask)
     index = tl.load(half_index_ptr + second + second_rank, mask=mask, other=0)
-    tl.store(index_ptr + second + rank, index, mask=mask)
-
-
-def candidate_ranks(k: int) -> list[tuple[int, int]]:
-    """The ranks (i, j), from 0, of the pairs that can be among the best k: (i+1)(j+1) <= k."""
-    return [(i, j) for i in range(k) for j in range(k // (i + 1))]
+    tl.store(index_ptr + rows * k + out, index, mask=mask)
 
 
 def product_key_topk(query_SHMC: Tensor, keys_SHCN: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -135,9 +133,10 @@ def product_key_topk(query_SHMC: Tensor, keys_SHCN: Tensor, k: int) -> tuple[Ten
     _, H, M, C = query_SHMC.shape
     n = keys_SHCN.shape[-1]
     device = query_SHMC.device
-    block_k = triton.next_power_of_2(k)
-    half_score = torch.empty(2, H, M, k, device=device)
-    half_index = torch.empty(2, H, M, k, device=device, dtype=torch.int32)
+    half = min(k, n)
+    block_half = triton.next_power_of_2(half)
+    half_score = torch.empty(2, H, M, half, device=device)
+    half_index = torch.empty(2, H, M, half, device=device, dtype=torch.int32)
     block_m = 16
     _half_topk[(triton.cdiv(M, block_m), 2 * H)](
         query_SHMC,
@@ -149,17 +148,17 @@ def product_key_topk(query_SHMC: Tensor, keys_SHCN: Tensor, k: int) -> tuple[Ten
         keys_SHCN.shape[1],
         C,
         n,
-        k,
+        half,
         BLOCK_M=block_m,
         BLOCK_C=max(16, triton.next_power_of_2(C)),
-        BLOCK_N=max(16, block_k, min(TILE, triton.next_power_of_2(n))),
-        BLOCK_K=block_k,
+        BLOCK_N=max(16, block_half, min(TILE, triton.next_power_of_2(n))),
+        BLOCK_K=block_half,
     )
-    pairs = candidate_ranks(k)
-    ranks = torch.tensor(pairs, dtype=torch.int32).t().contiguous().to(device)
+    ranks = candidate_ranks(k, half).to(device, torch.int32)
+    pairs = ranks.shape[1]
     score = torch.empty(H, M, k, device=device)
     index = torch.empty(2, H, M, k, device=device, dtype=torch.int32)
-    block_pairs = triton.next_power_of_2(len(pairs))
+    block_pairs = triton.next_power_of_2(pairs)
     block_m = max(1, 1024 // block_pairs)
     _pair_topk[(triton.cdiv(H * M, block_m),)](
         half_score,
@@ -168,11 +167,12 @@ def product_key_topk(query_SHMC: Tensor, keys_SHCN: Tensor, k: int) -> tuple[Ten
         score,
         index,
         H * M,
-        len(pairs),
+        pairs,
+        half,
         k,
         BLOCK_M=block_m,
         BLOCK_PAIRS=block_pairs,
-        BLOCK_K=block_k,
+        BLOCK_K=triton.next_power_of_2(k),
     )
     return score, index
 
@@ -180,14 +180,8 @@ def product_key_topk(query_SHMC: Tensor, keys_SHCN: Tensor, k: int) -> tuple[Ten
 def product_key_topk_backward(
     dscore_HMk: Tensor, query_SHMC: Tensor, keys_SHCN: Tensor, index_SHMk: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of query and keys: a value sum over the table of all sub-keys, and its own."""
-    _, H, _, C = query_SHMC.shape
-    S, n = keys_SHCN.shape[1], keys_SHCN.shape[-1]
-    table_NC = keys_SHCN.transpose(2, 3).reshape(2 * S * n, C)
-    half = torch.arange(2, device=table_NC.device, dtype=torch.int32)[:, None]
-    head = torch.arange(H, device=table_NC.device, dtype=torch.int32) % S
-    index = (index_SHMk + n * (half * S + head)[..., None, None]).flatten(0, 2)
-    dscore = dscore_HMk.expand_as(index_SHMk).flatten(0, 2)
-    dquery = triton_mix.value_sum(table_NC, index, dscore)
-    dtable, _ = triton_mix.value_sum_backward(query_SHMC.flatten(0, 2), table_NC, index, dscore)
-    return dquery.view_as(query_SHMC), dtable.view(2, S, n, C).transpose(2, 3).contiguous()
+    """The gradients of query and keys."""
+    table, query, index, dscore = as_value_sum(dscore_HMk, query_SHMC, keys_SHCN, index_SHMk)
+    dquery = triton_mix.value_sum(table, index, dscore)
+    dtable, _ = triton_mix.value_sum_backward(query, table, index, dscore)
+    return dquery.view_as(query_SHMC), table_to_keys(dtable, keys_SHCN)

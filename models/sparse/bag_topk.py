@@ -1,0 +1,111 @@
+"""Product-key retrieval on a CPU: vectorised sorting, and gradients of the chosen sub-keys alone.
+
+`torch.topk` is the slowest part of a retrieval on few threads. numpy sorts float64 with vector
+instructions, and a float64 has room for a float32 score and, in the low bits of its significand,
+its index: so sorting the one sorts the other, exactly.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models.sparse import bag_mix
+
+SPARE_BITS = 52 - 23  # of a float64's significand over a float32's
+BLOCK = 2**17  # scores packed and sorted at a time, which a core's own cache holds
+THREADS = 8  # torch.topk uses all threads, numpy one: from here on it is the faster
+# times k, the sub-keys from which gradients of the chosen alone are faster than of all
+SPARSE_FROM = 8
+
+
+def largest(x_RN: Tensor, k: int) -> Tensor:
+    """Indices [R, k] of each row's k largest elements, in falling order. Rows must be finite."""
+    R, n = x_RN.shape
+    if x_RN.dtype != torch.float32 or n >= 2**SPARE_BITS or torch.get_num_threads() >= THREADS:
+        return x_RN.topk(k).indices
+    index_Rk = torch.empty(R, k, dtype=torch.int64)
+    column_N = torch.arange(n)
+    step = max(1, BLOCK // n)
+    for x, index in zip(x_RN.split(step), index_Rk.split(step), strict=True):
+        packed = x.double()
+        packed.view(torch.int64).bitwise_or_(column_N)
+        top = packed.numpy()
+        if n > 4 * k:
+            top.partition(n - k)
+            top = top[:, n - k :].copy()
+        top.sort()
+        index.copy_(torch.from_numpy(top).view(torch.int64)[:, -k:].flip(1))
+    return index_Rk.bitwise_and_(2**SPARE_BITS - 1)
+
+
+def product_key_topk(query_SHMC: Tensor, keys_SHCN: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Scores [H, M, k], falling, and the sub-keys of each half, [2, H, M, k], int32."""
+    _, H, M, C = query_SHMC.shape
+    n = keys_SHCN.shape[-1]
+    if keys_SHCN.shape[1] == 1:  # one product for all heads
+        query_SHMC = query_SHMC.view(2, 1, H * M, C)
+    score_SRN = (query_SHMC @ keys_SHCN).view(2, H * M, n)
+    half = min(k, n)
+    index_SRk = largest(score_SRN.flatten(0, 1), half).view(2, H * M, half)
+    first, second = score_SRN.gather(-1, index_SRk)
+    rank_i, rank_j = candidate_ranks(k, half)
+    sums = first[:, rank_i] + second[:, rank_j]
+    best_Rk = largest(sums, k)
+    chosen = torch.stack((rank_i[best_Rk], rank_j[best_Rk]))
+    index = index_SRk.gather(-1, chosen).to(torch.int32)
+    return sums.gather(-1, best_Rk).view(H, M, k), index.view(2, H, M, k)
+
+
+def candidate_ranks(k: int, half: int) -> Tensor:
+    """The ranks (i, j), from 0, of the pairs that can be among the best k, [2, pairs].
+
+    With both halves sorted, pair (i, j) has (i + 1) (j + 1) pairs at least as good as itself (its
+    own included), so only those with (i + 1) (j + 1) <= k can be needed: 50 of 256 for k = 16.
+    """
+    pairs = [(i, j) for i in range(half) for j in range(min(half, k // (i + 1)))]
+    return torch.tensor(pairs).t().contiguous()
+
+
+def product_key_topk_backward(
+    dscore_HMk: Tensor, query_SHMC: Tensor, keys_SHCN: Tensor, index_SHMk: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradients of query and keys."""
+    S, n = keys_SHCN.shape[1], keys_SHCN.shape[-1]
+    if n < SPARSE_FROM * dscore_HMk.shape[-1]:
+        dscore_SHMN = query_SHMC.new_zeros(*query_SHMC.shape[:-1], n).scatter_add_(
+            -1, index_SHMk.long(), dscore_HMk.expand_as(index_SHMk)
+        )
+        dquery = dscore_SHMN @ keys_SHCN.transpose(2, 3)
+        dkeys = query_SHMC.transpose(2, 3) @ dscore_SHMN
+        return dquery, dkeys.sum(1, keepdim=True) if S == 1 else dkeys
+    table, query, index, dscore = as_value_sum(dscore_HMk, query_SHMC, keys_SHCN, index_SHMk)
+    dquery = bag_mix.value_sum(table, index, dscore)
+    pairs = bag_mix.sort_pairs(index, table.shape[0])
+    dtable = bag_mix.row_sums(pairs, query, dscore.flatten()[pairs.order])
+    return dquery.view_as(query_SHMC), table_to_keys(dtable, keys_SHCN)
+
+
+def as_value_sum(
+    dscore_HMk: Tensor, query_SHMC: Tensor, keys_SHCN: Tensor, index_SHMk: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradient of the queries as a value sum over one table of all sub-keys.
+
+    Returns:
+        the table [2 S n, C], and for the 2 H M half-queries as its tokens: themselves, the rows
+        [.., k], int32, and the gates [.., k].
+    """
+    _, H, _, C = query_SHMC.shape
+    S, n = keys_SHCN.shape[1], keys_SHCN.shape[-1]
+    table_NC = keys_SHCN.transpose(2, 3).reshape(2 * S * n, C)
+    half = torch.arange(2, device=table_NC.device, dtype=torch.int32)[:, None]
+    head = torch.arange(H, device=table_NC.device, dtype=torch.int32) % S
+    row_SHMk = index_SHMk + n * (half * S + head)[..., None, None]
+    gate_SHMk = dscore_HMk.expand_as(index_SHMk)
+    return table_NC, query_SHMC.flatten(0, 2), row_SHMk.flatten(0, 2), gate_SHMk.flatten(0, 2)
+
+
+def table_to_keys(table_NC: Tensor, like_SHCN: Tensor) -> Tensor:
+    """`as_value_sum`'s table as keys [2, S, C, n]."""
+    _, S, C, n = like_SHCN.shape
+    return table_NC.view(2, S, n, C).transpose(2, 3).contiguous()

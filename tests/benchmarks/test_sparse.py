@@ -1,0 +1,347 @@
+"""The sparse operators against what else there is, on this machine's GPU or, without one, its CPU.
+
+    pytest tests/benchmarks/test_sparse.py --benchmark-json=sparse.json
+
+One process; every round times each rival, then us. Prints a table, and stores its rows in the JSON:
+medians of forward (no gradients) and of forward + backward, the rival's time over ours, bytes of
+the rows read and written over time, the share of the limit reached, and the most memory in use.
+
+The limit of a gather is its bytes over the measured bandwidth: with e bytes an element and M pairs
+of width d, 2 e M d forward and 6 e M d forward + backward for the expert mix, half of it for the
+value sum. Tables that fit in a cache can pass it. The limit of MoE experts is the larger of their
+FLOPs over the measured rate of a large product and of their weights' and rows' bytes.
+
+Rivals that are not installed are left out, by name. On a GPU first run the kernels' tests:
+`pytest tests/models/sparse`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from statistics import median
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models import PEER, PKM
+from models.sparse import expert_ffn, expert_mix, value_sum
+
+pytest.importorskip("pytest_benchmark")
+
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if GPU else "cpu")
+DTYPE = torch.bfloat16 if GPU else torch.float32
+ROUNDS = 20 if GPU else 5
+COLUMNS = "forward ms,step ms,step / ours,forward GB/s,% of limit,step GB/s,% of limit,peak MB"
+
+# tokens, heads, k, experts, width
+GATHERS = (
+    [(65536, 8, 16, 1024**2, d) for d in (256, 512, 1024)]
+    if GPU
+    else [(4096, 4, 16, n**2, 256) for n in (128, 256)]
+)
+# tokens, experts, experts per token, width, expert width: granularity 1, 8 and 16, expansion 8
+MOES = [
+    (M, 8 * g, g, d, 4 * d // g)
+    for M, d in [(65536, 1024) if GPU else (2048, 128)]
+    for g in (1, 8, 16)
+]
+
+
+def synchronize() -> None:
+    if GPU:
+        torch.cuda.synchronize()
+
+
+def seconds(function: Callable[[], object]) -> float:
+    synchronize()
+    start = time.perf_counter()
+    function()
+    synchronize()
+    return time.perf_counter() - start
+
+
+@cache
+def bandwidth() -> float:
+    """Bytes per second of a copy, read and write counted, of tensors that no cache holds."""
+    a = torch.zeros(2**28, dtype=torch.uint8, device=DEVICE)
+    b = torch.zeros_like(a)
+    return 2 * a.numel() / min(seconds(lambda: b.copy_(a)) for _ in range(8))
+
+
+@cache
+def matmul_rate() -> float:
+    """FLOPs per second of a large product."""
+    n = 8192 if GPU else 1024
+    a = torch.randn(n, n, dtype=DTYPE, device=DEVICE)
+    return 2 * n**3 / min(seconds(lambda: a @ a) for _ in range(8))
+
+
+@dataclass
+class Side:
+    """One way to compute it: `forward`, and the leaves its gradients are asked of."""
+
+    forward: Callable[[], Tensor]
+    leaves: list[Tensor]
+    dy: Tensor
+    times: dict[str, list[float]] = field(default_factory=lambda: {"forward": [], "step": []})
+    peak: float = 0.0
+
+    def step(self) -> None:
+        torch.autograd.grad(self.forward(), self.leaves, self.dy)
+
+    @torch.no_grad()
+    def infer(self) -> None:
+        self.forward()
+
+    def warm_up(self) -> None:
+        """Compiles what compiles, and measures the memory one step adds to what is in use."""
+        self.step()
+        self.infer()
+        if GPU:
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            self.step()
+            self.peak = torch.cuda.max_memory_allocated() - before
+        else:
+            with torch.profiler.profile(profile_memory=True) as profile:
+                self.step()
+            self.peak = peak_of(profile)
+
+    def measure(self) -> None:
+        self.times["forward"].append(seconds(self.infer))
+        self.times["step"].append(seconds(self.step))
+
+
+def peak_of(profile: torch.profiler.profile) -> float:
+    """The most bytes held at once, from the profiler's log of allocations and frees."""
+    held = peak = 0
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+@pytest.fixture(scope="module")
+def table(request: pytest.FixtureRequest) -> Iterator[list[dict[str, Any]]]:
+    rows: list[dict[str, Any]] = []
+    yield rows
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print_table(rows)
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    name = torch.cuda.get_device_name() if GPU else f"CPU, {torch.get_num_threads()} threads"
+    print(
+        f"\n{name}, torch {torch.__version__}, {DTYPE}: {bandwidth() / 1e9:.0f} GB/s in a copy, "
+        f"{matmul_rate() / 1e12:.2f} TFLOP/s in a product"
+    )
+    print(f"{'problem':44}{'side':22}" + "".join(f"{c:>13}" for c in COLUMNS.split(",")))
+    for row in rows:
+        cells = [f"{v:13.4g}" if isinstance(v, float) else f"{v:>13}" for v in row["cells"]]
+        print(f"{row['problem']:44}{row['side']:22}" + "".join(cells))
+
+
+def race(
+    benchmark: Any,
+    table: list[dict[str, Any]],
+    problem: str,
+    sides: dict[str, Side],
+    bytes_forward: float,
+    flops_forward: float = 0.0,
+) -> dict[str, float]:
+    """Time all sides, the first of them ours; return each one's step time over ours."""
+    ours, *rivals = sides.values()
+    failed = {}
+    for name, side in sides.items():
+        try:
+            side.warm_up()
+        except torch.OutOfMemoryError:
+            failed[name] = "out of memory"
+
+    def time_rivals() -> None:
+        for rival in [r for n, r in sides.items() if r in rivals and n not in failed]:
+            rival.measure()
+        ours.times["forward"].append(seconds(ours.infer))
+
+    def timed_step() -> None:
+        ours.times["step"].append(seconds(ours.step))
+
+    benchmark.pedantic(timed_step, setup=time_rivals, rounds=ROUNDS)
+    limit = max(bytes_forward / bandwidth(), flops_forward / matmul_rate())
+    own = median(ours.times["step"])
+    ratios = {}
+    for name, side in sides.items():
+        if name in failed:
+            table.append({"problem": problem, "side": name, "cells": [failed[name]]})
+            continue
+        forward, step = median(side.times["forward"]), median(side.times["step"])
+        ratios[name] = step / own
+        cells = [forward * 1e3, step * 1e3, step / own]
+        cells += [bytes_forward / forward / 1e9, 100 * limit / forward]
+        cells += [3 * bytes_forward / step / 1e9, 300 * limit / step, side.peak / 1e6]
+        table.append({"problem": problem, "side": name, "cells": cells})
+    benchmark.extra_info |= {
+        "problem": problem,
+        "columns": COLUMNS.split(","),
+        "rows": {row["side"]: row["cells"] for row in table if row["problem"] == problem},
+    }
+    return ratios
+
+
+def leaves(*shapes: tuple[int, ...], dtype: torch.dtype = DTYPE) -> list[Tensor]:
+    return [
+        torch.randn(shape, dtype=dtype, device=DEVICE).div_(math.sqrt(shape[-1])).requires_grad_()
+        for shape in shapes
+    ]
+
+
+def pairs(M: int, P: int, N: int) -> tuple[Tensor, Tensor]:
+    """Uniform indices [M, P], and gates."""
+    index = torch.randint(N, (M, P), device=DEVICE)
+    return index, torch.rand(M, P, device=DEVICE).div_(P).requires_grad_()
+
+
+@pytest.mark.parametrize(("M", "heads", "k", "N", "d"), GATHERS)
+def test_expert_mix(benchmark: Any, table: Any, M: int, heads: int, k: int, N: int, d: int) -> None:
+    torch.manual_seed(0)
+    x, up, down = leaves((M, d), (N, d), (N, d))
+    index, gate = pairs(M, heads * k, N)
+    dy = torch.randn_like(x)
+    gather = torch.compile(expert_mix, dynamic=False)
+
+    def side(function: Callable[..., Tensor], backend: str) -> Side:
+        return Side(
+            lambda: function(x, up, down, index, gate, "gelu", backend), [x, up, down, gate], dy
+        )
+
+    sides = {"ours": side(expert_mix, "auto"), "gather, einsum": side(expert_mix, "reference")}
+    sides["gather, compiled"] = side(gather, "reference")
+    moved = 2 * M * heads * k * d * x.element_size()
+    ratios = race(benchmark, table, f"expert mix {M, heads, k, N, d}", sides, moved)
+    if not GPU:
+        assert ratios["gather, einsum"] > (6 if N == 128**2 else 4)
+
+
+@pytest.mark.parametrize(("M", "heads", "k", "N", "d"), GATHERS)
+def test_value_sum(benchmark: Any, table: Any, M: int, heads: int, k: int, N: int, d: int) -> None:
+    torch.manual_seed(0)
+    (values,) = leaves((N, d))
+    index, gate = pairs(M, heads * k, N)
+    dy = torch.randn(M, d, dtype=DTYPE, device=DEVICE)
+    functions: dict[str, Callable[[], Tensor]] = {
+        "ours": lambda: value_sum(values, index, gate),
+        "gather, einsum": lambda: value_sum(values, index, gate, "reference"),
+        "F.embedding_bag": lambda: F.embedding_bag(
+            index, values, per_sample_weights=gate.to(DTYPE), mode="sum"
+        ),
+    }
+    sides = {name: Side(function, [values, gate], dy) for name, function in functions.items()}
+    moved = M * heads * k * d * values.element_size()
+    race(benchmark, table, f"value sum {M, heads, k, N, d}", sides, moved)
+
+
+def layer_side(layer: nn.Module, x: Tensor) -> Side:
+    def forward() -> Tensor:
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=GPU):
+            return layer(x)
+
+    layer.to(DEVICE)
+    trained = [p for p in layer.parameters() if p.requires_grad]
+    return Side(forward, [x, *trained], torch.randn_like(forward()))
+
+
+@pytest.mark.parametrize(("M", "heads", "k", "N", "d"), GATHERS)
+@pytest.mark.parametrize("name", ["peer", "pkm"])
+def test_layer(
+    benchmark: Any, table: Any, name: str, M: int, heads: int, k: int, N: int, d: int
+) -> None:
+    """Retrieval included, with queries of 2 * 64 on both sides."""
+    torch.manual_seed(0)
+    (x,) = leaves((8, M // 8, d), dtype=torch.float32)
+    sizes = {"heads": heads, "top_k": k, "d_key": 128}
+    if name == "peer":
+        rival = pytest.importorskip("PEER_pytorch").PEER(
+            d,
+            heads=heads,
+            num_experts=N,
+            num_experts_per_head=k,
+            dim_key=64,
+            non_competing_scores=False,  # its default keeps one expert a head
+        )
+        sides = {"ours": layer_side(PEER(d, n_experts=N, **sizes), x)}
+        sides["peer-pytorch"] = layer_side(rival, x)
+    else:
+        rival = pytest.importorskip("product_key_memory").PKM(
+            d, heads=heads, num_keys=math.isqrt(N), topk=k, dim_head=64
+        )
+        sides = {"ours": layer_side(PKM(d, n_slots=N, **sizes), x)}
+        sides["product-key-memory"] = layer_side(rival, x)
+    moved = (2 if name == "peer" else 1) * M * heads * k * d * DTYPE.itemsize
+    ratios = race(benchmark, table, f"{name} layer {M, heads, k, N, d}", sides, moved)
+    if name == "peer" and "peer-pytorch" in ratios:
+        assert ratios["peer-pytorch"] > 5
+
+
+def liger_side(
+    x: Tensor, w_in: Tensor, w_out: Tensor, index: Tensor, gate: Tensor, dy: Tensor
+) -> Side:
+    """Liger keeps both weights transposed."""
+    from liger_kernel.ops import LigerFusedMoEFunction
+
+    up, down = (w.detach().transpose(1, 2).contiguous().requires_grad_() for w in (w_in, w_out))
+    chosen = index.to(torch.int32)
+    return Side(
+        lambda: LigerFusedMoEFunction.apply(x, up, down, chosen, gate), [x, up, down, gate], dy
+    )
+
+
+@pytest.mark.parametrize(("M", "E", "K", "d", "width"), MOES)
+def test_experts(benchmark: Any, table: Any, M: int, E: int, K: int, d: int, width: int) -> None:
+    """SwiGLU experts, as Liger's kernel has them."""
+    torch.manual_seed(0)
+    x, w_in, w_out = leaves((M, d), (E, d, 2 * width), (E, width, d))
+    gate, index = (torch.randn(M, E, device=DEVICE)).softmax(1).topk(K)
+    gate.requires_grad_()
+    dy = torch.randn_like(x)
+    everything = [x, w_in, w_out, gate]
+
+    def plain() -> Tensor:
+        """Sort, gather, grouped products, scatter: as torchtitan and transformers do it."""
+        order = index.flatten().argsort(stable=True)
+        ends = torch.bincount(index.flatten(), minlength=E).cumsum(0).to(torch.int32)
+        value, gated = F.grouped_mm(x[order // K], w_in, offs=ends).chunk(2, -1)
+        y = F.grouped_mm(F.silu(value) * gated, w_out, offs=ends)
+        y = (y * gate.flatten()[order, None]).to(x.dtype)
+        return torch.zeros_like(x).index_add(0, order // K, y)
+
+    def dense() -> Tensor:
+        value, gated = (x @ w_dense_in).chunk(2, -1)
+        return (F.silu(value) * gated) @ w_dense_out
+
+    w_dense_in, w_dense_out = leaves((d, 2 * width * K), (width * K, d))
+    sides = {
+        "ours": Side(lambda: expert_ffn(x, w_in, w_out, index, gate, "swiglu"), everything, dy),
+        "grouped_mm, plain": Side(plain, everything, dy),
+        "dense of equal FLOPs": Side(dense, [x, w_dense_in, w_dense_out], dy),
+    }
+    if GPU and importlib.util.find_spec("liger_kernel"):
+        sides["liger-kernel"] = liger_side(x, w_in, w_out, index, gate, dy)
+    moved = x.element_size() * (w_in.numel() + w_out.numel() + M * K * (2 * d + 3 * width))
+    race(
+        benchmark,
+        table,
+        f"experts {M, E, K, d, width}",
+        sides,
+        moved,
+        flops_forward=6 * M * K * d * width,
+    )
