@@ -107,7 +107,7 @@ def _grouped(
         dtype = torch.float32
 
     order_R = stable_argsort(index_MK.flatten(), E)
-    expert_R = index_MK.flatten()[order_R]
+    expert_R = index_MK.flatten().index_select(0, order_R)
     ends_E = torch.searchsorted(expert_R, torch.arange(E, device=device), right=True)
     ends_E = ends_E.to(torch.int32)
     token_R = order_R.div(K, rounding_mode="floor")
@@ -124,7 +124,7 @@ def _grouped(
         x_RD = _Dispatch.apply(x_MD, token_R, row_MK)
         h_RF = _activate(grouped_mm(x_RD, w_in_EDF, ends_E), activation)
         # the gate on the hidden side leaves a plain sum, and its gradient needs no y_RD
-        h_RF = h_RF * gate_MK.flatten()[order_R].unsqueeze(1).to(dtype)
+        h_RF = h_RF * gate_MK.flatten().index_select(0, order_R).unsqueeze(1).to(dtype)
         y_RD = grouped_mm(h_RF, w_out_EFD, ends_E)
         return _Combine.apply(y_RD, token_R, row_MK)[:, :d_model]
 

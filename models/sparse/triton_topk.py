@@ -9,6 +9,8 @@ from 1, with i * j <= k, the only ones that can win, and keeps the best k of tho
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -128,6 +130,12 @@ def _pair_topk(
     tl.store(index_ptr + rows * k + out, index, mask=mask)
 
 
+@functools.cache
+def _ranks_on(device: torch.device, k: int, half: int) -> Tensor:
+    """Copied to the device once: a copy in every step would wait for it, and break CUDA graphs."""
+    return candidate_ranks(k, half).to(device, torch.int32)
+
+
 def product_key_topk(query_SHMC: Tensor, keys_SHCN: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Scores [H, M, k], falling, float32, and the sub-keys of each half, [2, H, M, k], int32."""
     _, H, M, C = query_SHMC.shape
@@ -154,7 +162,7 @@ def product_key_topk(query_SHMC: Tensor, keys_SHCN: Tensor, k: int) -> tuple[Ten
         BLOCK_N=max(16, block_half, min(TILE, triton.next_power_of_2(n))),
         BLOCK_K=block_half,
     )
-    ranks = candidate_ranks(k, half).to(device, torch.int32)
+    ranks = _ranks_on(device, k, half)
     pairs = ranks.shape[1]
     score = torch.empty(H, M, k, device=device)
     index = torch.empty(2, H, M, k, device=device, dtype=torch.int32)

@@ -11,8 +11,9 @@ of width d, 2 e M d forward and 6 e M d forward + backward for the expert mix, h
 value sum. Tables that fit in a cache can pass it. The limit of MoE experts is the larger of their
 FLOPs over the measured rate of a large product and of their weights' and rows' bytes.
 
-Rivals that are not installed are left out, by name. On a GPU first run the kernels' tests:
-`pytest tests/models/sparse`.
+Rivals that are not installed (peer-pytorch, product-key-memory, liger-kernel) are left out. On a
+GPU `pytest tests/models/sparse tests/benchmarks/test_sparse.py` builds the kernels, checks them,
+then times them, in one call.
 """
 
 from __future__ import annotations
@@ -96,7 +97,8 @@ class Side:
     peak: float = 0.0
 
     def step(self) -> None:
-        torch.autograd.grad(self.forward(), self.leaves, self.dy)
+        y = self.forward()
+        torch.autograd.grad(y, self.leaves, self.dy.to(y.dtype))
 
     @torch.no_grad()
     def infer(self) -> None:
@@ -257,7 +259,7 @@ def layer_side(layer: nn.Module, x: Tensor) -> Side:
 
     layer.to(DEVICE)
     trained = [p for p in layer.parameters() if p.requires_grad]
-    return Side(forward, [x, *trained], torch.randn_like(forward()))
+    return Side(forward, [x, *trained], torch.randn_like(x))
 
 
 @pytest.mark.parametrize(("M", "heads", "k", "N", "d"), GATHERS)
