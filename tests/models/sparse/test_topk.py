@@ -124,11 +124,17 @@ def test_largest_equals_topk(n: int) -> None:
 
 
 def test_flops_are_counted_exactly() -> None:
-    query, keys = torch.empty(2, 3, 5, 8, device="meta"), torch.empty(2, 1, 8, 16, device="meta")
+    H, M, C, n, k = 3, 5, 8, 16, 4
+    meta = torch.empty(2, H, M, C, device="meta"), torch.empty(2, 1, C, n, device="meta")
     with FlopCounterMode(display=False) as counter:
-        score, index = ops.product_key_topk(query, keys, 4, "triton")
-    assert counter.get_total_flops() == 2 * (2 * 3 * 5 * 8 * 16)
-    assert (score.shape, index.shape) == ((3, 5, 4), (2, 3, 5, 4))
+        score, index = ops.product_key_topk(*meta, k, "triton")
+    assert counter.get_total_flops() == 2 * (2 * H * M * C * n)
+    assert (score.shape, index.shape) == ((H, M, k), (2, H, M, k))
+    query, keys = operands(H, 1, M, C, n, seed=0)
+    score, _ = product_key_topk(query.requires_grad_(), keys.requires_grad_(), k)
+    with FlopCounterMode(display=False) as counter:
+        score.sum().backward()
+    assert counter.get_total_flops() == 2 * (2 * 2 * H * M * C * k)  # of the chosen alone
 
 
 @pytest.mark.skipif(not TRITON, reason="triton is not installed")
