@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from analysis.analyse import Analysis
 from analysis.isoflop import Curve
 from analysis.parabola import Array, Estimate, estimate
-from analysis.style import shades
+from analysis.style import LogTicks, shades
 from analysis.text import flops, interval, si, si_interval
 
 Series = dict[str, Any]
@@ -272,9 +272,8 @@ def _axis(
     if log:
         margin = max((high / low) ** 0.04, 1.02)
         low, high = low / margin, high * margin
-        decades = np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)))
-        ticks = np.outer(10**decades, [1, 2, 5] if high / low < 300 else [1]).ravel()
-        if high / low < 10:
+        ticks = np.array(LogTicks().tick_values(low, high))
+        if high / low < 3:
             ticks = np.array(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high))
     else:
         margin = 0.04 * (high - low) or 0.1

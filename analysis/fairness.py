@@ -63,7 +63,8 @@ def brackets(
     Args:
         tune: records of the bracket cells.
         records: of the suite: the rate used is that of the same variant, size and budget there.
-        noise: of the suite, for brackets that have no second seed of their own.
+        noise: of the suite, for brackets that have no second seed of their own; with one seed
+            there too it is the departure from parabolas, which is more than that of runs.
         draws: bootstrap draws.
 
     Raises:

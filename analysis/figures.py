@@ -240,7 +240,7 @@ def rollout(analysis: Analysis) -> Figure | None:
     plain_ticks(compute.yaxis, "{:g}x")
     for ax in (nats, compute):
         ax.set_xscale("log")
-        log_ticks(ax.xaxis, flops, subs=(1, 2, 5))
+        log_ticks(ax.xaxis, flops)
         ax.set_xlabel("FLOPs spent on the budgets fitted")
     figure.legend(loc="outside upper left", ncols=6)
     return figure

@@ -25,7 +25,11 @@ def rows(analysis: Analysis) -> list[Row]:
 
 
 def _row(analysis: Analysis, standing: Standing) -> Row:
-    row: Row = {"rank": standing.rank, "variant": standing.variant}
+    row: Row = {
+        "rank": standing.rank,
+        "variant": standing.variant,
+        "baseline": standing.variant == analysis.baseline,
+    }
     row |= _rounded("multiplier", standing.headline or NOTHING)
     slope = NOTHING
     if standing.multiplier and standing.variant != analysis.baseline:
@@ -65,10 +69,11 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def flags(analysis: Analysis, standing: Standing) -> list[str]:
     """What a reader must know before using a row."""
     result = [standing.reason] if standing.reason else []
-    for curve in standing.curves:
-        if not curve.trusted and curve.budget != analysis.budgets[-1]:
-            why = EXPLAIN[curve.parabola.status]
-            result.append(f"{flops(curve.budget)} FLOPs left out: {why}")
+    lower = [one for one in standing.curves if one.budget != analysis.budgets[-1]]
+    for status, why in EXPLAIN.items():
+        budgets = [flops(one.budget) for one in lower if one.parabola.status == status]
+        if budgets and status != "ok":
+            result.append(f"left out at {', '.join(budgets)} FLOPs: {why}")
     if standing.top and standing.top.trusted and standing.top.parabola.unsettled:
         result.append("interval of the optimum's size reaches the edge of the grid")
     if standing.headline and standing.multiplier and standing.variant != analysis.baseline:
@@ -91,6 +96,25 @@ def flags(analysis: Analysis, standing: Standing) -> list[str]:
         cells = "cell" if len(missing) == 1 else "cells"
         result.append(f"{len(missing)} {cells} did not finish ({kinds})")
     return result
+
+
+def brief(table: Sequence[Row]) -> list[dict[str, str]]:
+    """The rows' few columns that fit a terminal; `flags` are to be printed apart."""
+    shown = []
+    for row in table:
+        *_, loss = (name for name in row if name.startswith("loss_") and name[-1].isdigit())
+        keys = {
+            "rank": "rank",
+            "variant": "variant",
+            "compute multiplier": "multiplier",
+            f"loss at {loss[5:]}": loss,
+            "bits per byte": "bits_per_byte",
+            "active": "active_parameters",
+            "total": "total_parameters",
+            "tokens/s": "tokens_per_second",
+        }
+        shown.append({title: cell(row, key) for title, key in keys.items()})
+    return shown
 
 
 def as_csv(table: Sequence[Row]) -> str:
@@ -142,13 +166,13 @@ def columns(analysis: Analysis) -> dict[str, str]:
     }
 
 
-def cell(analysis: Analysis, row: Row, key: str) -> str:
+def cell(row: Row, key: str) -> str:
     """One shown cell as text."""
     value = row[key]
     if value is None or value == []:
         return "-"
     if key == "multiplier":
-        if row["variant"] == analysis.baseline:
+        if row["baseline"]:
             return "1 (baseline)"
         ends = (row["multiplier_low"], row["multiplier_high"])
         return interval(
@@ -178,6 +202,6 @@ def table(analysis: Analysis) -> str:
     shown = columns(analysis)
     left = ("variant", "flags")
     lines = [list(shown.values()), [":--" if key in left else "--:" for key in shown]]
-    lines += [[cell(analysis, row, key) for key in shown] for row in rows(analysis)]
+    lines += [[cell(row, key) for key in shown] for row in rows(analysis)]
     text = "".join("| " + " | ".join(line) + " |\n" for line in lines)
     return f"{text}\n{legend(analysis)}\n"

@@ -86,7 +86,7 @@ def _leaderboard(analysis: Analysis) -> str:
 
 
 def _cell(analysis: Analysis, row: Row, key: str, place: Callable[[float], float]) -> str:
-    text = escape(leaderboard.cell(analysis, row, key))
+    text = escape(leaderboard.cell(row, key))
     if key == "variant":
         return f'<th scope="row" data-value="{text}">{_swatch(analysis, row[key])}{text}</th>'
     bar = ""

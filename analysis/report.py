@@ -107,17 +107,26 @@ def report(directory: Path, document: Path | None = None) -> list[Row]:
         if not path.exists() or path.read_bytes() != content:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
+    for path in _leftover(directory, files):
+        path.unlink()
     return leaderboard.rows(analysis)
 
 
 def stale(directory: Path, document: Path | None = None) -> list[Path]:
-    """Derived files that are missing or differ from what `report` would write now.
+    """Derived files that are missing, differ from what `report` would write now, or are figures
+    that it no longer draws.
 
     Raises:
         AnalysisError, RecordError: see `derive`.
     """
     _, files = derive(directory, document)
-    return [path for path, content in files.items() if not _current(path, content)]
+    changed = [path for path, content in files.items() if not _current(path, content)]
+    return changed + _leftover(directory, files)
+
+
+def _leftover(directory: Path, files: Mapping[Path, bytes]) -> list[Path]:
+    """Figures drawn from records that are no longer there."""
+    return [path for path in sorted((directory / "figures").glob("*.*")) if path not in files]
 
 
 def _current(path: Path, content: bytes) -> bool:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import to_hex, to_rgb
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, Locator, MaxNLocator, NullFormatter, NullLocator
 
 from analysis.analyse import Analysis
 from analysis.parabola import Array, Estimate
@@ -81,9 +81,26 @@ def band(ax: Axes, x: Array, draws: Array, colour: str, ls: str = "-") -> None:
         ax.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
 
 
-def log_ticks(axis: Axis, label: Callable[[float], str], subs: Sequence[float] = (1, 3)) -> None:
-    """Ticks of a logarithmic axis over decades, at `subs` of each."""
-    axis.set_major_locator(LogLocator(subs=subs, numticks=12))
+class LogTicks(Locator):
+    """Round numbers of a logarithmic axis: as many per decade as give at least four."""
+
+    def tick_values(self, vmin: float, vmax: float) -> list[float]:
+        decades = 10.0 ** np.arange(np.floor(np.log10(vmin)), np.ceil(np.log10(vmax)) + 1)
+        for each in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
+            ticks = np.outer(decades, each).ravel()
+            ticks = ticks[(ticks >= vmin) & (ticks <= vmax)]
+            if len(ticks) >= 4:
+                break
+        return [float(tick) for tick in ticks]
+
+    def __call__(self) -> list[float]:
+        assert self.axis
+        return self.tick_values(*sorted(self.axis.get_view_interval()))
+
+
+def log_ticks(axis: Axis, label: Callable[[float], str]) -> None:
+    """Ticks of a logarithmic axis, each shown by `label`."""
+    axis.set_major_locator(LogTicks())
     axis.set_major_formatter(FuncFormatter(lambda value, _: label(value)))
     axis.set_minor_locator(NullLocator())
 

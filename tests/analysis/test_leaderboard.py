@@ -6,7 +6,7 @@ import io
 import pytest
 
 from analysis.analyse import analyse
-from analysis.leaderboard import as_csv, headline, rows, table
+from analysis.leaderboard import as_csv, brief, headline, rows, table
 from analysis.sections import markdown
 from analysis.simulate import bracket, simulate
 from bench.record import Record
@@ -84,6 +84,17 @@ def test_the_headline_is_the_result_in_words(records: list[Record]) -> None:
     assert headline(analyse(one, draws=10)).startswith("No compute multiplier at 1e14 FLOPs")
 
 
+def test_the_brief_table_is_for_a_terminal(records: list[Record]) -> None:
+    first, second, _ = brief(rows(analyse(records, draws=50)))
+    assert list(first) == [
+        "rank", "variant", "compute multiplier", "loss at 6.4e15", "bits per byte", "active",
+        "total", "tokens/s",
+    ]  # fmt: skip
+    assert first["compute multiplier"].startswith("1.")
+    assert first["loss at 6.4e15"].startswith("3.")
+    assert second["compute multiplier"] == "1 (baseline)"
+
+
 def test_the_csv_comes_back(records: list[Record]) -> None:
     spoilt = [one for one in records if one.variant != "pkm" or one.budget < BUDGETS[-1]]
     found = rows(analyse(spoilt, draws=50))
@@ -126,7 +137,7 @@ def test_an_untrusted_lower_budget_is_flagged(records: list[Record]) -> None:
         for index, one in enumerate(records)
         if (one.variant, one.budget) != ("peer", BUDGETS[1]) or index % 5 < 3
     ]
-    assert "4e14 FLOPs left out: fewer than 4 points" in flags(kept, "peer")
+    assert "left out at 4e14 FLOPs: fewer than 4 points" in flags(kept, "peer")
 
 
 def test_learning_rates_are_flagged(records: list[Record]) -> None:

@@ -94,6 +94,16 @@ def test_figures_of_other_library_versions_are_current_if_of_the_same_records(
 
 
 @pytest.mark.usefixtures("one_figure")
+def test_a_figure_no_longer_drawn_is_stale_and_goes(quick: Path) -> None:
+    report(quick)
+    leftover = quick / "figures" / "granularity.png"
+    leftover.write_bytes(b"of another day")
+    assert stale(quick) == [leftover]
+    report(quick)
+    assert not leftover.exists()
+
+
+@pytest.mark.usefixtures("one_figure")
 def test_the_page_shows_the_suite_file(quick: Path) -> None:
     (quick / "suite.toml").write_text("budgets = [1e14]\n")
     report(quick)
