@@ -38,7 +38,7 @@ def show(rows: list[dict[str, Any]], title: str, as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = Table(header_style="bold")
     for key in rows[0] if rows else []:
         numeric = all(isinstance(row[key], int | float | None) for row in rows)
         table.add_column(key.replace("_", " "), justify="right" if numeric else "left")
@@ -47,6 +47,7 @@ def show(rows: list[dict[str, Any]], title: str, as_json: bool) -> None:
     console = Console()
     if not console.is_terminal:
         console.width = 200
+    console.print(title, style="bold", highlight=False)
     console.print(table)
 
 
@@ -221,15 +222,83 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Regenerate figures, tables and leaderboard from the records."""
+    from analysis import leaderboard
     from analysis.report import report as draw
 
     found = [directory] if directory else results_directories()
     if not found:
         raise SuiteError("runs, results: no records there yet; `isoflop run quick` makes some")
-    for one in found:
-        show(draw(one), f"Leaderboard of {one}", as_json)
-        if not as_json:
-            print(f"figures and tables are in {one}")
+    boards = {str(one): draw(one, Path("README.md")) for one in found}
+    if as_json:
+        print(json.dumps(boards, indent=1))
+        return
+    for where, rows in boards.items():
+        show(leaderboard.brief(rows), f"Leaderboard of {where}", False)
+        for row in rows:
+            if row["flags"]:
+                print(f"{row['variant']}: {'; '.join(row['flags'])}")
+        print(f"figures, tables and a page (index.html) are in {where}")
+
+
+@app.command()
+def check(
+    directory: Annotated[
+        Path | None, typer.Argument(help="Results directory; every one found if not given.")
+    ] = None,
+) -> None:
+    """Is every derived file current? Exit code 1 if one is not."""
+    from analysis.report import stale
+
+    found = [directory] if directory else results_directories()
+    old = [path for one in found for path in stale(one, Path("README.md"))]
+    for path in old:
+        print(f"stale: {path}; run `isoflop report`")
+    if old:
+        raise typer.Exit(1)
+    print(f"current: every derived file of {', '.join(map(str, found)) or 'no directory'}")
+
+
+@app.command()
+def fit(
+    runs: Annotated[Path, typer.Argument(help="CSV table of runs, one a row.")],
+    law: Annotated[str, typer.Option(help="Which law; a wrong name lists them.")] = "chinchilla",
+    delta: Annotated[
+        float | None, typer.Option(help="Huber delta on log loss; the law's own if not given.")
+    ] = None,
+    bootstrap: Annotated[int, typer.Option(min=0, help="Refits for the intervals.")] = 0,
+    column: Annotated[
+        list[str] | None, typer.Option(help="NAME=HEADER: where the table calls a column otherwise")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Fit a scaling law to anybody's run table."""
+    from analysis.fit import fit as fit_law
+    from analysis.laws import LAWS
+    from analysis.table import read_table
+
+    if law not in LAWS:
+        raise SuiteError(f"--law: no law {law!r}; known: {', '.join(LAWS)}")
+    wrong = [pair for pair in column or [] if "=" not in pair]
+    if wrong:
+        raise SuiteError(f"--column: {wrong[0]!r} is not NAME=HEADER, such as N=params")
+    rename = dict(pair.split("=", 1) for pair in column or [])
+    result = fit_law(
+        LAWS[law], read_table(runs, LAWS[law], rename), delta=delta, bootstrap=bootstrap
+    ).to_json()
+    if as_json:
+        print(json.dumps(result, indent=1))
+        return
+    rows = [
+        {"quantity": name, "value": value, "low": low, "high": high}
+        for values, intervals in (("params", "intervals"), ("derived", "derived_intervals"))
+        for name, value in result[values].items()
+        for low, high in [result[intervals].get(name) or (None, None)]
+    ]
+    show(rows, f"{law}: {LAWS[law].formula}", False)
+    print(
+        f"{result['status']}; {result['n_points']} points, objective {result['objective']:.6g}, "
+        f"Huber delta {result['delta']:g} on log loss, 95% intervals"
+    )
 
 
 def results_directories() -> list[Path]:

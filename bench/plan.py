@@ -44,6 +44,7 @@ class Cell:
     parameters: Parameters
     flops_per_token: Flops
     layer_bytes_per_token: int
+    row_bytes_per_token: int  # of which rows of tables, gathered for each token anew
 
     @property
     def tokens(self) -> int:
@@ -220,6 +221,7 @@ def make_cell(
         raise SuiteError(f"{variant_key}.options: {error}") from None
     flops = Flops(**model.flops_per_token())
     parameters = Parameters(**model.parameter_counts())
+    tables = sum(table.numel() for layer in model.tested for table in layer.tables())
     per_step = flops.training * training.batch * training.context
     steps = round(budget / per_step)
     if steps < 1 or abs(steps * per_step / budget - 1) > 0.01:
@@ -259,6 +261,7 @@ def make_cell(
         parameters=parameters,
         flops_per_token=flops,
         layer_bytes_per_token=2 * parameters.layer_active,
+        row_bytes_per_token=2 * (parameters.layer_active - parameters.layer_total + tables),
     )
 
 
@@ -293,19 +296,16 @@ DEVICES = {
 
 
 def predict_seconds(cell: Cell, device: Device) -> float:
-    """Training time: the larger of compute and the sparse rows' traffic, plus a cost per step.
+    """Training time: compute, the traffic of gathered rows, the optimiser, a cost per step.
 
     A rough figure, for deciding whether to start: within a factor of two or three.
     """
     compute = cell.flops / (device.flops * device.utilisation)
-    # Rows are gathered per token, three times over (forward, and both sides of backward), where a
-    # dense weight is read once for the whole batch.
-    rows = 0
-    if cell.parameters.layer_active < cell.parameters.layer_total:
-        rows = 3 * cell.layer_bytes_per_token * cell.tokens
+    # Forward, and both sides of backward; a dense weight is read once for the whole batch.
+    rows = 3 * max(0, cell.row_bytes_per_token) * cell.tokens / device.bandwidth
     optimiser = cell.steps * 28 * cell.parameters.total / device.bandwidth
     overhead = cell.steps * cell.size.depth * device.step_overhead
-    return max(compute, rows / device.bandwidth) + optimiser + overhead
+    return compute + rows + optimiser + overhead
 
 
 def predict_bytes(cell: Cell) -> float:

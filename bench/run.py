@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.forkserver
 import os
 import signal
 import sys
@@ -108,7 +109,8 @@ def run_cells(cells: list[Cell], records: Path) -> Iterator[Event]:
                         args=(cell, tokens.folder, device, scratch, theirs),
                         daemon=True,
                     )
-                    process.start()
+                    with _interrupts(signal.SIG_IGN):
+                        process.start()
                     theirs.close()
                     running[ours] = (process, cell, device)
                 for ready in multiprocessing.connection.wait(list(running), timeout=1.0):
@@ -162,6 +164,8 @@ def _workers() -> Iterator[ForkServerContext | SpawnContext]:
             context = multiprocessing.get_context("forkserver")
             # The optimiser imports torch._dynamo on first use, which takes more than a second.
             context.set_forkserver_preload(["bench.train", "torch._dynamo"])
+            with _interrupts(signal.SIG_IGN):  # inherited by every worker
+                multiprocessing.forkserver.ensure_running()
             yield context
     finally:
         for key, old in before.items():
@@ -169,9 +173,18 @@ def _workers() -> Iterator[ForkServerContext | SpawnContext]:
                 os.environ.pop(key, None)
 
 
+@contextmanager
+def _interrupts(handler: signal.Handlers) -> Iterator[None]:
+    """Ctrl-C goes to the whole process group, but what it means is for the parent to decide."""
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _work(cell: Cell, corpus: Path, device: torch.device, scratch: Path, pipe: Connection) -> None:
     """Body of a worker: train, send progress and the record. Ends if the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     parent = multiprocessing.parent_process()
     if device.type == "cpu":
         torch.set_num_threads(1)

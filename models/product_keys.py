@@ -9,35 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from models.layer import full_precision
+from models.sparse import product_key_topk
 
 QueryNorm = Literal["batch", "layer", "none"]
-
-
-def product_key_topk(first_XN: Tensor, second_XN: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best sums first[i] + second[j] over all pairs, and their key indices i * n + j.
-
-    Args:
-        first_XN, second_XN: scores of the n sub-keys of each half, [..., n], with n^2 >= k.
-    Returns:
-        scores [..., k] in falling order, indices [..., k] into the n^2 keys. Equal to an
-        exhaustive top-k; among equal scores the choice is free, as it is for `torch.topk`.
-
-    With both halves sorted, the pair at ranks (i, j), counted from 1, has i * j pairs at least as
-    good as itself (its own included), so only pairs with i * j <= k can be needed: 50 candidates
-    instead of 256 for k = 16.
-    """
-    n = first_XN.shape[-1]
-    with torch.no_grad():  # only the winners get a gradient, through the gathers below
-        half = min(k, n)
-        first, first_index = first_XN.topk(half, dim=-1)
-        second, second_index = second_XN.topk(half, dim=-1)
-        pairs = [(i, j) for i in range(half) for j in range(min(half, k // (i + 1)))]
-        rank_i, rank_j = torch.tensor(pairs, device=first_XN.device).unbind(1)
-        sums = first.index_select(-1, rank_i) + second.index_select(-1, rank_j)
-        best = sums.topk(k, dim=-1).indices
-        i = first_index.gather(-1, rank_i[best])
-        j = second_index.gather(-1, rank_j[best])
-    return first_XN.gather(-1, i) + second_XN.gather(-1, j), i * n + j
 
 
 class ProductKeys(nn.Module):
@@ -86,12 +60,7 @@ class ProductKeys(nn.Module):
             else:
                 query = self.norm(query)
             query_SHMK = query.view(M, self.heads, 2, self.d_key // 2).permute(2, 1, 0, 3)
-            if self.keys.shape[1] == 1:  # one product for all heads
-                flat = query_SHMK.reshape(2, self.heads * M, self.d_key // 2)
-                scores_SHMN = (flat @ self.keys[:, 0]).view(2, self.heads, M, self.n_sub)
-            else:
-                scores_SHMN = query_SHMK @ self.keys
-            score_HMk, index_HMk = product_key_topk(scores_SHMN[0], scores_SHMN[1], self.top_k)
+            score_HMk, index_HMk = product_key_topk(query_SHMK, self.keys, self.top_k)
             gate_HMk = score_HMk.softmax(dim=-1)
         pairs = self.heads * self.top_k
         return (

@@ -74,7 +74,8 @@ def test_an_id_does_not_change_with_names_or_spelt_out_defaults() -> None:
 
 def test_the_learning_rate_follows_the_transfer_rule() -> None:
     sizes = {"s": {"width": 64, "depth": 1, "heads": 1}}
-    cells = tiny_cells(sizes=sizes, transfer={"width": 16, "exponent": 0.5})
+    budgets = [{"flops": 1e10}]
+    cells = tiny_cells(sizes=sizes, budgets=budgets, transfer={"width": 16, "exponent": 0.5})
     assert cells[0].learning_rate == pytest.approx(1e-2 / 2)
 
 

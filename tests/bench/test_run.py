@@ -19,6 +19,7 @@ SUITE = """
 [corpus]
 vocabulary = 300
 documents = 40
+validation = 0.2
 [training]
 context = 16
 batch = 4
