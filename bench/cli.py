@@ -175,7 +175,10 @@ def tune(suite: SuiteArgument = "quick", out: Out = None) -> None:
     described = load_suite(suite)
     directory = out or Path("runs") / described.name
     train(bracket(described, str(suite_path(suite))), directory, directory / "tune", suite)
-    report(directory)
+    if (directory / "records").is_dir():
+        report(directory)
+    else:
+        print(f"`isoflop run {suite}` trains the suite; its report then draws the brackets")
 
 
 def load_cells(name: str) -> tuple[Suite, list[Cell]]:
