@@ -324,3 +324,6 @@ def main() -> None:
             raise
         print(f"isoflop: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+import bench.cli_layers  # noqa: E402, F401  (registers further verbs)

@@ -38,7 +38,8 @@ def product_key_topk(
     """
     _, H, _, C = query_SHMC.shape
     n = keys_SHCN.shape[-1]
-    if tuple(keys_SHCN.shape) not in {(2, 1, C, n), (2, H, C, n)} or not 0 < k <= n * n:
+    # Tuples, not a set: under a trace sizes are tensors, equal but of different hash.
+    if tuple(keys_SHCN.shape) not in ((2, 1, C, n), (2, H, C, n)) or not 0 < k <= n * n:
         raise ValueError(
             f"query {tuple(query_SHMC.shape)}, keys {tuple(keys_SHCN.shape)} and k = {k} do not fit"
         )

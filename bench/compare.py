@@ -1,0 +1,116 @@
+"""A new layer beside the stored records of a suite: its cells, and where the others come from."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.plan import Cell, plan
+from bench.record import read_record
+from bench.suite import Suite, Variant, load_suite, suite_path
+
+ROOT = Path(__file__).parent.parent  # of a checkout, whose results/ holds the shipped records
+
+
+class CompareError(Exception):
+    """No comparison is possible; one line says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What will be trained, and what it will be compared with."""
+
+    variant: str
+    learning_rate: float  # peak, at the suite's transfer width
+    directory: Path  # of results
+    cells: list[Cell]  # of the new layer
+    stored: list[Cell]  # of the suite's own variants
+    baseline: list[Cell]  # of these, the dense variant's
+    source: Path  # folder with the records of `stored`
+
+    @property
+    def records(self) -> Path:
+        return self.directory / "records"
+
+    def collect(self) -> None:
+        """Fill `records` with copies of the stored ones, and set aside what belongs to neither.
+
+        An edited layer has other cells: its former records move to `superseded`, and return if
+        the edit is undone.
+        """
+        superseded = self.directory / "superseded"
+        for folder in (self.records, superseded):
+            folder.mkdir(parents=True, exist_ok=True)
+        for cell in self.stored:
+            path = self.source / f"{cell.id}.json"
+            if path.exists():
+                shutil.copyfile(path, self.records / path.name)
+        current = {f"{cell.id}.json" for cell in (*self.stored, *self.cells)}
+        for path in self.records.glob("*.json"):
+            if path.name not in current:
+                path.replace(superseded / path.name)
+        for path in superseded.glob("*.json"):
+            if path.name in current:
+                path.replace(self.records / path.name)
+
+
+def prepare(layer: str, suite_name: str, learning_rate: float | None, seeds: int) -> Comparison:
+    """The cells of a layer, with its default options, at the suite's sizes and budgets.
+
+    Args:
+        layer: path/to/file.py:Class, or a registered name.
+        suite_name: a shipped suite's name, or a TOML file.
+        learning_rate: peak, at the suite's transfer width; that of the dense variant if None.
+        seeds: how many; those of the suite first.
+    Raises:
+        CompareError: the suite lacks a dense variant, has the name taken, or has no records of it.
+        SuiteError: the suite cannot be read, or the layer does not fit it.
+    """
+    suite, where = load_suite(suite_name), str(suite_path(suite_name))
+    variant = layer.rpartition(":")[2]
+    if variant in suite.variants:
+        raise CompareError(f"{where}: variants.{variant} exists already; rename the class")
+    dense = _dense(suite, where)
+    rate = learning_rate or suite.variants[dense].learning_rate
+    further = [seed for seed in range(seeds + len(suite.seeds)) if seed not in suite.seeds]
+    alone = suite.model_copy(
+        update={
+            "variants": {variant: Variant(layer=layer, learning_rate=rate)},
+            "seeds": [*suite.seeds, *further][:seeds],
+        }
+    )
+    cells, stored = plan(alone, where), plan(suite, where)
+    baseline = [cell for cell in stored if cell.variant == dense]
+    return Comparison(
+        variant=variant,
+        learning_rate=rate,
+        directory=Path("runs") / f"compare-{variant}",
+        cells=cells,
+        stored=stored,
+        baseline=baseline,
+        source=_records_of(suite.name, baseline),
+    )
+
+
+def _dense(suite: Suite, where: str) -> str:
+    """The name of the baseline, as `analysis.analyse` finds it."""
+    dense = sorted(name for name, one in suite.variants.items() if one.layer == "dense")
+    if "dense" in dense:
+        return "dense"
+    if len(dense) != 1:
+        raise CompareError(f"{where}: variants: name one `dense`, to compare with")
+    return dense[0]
+
+
+def _records_of(suite: str, baseline: list[Cell]) -> Path:
+    """The first folder with all records of the baseline: the user's own run, then the shipped."""
+    folders = [top / suite / "records" for top in (Path("runs"), Path("results"), ROOT / "results")]
+    for folder in folders:
+        paths = [folder / f"{cell.id}.json" for cell in baseline]
+        if all(path.exists() and read_record(path).status == "finished" for path in paths):
+            return folder
+    raise CompareError(
+        f"no finished records of all {len(baseline)} cells of {baseline[0].variant} as suite "
+        f"{suite} has them now, in {folders[0]} or {folders[1]}: `isoflop run {suite}` makes them"
+    )
