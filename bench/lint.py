@@ -1,6 +1,6 @@
 """Is a layer fit to be trained? Each check returns an empty text, or one line on what to fix.
 
-The first four must pass before any training (`refuse`); `lint` runs them all.
+The first five must pass before any training (`refuse`); `lint` runs them all.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import copy
 import traceback
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,6 +120,16 @@ def _shape(subject: _Subject) -> str:
     return ""
 
 
+def _determinism(subject: _Subject) -> str:
+    outputs = [subject.build(seed=3).train()(_input()) for _ in range(2)]
+    if not torch.equal(*outputs):
+        return "the same seed gives another output: draw all randomness from torch's generator"
+    module = subject.build().eval()
+    if not torch.equal(module(_input()), module(_input())):
+        return "two calls in evaluation differ: no randomness or state where self.training is False"
+    return ""
+
+
 def _causality(subject: _Subject) -> str:
     torch.manual_seed(0)
     model = Decoder(subject.config(WIDTHS[0])).eval()
@@ -188,16 +199,6 @@ def _gradcheck(subject: _Subject) -> str:
     return ""
 
 
-def _determinism(subject: _Subject) -> str:
-    outputs = [subject.build(seed=3).train()(_input()) for _ in range(2)]
-    if not torch.equal(*outputs):
-        return "the same seed gives another output: draw all randomness from torch's generator"
-    module = subject.build().eval()
-    if not torch.equal(module(_input()), module(_input())):
-        return "two calls in evaluation differ: no randomness or state where self.training is False"
-    return ""
-
-
 def _bfloat16(subject: _Subject) -> str:
     module, x_BTD = subject.build().eval(), _input()
     expected = module(x_BTD)
@@ -221,7 +222,8 @@ def _compile(subject: _Subject) -> str:
     module, x_BTD = subject.build().eval(), _input()
     torch.compiler.reset()
     compiled = torch.compile(copy.deepcopy(module), backend="aot_eager")
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # hints for those who compile; only the result counts here
         expected, y_BTD = module(x_BTD), compiled(x_BTD)
     change = float((y_BTD - expected).abs().max() / expected.abs().max())
     if not change <= COMPILED:
@@ -232,15 +234,21 @@ def _compile(subject: _Subject) -> str:
 CHECKS: dict[str, Callable[[_Subject], str]] = {
     "builds": _builds,
     "shape": _shape,
+    "determinism": _determinism,
     "causality": _causality,
     "flops": _flops,
     "gradients": _gradients,
     "gradcheck": _gradcheck,
-    "determinism": _determinism,
     "bfloat16": _bfloat16,
     "compile": _compile,
 }
-ESSENTIAL = ("builds", "shape", "causality", "flops")  # without which no figure means anything
+ESSENTIAL = (
+    "builds",
+    "shape",
+    "determinism",
+    "causality",
+    "flops",
+)  # without which no figure means anything
 
 
 def lint(name: str, options: dict[str, Any] | None = None) -> list[Finding]:

@@ -1,0 +1,200 @@
+from pathlib import Path
+
+import pytest
+
+from bench.lint import CHECKS, ESSENTIAL, LintError, lint, refuse, refuse_files, with_class
+from tests.bench.cells import tiny_cells
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
+
+GOOD = """\
+import torch
+from torch import nn
+from models import Layer
+
+class Mine(Layer):
+    def __init__(self, d_model, **options):
+        super().__init__(d_model, **options)
+        self.linear = nn.Linear(d_model, d_model, bias=False)
+
+    def forward(self, x):
+        return self.linear(x)
+
+    def flops_per_token(self):
+        return 2 * self.d_model**2
+"""
+
+# What a user may do wrong: the check that finds it, what to replace in GOOD, and part of the line.
+FAULTS = {
+    "import": ("builds", "import torch\n", "import torch\nimport nowhere\n", "No module named"),
+    "syntax": ("builds", "class Mine(Layer):", "class Mine(Layer)", "cannot be imported"),
+    "no layer": ("builds", "class Mine(Layer)", "class Mine(nn.Module)", "not a class derived"),
+    "init raises": ("builds", "super().__init__(d_model, **options)", "1 / 0", "py:7: raises Zero"),
+    "no formula": ("builds", "flops_per_token", "flops", "raises NotImplementedError"),
+    "fractional": ("builds", "2 * self", "2.0 * self", "must return a whole number"),
+    "inherited name": (
+        "builds",
+        "class Mine(Layer)",
+        "from models import Dense\nclass Mine(Dense)",
+        "inherits the name of the registered dense",
+    ),
+    "active": (
+        "builds",
+        "    def forward",
+        "    def active_parameters(self):\n        return 10**9\n\n    def forward",
+        "active_parameters() is 1000000000, yet there are 1024",
+    ),
+    "forward raises": ("shape", "self.linear(x)", "self.linear(x[..., 1:])", "py:11: raises Runt"),
+    "shape": ("shape", "self.linear(x)", "self.linear(x)[:, 1:]", "not (8, 11, 32)"),
+    "tuple": ("shape", "self.linear(x)", "self.linear(x), None", "not tuple"),
+    "dtype": ("shape", "self.linear(x)", "self.linear(x).double()", "not torch.float64"),
+    "in place": ("shape", "self.linear(x)", "self.linear(x.mul_(2))", "in place"),
+    "auxiliary": (
+        "shape",
+        "        return self.linear(x)",
+        "        self.aux_loss = x\n        return self.linear(x)",
+        "scalar",
+    ),
+    "mean over time": ("causality", "linear(x)", "linear(x - x.mean(1, keepdim=True))", "position"),
+    "next token": ("causality", "linear(x)", "linear(x) + x.roll(-1, dims=1)", "earlier outputs"),
+    "over the batch": ("causality", "linear(x)", "linear(x) - x.mean((0, 1))", "earlier outputs"),
+    "behind a zero": (
+        "causality",
+        "        return self.linear(x)",
+        "        return self.linear(x) + self.gate * x.mean(1, keepdim=True)",
+        "earlier outputs",
+    ),
+    "too few FLOPs": ("flops", "2 * self", "1 * self", "per token by formula"),
+    "too many FLOPs": ("flops", "2 * self", "3 * self", "per token by formula"),
+    "right at one width": ("flops", "2 * self.d_model**2", "64 * self.d_model", "width 48"),
+    "uncounted": ("flops", "self.linear(x)", "self.linear(x) + x.cumprod(-1)", "cannot count"),
+    "no gradient": ("gradients", "linear(x)", "linear(x).detach() + x", "linear.weight gets no"),
+    "not finite": (
+        "gradients",
+        "linear(x)",
+        "linear(x) + (0 * x).abs().sqrt()",
+        "gradient of the input is not finite",
+    ),
+    "wrong gradient": ("gradcheck", "linear(x)", "linear(x) * x.detach()", "finite differences"),
+    "float32": ("gradcheck", "linear(x)", "linear(x.float().to(x.dtype))", "finite differences"),
+    "numpy's chance": (
+        "determinism",
+        "self.linear(x)",
+        "self.linear(x) * __import__('random').random()",
+        "torch's generator",
+    ),
+    "chance in evaluation": ("determinism", "linear(x)", "linear(x) * torch.rand(())", "two calls"),
+    "bfloat16": (
+        "bfloat16",
+        "        return self.linear(x)",
+        "        h = self.linear(x)\n        return h + (100 * h).sin()",
+        "full_precision",
+    ),
+    "compile": (
+        "compile",
+        "self.linear(x)",
+        "self.linear(x) * (2 if torch.compiler.is_compiling() else 1)",
+        "torch.compile changes the output",
+    ),
+}
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "mine.py"
+    path.write_text(text)
+    return f"{path}:Mine"
+
+
+def faulty(folder: Path, name: str) -> str:
+    _, right, wrong, _ = FAULTS[name]
+    assert right in GOOD
+    text = GOOD.replace(right, wrong)
+    if "self.gate" in wrong:
+        line = "        self.gate = nn.Parameter(torch.zeros(d_model))\n"
+        text = text.replace("    def forward", f"{line}\n    def forward")
+    return write(folder, text)
+
+
+def test_a_sound_layer_passes_every_check(tmp_path: Path) -> None:
+    name = write(tmp_path, GOOD)
+    findings = lint(name)
+    assert [finding.check for finding in findings] == list(CHECKS)
+    assert not [finding for finding in findings if not finding.ok or finding.fix]
+    refuse(name)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_fault_is_found_by_its_check_in_one_line(tmp_path: Path, fault: str) -> None:
+    check, _, _, text = FAULTS[fault]
+    name = faulty(tmp_path, fault)
+    finding = next(one for one in lint(name) if not one.ok)
+    assert finding.check == check
+    assert text in finding.fix
+    assert "\n" not in finding.fix
+    if check in ESSENTIAL:
+        with pytest.raises(LintError, match=f"mine.py:Mine: {check}: ") as error:
+            refuse(name)
+        assert text in str(error.value)
+        assert "\n" not in str(error.value)
+    else:
+        refuse(name)
+
+
+def test_every_check_has_a_fault() -> None:
+    assert {check for check, *_ in FAULTS.values()} == set(CHECKS)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_each_example_is_fit_to_be_trained(path: Path) -> None:
+    failed = [finding for finding in lint(with_class(str(path))) if not finding.ok]
+    assert not failed
+
+
+def test_there_are_five_examples() -> None:
+    assert len(EXAMPLES) == 5
+
+
+@pytest.mark.parametrize("layer", ["dense", "moe", "moe_ec"])
+def test_registered_layers_pass_too(layer: str) -> None:
+    assert all(finding.ok for finding in lint(layer))
+
+
+def test_options_are_checked(tmp_path: Path) -> None:
+    finding = lint("moe", {"granularity": 0})[-1]
+    assert (finding.check, finding.ok) == ("builds", False)
+    assert "granularity" in finding.fix
+
+
+def test_only_layers_from_files_are_refused_before_a_run(tmp_path: Path) -> None:
+    refuse_files(tiny_cells())
+    variants = {"mine": {"layer": write(tmp_path, GOOD), "learning_rate": 1e-2}}
+    refuse_files(tiny_cells(variants=variants))
+    (tmp_path / "bad").mkdir()
+    variants["mine"]["layer"] = faulty(tmp_path / "bad", "mean over time")
+    with pytest.raises(LintError, match="causality"):
+        refuse_files(tiny_cells(variants=variants))
+
+
+def test_the_class_is_found_if_there_is_one(tmp_path: Path) -> None:
+    assert with_class("dense") == "dense"
+    name = write(tmp_path, GOOD)
+    path = name.rpartition(":")[0]
+    assert with_class(path) == name
+    assert with_class(name) == name
+    two = tmp_path / "two.py"
+    two.write_text(f"{GOOD}\nclass Other(Mine):\n    pass\n\nclass _Base(Mine):\n    pass\n")
+    none = tmp_path / "none.py"
+    none.write_text("x = 1\n")
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text("class\n")
+    failing = tmp_path / "failing.py"
+    failing.write_text(f"1 / 0\n{GOOD}")
+    for bad, text in (
+        (two, "which layer: Mine, Other"),
+        (none, "no public class derived from models.Layer"),
+        (wrong, "not Python"),
+        (failing, "ZeroDivisionError"),
+        (tmp_path / "absent.py", "No such file"),
+    ):
+        with pytest.raises(LintError, match=text):
+            with_class(str(bad))
