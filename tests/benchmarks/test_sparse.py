@@ -1,6 +1,10 @@
 """The sparse operators against what else there is, on this machine's GPU or, without one, its CPU.
 
-    pytest tests/benchmarks/test_sparse.py --benchmark-json=sparse.json
+    pytest tests/benchmarks/test_sparse.py --benchmark-only --benchmark-json=sparse.json
+
+On a GPU, to build the kernels, check them, then time them, in one call:
+
+    pytest -o addopts=--import-mode=importlib tests/models/sparse tests/benchmarks/test_sparse.py
 
 One process; every round times each rival, then us. Prints a table, and stores its rows in the JSON:
 medians of forward (no gradients) and of forward + backward, the rival's time over ours, bytes of
@@ -11,9 +15,7 @@ of width d, 2 e M d forward and 6 e M d forward + backward for the expert mix, h
 value sum. Tables that fit in a cache can pass it. The limit of MoE experts is the larger of their
 FLOPs over the measured rate of a large product and of their weights' and rows' bytes.
 
-Rivals that are not installed (peer-pytorch, product-key-memory, liger-kernel) are left out. On a
-GPU `pytest tests/models/sparse tests/benchmarks/test_sparse.py` builds the kernels, checks them,
-then times them, in one call.
+Rivals that are not installed (peer-pytorch, product-key-memory, liger-kernel) are left out.
 """
 
 from __future__ import annotations
