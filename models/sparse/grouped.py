@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.sparse.bag_mix import stable_argsort
+from models.sparse.bag_mix import activate, stable_argsort
 from models.sparse.ops import grouped_mm
 
 BACKENDS = ("auto", "reference", "grouped")
@@ -138,7 +138,7 @@ def _activate(h: Tensor, activation: str) -> Tensor:
     if activation == "swiglu":
         gate, value = h.chunk(2, dim=-1)
         return F.silu(gate) * value
-    return F.gelu(h) if activation == "gelu" else F.relu(h)
+    return activate(h, activation)
 
 
 class _Dispatch(torch.autograd.Function):
