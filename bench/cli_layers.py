@@ -100,6 +100,7 @@ def compare(
         plan = prepare(name, suite, learning_rate, seeds)
         print(f"compared with the records in {plan.source}")
         plan.collect()
+        plan.check_text()
         train(plan.cells, plan.directory, plan.records, suite)
     rows = report(plan.directory)
     row = next(one for one in rows if one["variant"] == plan.variant)

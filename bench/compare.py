@@ -6,8 +6,11 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.data import hash_of_windows
+from bench.data import prepare as tokens_of
 from bench.plan import Cell, plan
 from bench.record import read_record
+from bench.run import missing
 from bench.suite import Suite, Variant, load_suite, suite_path
 
 ROOT = Path(__file__).parent.parent  # of a checkout, whose results/ holds the shipped records
@@ -53,6 +56,27 @@ class Comparison:
         for path in superseded.glob("*.json"):
             if path.name in current:
                 path.replace(self.records / path.name)
+
+    def check_text(self) -> None:
+        """Before anything is trained: is the held-out text still that of the stored records?
+
+        Raises:
+            CompareError: it is not.
+            DataError: the corpus cannot be used.
+        """
+        if not missing(self.cells, self.records):
+            return
+        cell = self.baseline[0]
+        windows = tokens_of(cell.corpus).validation_windows(
+            cell.training.validation_tokens, cell.training.context
+        )
+        path = self.source / f"{cell.id}.json"
+        found, stored = hash_of_windows(windows), read_record(path).validation_hash
+        if found != stored:
+            raise CompareError(
+                f"{path}: scored on other text ({stored}) than {cell.corpus.source} now gives "
+                f"({found}): run suite {cell.suite} anew to compare with it"
+            )
 
 
 def prepare(layer: str, suite_name: str, learning_rate: float | None, seeds: int) -> Comparison:
