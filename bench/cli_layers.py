@@ -152,8 +152,10 @@ def compare(
         [{key: row[key] for key in ("rank", "variant", "multiplier")} for row in rows], suite, False
     )
     print(text)
-    for flag in row["flags"]:
-        print(f"note: {flag}")
+    for one in rows:  # what is wrong with the baseline matters as much
+        if one["variant"] in (plan.variant, result["baseline"]):
+            for flag in one["flags"]:
+                print(f"note: {one['variant']}: {flag}")
     if learning_rate is None:
         print(
             f"note: learning rate {plan.learning_rate:g} is the suite's for {result['baseline']}, "

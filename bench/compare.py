@@ -43,8 +43,7 @@ class Comparison:
         the edit is undone.
         """
         superseded = self.directory / "superseded"
-        for folder in (self.records, superseded):
-            folder.mkdir(parents=True, exist_ok=True)
+        self.records.mkdir(parents=True, exist_ok=True)
         for cell in self.stored:
             path = self.source / f"{cell.id}.json"
             if path.exists():
@@ -52,6 +51,7 @@ class Comparison:
         current = {f"{cell.id}.json" for cell in (*self.stored, *self.cells)}
         for path in self.records.glob("*.json"):
             if path.name not in current:
+                superseded.mkdir(exist_ok=True)
                 path.replace(superseded / path.name)
         for path in superseded.glob("*.json"):
             if path.name in current:

@@ -18,8 +18,7 @@ class MemoryPlus(Layer):
     """output = (y * silu(x W1)) W2, y the value sum of a product-key memory.
 
     Memory Layers at Scale (arXiv 2412.09764): y = sum over heads, over the k slots each retrieves,
-    of softmax(score) * value (eq. 1 and 2 with product keys, arXiv 1907.05242), then the gate and
-    projection of section 3.3.
+    of softmax(score) * value (product keys: arXiv 1907.05242), then its gate and projection.
 
     Chosen here: one memory, not three that share their values; sub-keys per head; LayerNorm on the
     query, which sees no other token; W1 and W2 square, d_model by d_model; everything starts normal

@@ -23,9 +23,9 @@ class MoEC(Layer):
     - cluster-level expert dropout: in training a share of the experts of every cluster, the same
       number in each, cannot be chosen, so that a token still finds an expert of its cluster.
 
-    Chosen here, as the paper was not at hand in full: the loss is the variance within minus the
-    variance between, both times the square of the number of experts, so that neither depends on
-    that number. The authors draw the dropped experts anew every 250 steps, here at every step.
+    Chosen here, and not compared with the paper's own expression: the loss is the variance within
+    minus the variance between, both times the square of the number of experts, which takes their
+    number out of them. The authors draw the dropped experts anew every 250 steps, here at every step.
     The router is linear, not by cosine; no capacity; GELU, no biases.
     """
 

@@ -23,7 +23,7 @@ def modes(n: int) -> tuple[int, int, int]:
 
 
 class MPOExperts(nn.Module):
-    """W_e as a chain of three tensors (eq. 2): the central one shared, the outer two the expert's.
+    """W_e as a chain of three tensors: the central one shared, the outer two the expert's.
 
     W_e[abc, xyz] = sum over bonds p, q of left_e[a, x, p] central[p, b, y, q] right_e[q, c, z],
     with input modes a, b, c and output modes x, y, z.
@@ -76,7 +76,7 @@ class MPOE(Layer):
 
     MPOE (arXiv 2203.01104): experts share the central tensors, which hold most parameters, and own
     small auxiliary tensors. As the central tensor learns from all tokens and an auxiliary one only
-    from its expert's, the gradient of the central is masked at random (section 3.3), here for a
+    from its expert's, the gradient of the central is masked at random, here for a
     whole step with probability `mask`.
 
     Chosen here: three tensors instead of five; bonds of at most `bond`, where the paper starts

@@ -16,7 +16,7 @@ from models.layer import full_precision
 def entmax15(z: Tensor) -> Tensor:
     """1.5-entmax over the last dimension (arXiv 1905.05702): p_i = relu(z_i / 2 - tau)^2, sum 1.
 
-    The exact algorithm by sorting (section 3.2 there); its gradient flows through tau.
+    The exact algorithm, by sorting; its gradient flows through tau.
     """
     half = z / 2
     with torch.no_grad():
@@ -58,7 +58,7 @@ class CPExperts(nn.Module):
 class MuMoE(Layer):
     """CP-muMoE block: y = W2(a) gelu(W1(a) x), each W(a) a mix of all experts (arXiv 2402.12550).
 
-    The expert coefficients a = entmax15(norm(x G)) (section 3) are the same for both, as in the
+    The expert coefficients a = entmax15(norm(x G)) are the same for both, as in the
     authors' code, whence also the start of every factor, G at zero among them. The norm is a
     LayerNorm without scale, which the paper uses for language.
 

@@ -14,7 +14,7 @@ from models.sparse import expert_ffn
 
 
 class XMoE(Layer):
-    """y = sum over the chosen experts of p_e FFN_e(x) (XMoE, arXiv 2403.18926, section 3).
+    """y = sum over the chosen experts of p_e FFN_e(x) (XMoE, arXiv 2403.18926).
 
     A token takes the smallest number of experts, most probable first, whose probabilities sum to
     at least `threshold`; p is the softmax over all experts, not renormalised. In training the

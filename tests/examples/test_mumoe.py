@@ -25,7 +25,7 @@ def test_the_factorised_product_is_that_of_the_explicit_dense_experts() -> None:
 def test_entmax_meets_its_definition() -> None:
     """argmax over p of p.z + H(p), H the 1.5-Tsallis entropy: no other point of the simplex wins.
 
-    H(p) = 1 / (1.5 * 0.5) * sum(p - p^1.5), arXiv 1905.05702, eq. 8.
+    H(p) = 1 / (1.5 * 0.5) * sum(p - p^1.5) (arXiv 1905.05702).
     """
     z_MN = 2 * randn(50, 6)
     p_MN = entmax15(z_MN)
