@@ -25,8 +25,8 @@ class MoEC(Layer):
 
     Chosen here, and not compared with the paper's own expression: the loss is the variance within
     minus the variance between, both times the square of the number of experts, which takes their
-    number out of them. The authors draw the dropped experts anew every 250 steps, here at every step.
-    The router is linear, not by cosine; no capacity; GELU, no biases.
+    number out of them. The authors draw the dropped experts anew every 250 steps, here every step
+    does. The router is linear, not by cosine; no capacity; GELU, no biases.
     """
 
     @dataclass(frozen=True, kw_only=True)
