@@ -21,6 +21,7 @@ class Analysis:
     records: tuple[Record, ...]
     variants: tuple[str, ...]  # the baseline, then by name
     budgets: tuple[float, ...]  # FLOPs asked for, increasing
+    headline: float  # the budget of the ranking: the largest of a variant that is not the baseline
     baseline: str | None  # the dense variant
     noise: Noise
     draws: int
@@ -73,12 +74,15 @@ def analyse(
     by_variant = {
         variant: [curve for curve in curves if curve.variant == variant] for variant in variants
     }
-    standings = rank(by_variant, baseline, budgets[-1])
+    # The baseline may have been given more, so that its frontier reaches the others' losses.
+    headline = max(one.budget for one in records if one.variant != baseline or len(variants) == 1)
+    standings = rank(by_variant, baseline, headline)
     found = brackets(tune, records, noise, draws)
     return Analysis(
         records=tuple(records),
         variants=tuple(variants),
         budgets=budgets,
+        headline=headline,
         baseline=baseline,
         noise=noise,
         draws=draws,

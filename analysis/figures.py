@@ -144,7 +144,7 @@ def multiplier(analysis: Analysis) -> Figure | None:
     plain_ticks(ax.xaxis, "{:g}x")
     ax.axvline(1, color="0.5", lw=0.8, zorder=0)
     ax.grid(axis="y", visible=False)
-    ax.set_xlabel(f"compute multiplier at {flops(analysis.budgets[-1])} FLOPs (95% interval)")
+    ax.set_xlabel(f"compute multiplier at {flops(analysis.headline)} FLOPs (95% interval)")
     return figure
 
 

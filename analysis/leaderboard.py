@@ -69,7 +69,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def flags(analysis: Analysis, standing: Standing) -> list[str]:
     """What a reader must know before using a row."""
     result = [standing.reason] if standing.reason else []
-    lower = [one for one in standing.curves if one.budget != analysis.budgets[-1]]
+    lower = [one for one in standing.curves if one.budget != analysis.headline]
     for status, why in EXPLAIN.items():
         budgets = [flops(one.budget) for one in lower if one.parabola.status == status]
         if budgets and status != "ok":
@@ -130,7 +130,7 @@ def as_csv(table: Sequence[Row]) -> str:
 def headline(analysis: Analysis) -> str:
     """The result in a sentence or two."""
     ranked = [(each, each.headline) for each in analysis.standings if each.headline]
-    largest = flops(analysis.budgets[-1])
+    largest = flops(analysis.headline)
     if not ranked:
         return f"No compute multiplier at {largest} FLOPs is to be trusted yet."
     best, value = ranked[0]
@@ -154,7 +154,7 @@ def columns(analysis: Analysis) -> dict[str, str]:
     return {
         "rank": "rank",
         "variant": "variant",
-        "multiplier": f"compute multiplier at {flops(analysis.budgets[-1])} FLOPs",
+        "multiplier": f"compute multiplier at {flops(analysis.headline)} FLOPs",
         **{f"loss_{flops(budget)}": f"loss at {flops(budget)}" for budget in analysis.budgets},
         "bits_per_byte": "bits per byte",
         "active_parameters": "active parameters",
@@ -187,7 +187,7 @@ def cell(row: Row, key: str) -> str:
 
 def legend(analysis: Analysis) -> str:
     """How to read the table, in a paragraph."""
-    largest = flops(analysis.budgets[-1])
+    largest = flops(analysis.headline)
     return (
         f"Compute multiplier: the FLOPs {analysis.baseline or 'a dense model'} needs over those "
         "the layer needs for the loss of the layer's compute-optimal model, with its 95% interval; "

@@ -49,16 +49,17 @@ class Standing:
 
     variant: str
     curves: tuple[Curve, ...]  # by budget
+    largest: float  # the budget of the headline
     frontier: Frontier | None
     multiplier: Multiplier | None
-    headline: Estimate | None  # the multiplier at the largest budget, if it is to be trusted
+    headline: Estimate | None  # the multiplier at that budget, if it is to be trusted
     reason: str = ""  # why there is no headline
     rank: int | None = None
 
     @property
     def top(self) -> Curve | None:
-        """The curve of the largest budget this variant has."""
-        return self.curves[-1] if self.curves else None
+        """The curve at the budget of the headline."""
+        return _at(self.curves, self.largest)
 
 
 @dataclass(frozen=True)
@@ -88,14 +89,14 @@ def rank(
     standings = []
     for variant, own in curves.items():
         multiplier = _multiplier(own, frontiers[variant], reference)
-        reason = _doubt(own, largest, baseline, reference)
+        reason = _doubt(_at(own, largest), largest, baseline, reference)
         headline = None
         if not reason and multiplier:
-            headline = estimate(multiplier.at_budget[:, -1])
+            headline = estimate(multiplier.at_budget[:, multiplier.budgets == largest][:, 0])
             if variant == baseline:
                 headline = Estimate(1.0, 1.0, 1.0)  # by definition
         standings.append(
-            Standing(variant, tuple(own), frontiers[variant], multiplier, headline, reason)
+            Standing(variant, tuple(own), largest, frontiers[variant], multiplier, headline, reason)
         )
     return _placed(standings)
 
@@ -108,14 +109,18 @@ def _frontier(curves: Sequence[Curve]) -> Frontier | None:
     return fit_frontier(budgets, np.stack([curve.parabola.lowest for curve in trusted], axis=1))
 
 
+def _at(curves: Sequence[Curve], budget: float) -> Curve | None:
+    return next((curve for curve in curves if curve.budget == budget), None)
+
+
 def _doubt(
-    curves: Sequence[Curve], largest: float, baseline: str | None, reference: Frontier | None
+    curve: Curve | None, largest: float, baseline: str | None, reference: Frontier | None
 ) -> str:
     """Why a variant has no multiplier at the largest budget; empty if it has one."""
-    if not curves or curves[-1].budget != largest:
+    if not curve:
         return f"no finished cell at {largest:g} FLOPs"
-    if not curves[-1].trusted:
-        return EXPLAIN[curves[-1].parabola.status]
+    if not curve.trusted:
+        return EXPLAIN[curve.parabola.status]
     if not baseline:
         return "no dense baseline"
     if not reference:

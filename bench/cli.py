@@ -161,8 +161,11 @@ def plan(
 @app.command()
 def run(suite: SuiteArgument = "quick", out: Out = None) -> None:
     """Train the cells that have no record yet, then report."""
+    from bench.lint import refuse_files
+
     described, cells = load_cells(suite)
     directory = out or Path("runs") / described.name
+    refuse_files(cells)
     train(cells, directory, directory / "records", suite)
     report(directory)
 

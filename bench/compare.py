@@ -102,6 +102,7 @@ def prepare(layer: str, suite_name: str, learning_rate: float | None, seeds: int
         update={
             "variants": {variant: Variant(layer=layer, learning_rate=rate)},
             "seeds": [*suite.seeds, *further][:seeds],
+            "budgets": [budget for budget in suite.budgets if not budget.variants],
         }
     )
     cells, stored = plan(alone, where), plan(suite, where)

@@ -105,7 +105,8 @@ def find_layer(name: str) -> type[Layer]:
 def _checked(layer: Any, name: str) -> type[Layer]:
     if not (isinstance(layer, type) and issubclass(layer, Layer)):
         raise ValueError(f"{name} is not a class derived from models.Layer")
-    layer.name = layer.name or name
+    # A class derived from one of ours inherits its name, which would file it under that.
+    layer.name = vars(layer).get("name") or name
     return layer
 
 
@@ -140,7 +141,7 @@ def plan(suite: Suite, where: str) -> list[Cell]:
     """
     cells = []
     for index, budget in enumerate(suite.budgets):
-        for name in suite.variants:
+        for name in budget.variants or suite.variants:
             for size in budget.sizes or suite.sizes:
                 for seed in suite.seeds:
                     cells.append(

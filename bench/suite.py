@@ -54,6 +54,7 @@ class Budget(_Table):
 
     flops: Annotated[float, Field(gt=0)]
     sizes: list[str] = []  # names from [sizes]; empty for all
+    variants: list[str] = []  # names from [variants]; empty for all
 
 
 class Training(_Table):
@@ -167,6 +168,13 @@ def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list
 
 def _check_references(path: Path, suite: Suite) -> None:
     """Names of sizes must exist, and a width must suit its heads."""
+    for index, budget in enumerate(suite.budgets):
+        for name in budget.variants:
+            if name not in suite.variants:
+                raise SuiteError(
+                    f"{path}: budgets.{index}.variants: no variant {name!r} in [variants]; "
+                    f"known: {', '.join(suite.variants)}"
+                )
     known = ", ".join(suite.sizes)
     named = [(f"budgets.{i}.sizes", name) for i, b in enumerate(suite.budgets) for name in b.sizes]
     if suite.tune:

@@ -101,11 +101,30 @@ def test_an_untrusted_optimum_has_no_rank_and_a_reason(status: str) -> None:
 
 
 def test_a_variant_without_the_largest_budget_has_no_rank() -> None:
-    records = simulate({"dense": 1.0, "peer": 1.5}, BUDGETS, octaves=OCTAVES)
-    kept = [one for one in records if one.variant == "dense" or one.budget < BUDGETS[-1]]
+    truth = {"dense": 1.0, "moe": 1.2, "peer": 1.5}
+    records = simulate(truth, BUDGETS, octaves=OCTAVES)
+    kept = [one for one in records if one.variant != "peer" or one.budget < BUDGETS[-1]]
     peer = standings(kept)["peer"]
     assert peer.rank is None
     assert "no finished cell at 1.6e+15" in peer.reason
+
+
+def test_a_baseline_given_more_compute_is_read_and_not_extrapolated() -> None:
+    """The ranking stays at the largest budget of the others; dense's own may go beyond it."""
+    records = simulate({"dense": 1.0, "peer": 2.0}, BUDGETS, octaves=OCTAVES)
+    kept = [one for one in records if one.variant == "dense" or one.budget < BUDGETS[-1]]
+    found = analyse(kept)
+    peer = next(each for each in found.standings if each.variant == "peer")
+    dense = next(each for each in found.standings if each.variant == "dense")
+    assert found.headline == BUDGETS[1]
+    assert peer.rank == 1
+    assert peer.headline
+    assert peer.headline.low < 2.0 < peer.headline.high
+    assert peer.multiplier
+    assert peer.multiplier.reach < 1
+    assert dense.top
+    assert dense.top.budget == BUDGETS[1]
+    assert dense.headline == (1.0, 1.0, 1.0)
 
 
 def test_one_budget_gives_no_multiplier_but_curves() -> None:

@@ -72,6 +72,11 @@ def test_shipped_suites_load_and_can_be_planned(path: Path) -> None:
         ),
         ("[training]", "placement = [2]\n[training]", "placement"),
         ("flops = 1e9", 'flops = 1e9\nsizes = ["xl"]', "budgets.0.sizes: no size 'xl' in"),
+        (
+            "flops = 1e9",
+            'flops = 1e9\nvariants = ["moe"]',
+            "budgets.0.variants: no variant 'moe' in",
+        ),
         ("batch = 4", "batch = 4\nmicro_batch = 3", "training.micro_batch: 3 must divide"),
         ("[training]", "[training", "not TOML"),
         ("[transfer]", '[tune]\nsize = "xl"\nbudget = 1e9\n[transfer]', "tune.size: no size 'xl'"),

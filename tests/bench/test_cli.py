@@ -1,0 +1,140 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.record import write_record
+from tests.bench.cells import make_record
+
+ROOT = Path(__file__).parents[2]
+
+
+def isoflop(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bench", *arguments],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def rows(*arguments: str) -> list[dict[str, Any]]:
+    """The JSON that a verb prints, and nothing else."""
+    done = isoflop(*arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_layers_lists_options() -> None:
+    table = {row["layer"]: row for row in rows("layers")}
+    assert {"dense", "moe", "moe_ec", "pkm", "peer"} <= set(table)
+    assert "n_experts=1048576" in table["peer"]["options"]
+
+
+def test_flops_prints_the_breakdown_of_a_suite() -> None:
+    table = rows("flops", "ci")
+    for row in table:
+        parts = row["attention"] + row["ffn"] + row["routing"] + row["head"]
+        assert row["training"] == 3 * parts
+        assert row["counted_backward_ratio"] == pytest.approx(3)
+    assert len(table) == 7 * 4
+
+
+@pytest.mark.parametrize("suite", ["ci", "quick", "h100", "paper"])
+def test_plan_prices_every_shipped_suite(suite: str) -> None:
+    for row in rows("plan", suite, "--device", "h100"):
+        assert row["seconds"] > 0
+        assert row["memory_bytes"] > 0
+        known = row["epochs"] is not None
+        assert known == (suite in ("ci", "quick")) or not known  # a hub corpus may be cached
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "nowhere.toml"], "isoflop: nowhere.toml: No such file"),
+        (["plan", "ci", "--device", "tpu"], "isoflop: --device: no device 'tpu'; known: cpu, a100"),
+        (["report", "nowhere"], "isoflop: nowhere/records: no records here"),
+        (["fit", "nowhere.csv"], "isoflop: nowhere.csv: no such file"),
+        (["fit", "x.csv", "--law", "y"], "isoflop: --law: no law 'y'; known: chinchilla"),
+        (["fit", "x.csv", "--column", "N"], "isoflop: --column: 'N' is not NAME=HEADER"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_two(arguments: list[str], message: str) -> None:
+    done = isoflop(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith(message)
+    assert done.stderr.count("\n") == 1
+
+
+def test_an_unreadable_record_stops_the_run_and_is_not_overwritten(tmp_path: Path) -> None:
+    records = tmp_path / "out" / "records"
+    suite = tmp_path / "suite.toml"
+    suite.write_text((ROOT / "bench/suites/ci.toml").read_text())
+    from bench.plan import plan
+    from bench.suite import load_suite
+
+    cell = plan(load_suite(str(suite)), "x")[0]
+    records.mkdir(parents=True)
+    (records / f"{cell.id}.json").write_text("{")
+    done = isoflop("run", str(suite), "--out", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert f"{cell.id}.json" in done.stderr
+    assert (records / f"{cell.id}.json").read_text() == "{"
+
+
+def test_report_needs_no_torch(tmp_path: Path) -> None:
+    """A laptop without torch redraws everything; here torch is there, and must stay unloaded."""
+    for seed in range(3):
+        write_record(tmp_path / "records", make_record(cell=f"cell{seed}", seed=seed))
+    code = (
+        "import sys; sys.modules['torch'] = None\n"  # importing it would raise
+        f"sys.argv = ['isoflop', 'report', {str(tmp_path)!r}]\n"
+        "from bench.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "LEADERBOARD.md").exists()
+
+
+def test_check_notices_a_stale_file(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_record(tmp_path / "records", make_record(cell=f"cell{seed}", seed=seed))
+    assert isoflop("report", str(tmp_path), cwd=tmp_path).returncode == 0
+    assert isoflop("check", str(tmp_path), cwd=tmp_path).returncode == 0
+    (tmp_path / "LEADERBOARD.md").write_text("PEER wins\n")
+    done = isoflop("check", str(tmp_path), cwd=tmp_path)
+    assert done.returncode == 1
+    assert "stale: " in done.stdout
+    assert "LEADERBOARD.md" in done.stdout
+
+
+def test_what_is_published_is_current() -> None:
+    done = isoflop("check", "results/quick")
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_readme_s_layer_is_one(tmp_path: Path) -> None:
+    from bench.flops import verify_flops
+    from bench.plan import find_layer
+    from models import Config
+
+    text = (ROOT / "README.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    (tmp_path / "my_layer.py").write_text(code)
+    layer = find_layer(f"{tmp_path / 'my_layer.py'}:TwoMatrices")
+    verify_flops(Config(layer, width=32, depth=2, heads=2, vocabulary=64, context=16), batch=2)
