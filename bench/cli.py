@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import sys
@@ -159,7 +160,7 @@ def plan(
 
 
 @app.command()
-def run(suite: SuiteArgument = "quick", out: Out = None) -> None:
+def run(suite: SuiteArgument = "quick", out: Out = None, as_json: Json = False) -> None:
     """Train the cells that have no record yet, then report."""
     from bench.lint import refuse_files
 
@@ -167,21 +168,32 @@ def run(suite: SuiteArgument = "quick", out: Out = None) -> None:
     directory = out or Path("runs") / described.name
     refuse_files(cells)
     train(cells, directory, directory / "records", suite)
-    report(directory)
+    report(directory, as_json)
 
 
 @app.command()
-def tune(suite: SuiteArgument = "quick", out: Out = None) -> None:
+def tune(suite: SuiteArgument = "quick", out: Out = None, as_json: Json = False) -> None:
     """Learning-rate brackets: each variant at the suite's [tune] cell, several rates and seeds."""
     from bench.plan import bracket
+    from bench.record import read_record
 
     described = load_suite(suite)
     directory = out or Path("runs") / described.name
-    train(bracket(described, str(suite_path(suite))), directory, directory / "tune", suite)
-    if (directory / "records").is_dir():
-        report(directory)
-    else:
-        print(f"`isoflop run {suite}` trains the suite; its report then draws the brackets")
+    cells = bracket(described, str(suite_path(suite)))
+    train(cells, directory, directory / "tune", suite)
+    losses: dict[tuple[str, float], list[float | None]] = {}
+    for cell in cells:
+        loss = read_record(directory / "tune" / f"{cell.id}.json").loss
+        losses.setdefault((cell.variant, cell.learning_rate), []).append(loss)
+    rows = []
+    for (variant, rate), found in losses.items():
+        finished = [loss for loss in found if loss is not None]
+        mean = sum(finished) / len(finished) if finished else None
+        row = {"variant": variant, "learning_rate": rate, "mean_loss": mean}
+        rows.append(row | {"seeds_finished": f"{len(finished)} of {len(found)}"})
+    show(rows, f"Learning-rate brackets of {described.name}", as_json)
+    if not as_json:
+        print(f"`isoflop report {directory}` draws them beside the suite's records")
 
 
 def load_cells(name: str) -> tuple[Suite, list[Cell]]:
@@ -193,19 +205,20 @@ def load_cells(name: str) -> tuple[Suite, list[Cell]]:
 
 
 def train(cells: list[Cell], directory: Path, records: Path, suite: str) -> None:
-    """Train what is missing under `directory`, showing progress."""
+    """Train what is missing under `directory`. Progress is on stderr: stdout is for results."""
     from bench.flops import verify_flops
     from bench.progress import outcome_of, watch
     from bench.run import missing, run_cells
 
-    console = Console()
+    console = Console(stderr=True)
+    say = functools.partial(print, file=sys.stderr, flush=True)
     directory.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(suite_path(suite), directory / "suite.toml")
     todo = missing(cells, records)
     if not todo:
-        print(f"nothing to train: all {len(cells)} cells have records in {records}")
+        say(f"nothing to train: all {len(cells)} cells have records in {records}")
         return
-    print(f"{len(todo)} of {len(cells)} cells to train; records go to {records}")
+    say(f"{len(todo)} of {len(cells)} cells to train; records go to {records}")
     counted = set()
     for cell in todo:  # before any training: a wrong count would void every cell
         if (cell.variant, cell.size.name) not in counted:
@@ -214,10 +227,10 @@ def train(cells: list[Cell], directory: Path, records: Path, suite: str) -> None
     try:
         made = watch(run_cells(todo, records), todo, console)
     except KeyboardInterrupt:
-        print("interrupted; finished records are whole, the same command goes on from them")
+        say("interrupted; finished records are whole, the same command goes on from them")
         raise typer.Exit(130) from None
     for record in (one for one in made if one.status != "finished"):
-        print(f"not finished: {record.variant} {record.size.name}: {outcome_of(record)}")
+        say(f"not finished: {record.variant} {record.size.name}: {outcome_of(record)}")
 
 
 @app.command()
