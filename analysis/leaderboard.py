@@ -102,7 +102,9 @@ def brief(table: Sequence[Row]) -> list[dict[str, str]]:
     """The rows' few columns that fit a terminal; `flags` are to be printed apart."""
     shown = []
     for row in table:
-        *_, loss = (name for name in row if name.startswith("loss_") and name[-1].isdigit())
+        # The largest budget that the best variant has; dense alone may have larger ones.
+        losses = [name for name in row if name.startswith("loss_") and name[-1].isdigit()]
+        loss = [name for name in losses if table[0][name] is not None or name == losses[0]][-1]
         keys = {
             "rank": "rank",
             "variant": "variant",
