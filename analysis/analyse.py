@@ -38,6 +38,11 @@ class Analysis:
         return sorted(self.standings, key=lambda each: self.variants.index(each.variant))
 
     @property
+    def compared(self) -> tuple[float, ...]:
+        """The budgets up to that of the headline; the baseline may have larger ones."""
+        return tuple(budget for budget in self.budgets if budget <= self.headline)
+
+    @property
     def finished(self) -> list[Record]:
         return [record for record in self.records if record.status == "finished"]
 

@@ -98,7 +98,7 @@ def frontier(analysis: Analysis) -> Chart:
     return _chart(
         "frontier", "Frontiers",
         "Loss of the compute-optimal model of each budget, and the law fitted to it with its band.",
-        _compute_axis(analysis),
+        _compute_axis(analysis.budgets),
         _axis("loss at the optimum (nats/token)", _every(series, "y"), log=True),
         series,
     )  # fmt: skip
@@ -123,7 +123,7 @@ def multiplier_scale(analysis: Analysis) -> Chart:
         "multiplier", "Compute multiplier over scale",
         f"FLOPs {analysis.baseline or 'a dense model'} needs over those the layer needs for equal "
         "loss. Points: each budget's optimum. Lines: the fitted frontiers.",
-        _compute_axis(analysis),
+        _compute_axis(analysis.compared),
         _axis("compute multiplier", [1, *_every(series, "y")], "multiple", log=True, rule=1),
         series,
     )  # fmt: skip
@@ -283,9 +283,9 @@ def _axis(
     return axis | {"min": _digits([low])[0], "max": _digits([high])[0], "ticks": _digits(shown)}
 
 
-def _compute_axis(analysis: Analysis) -> Chart:
-    axis = _axis("training FLOPs", analysis.budgets, "flops", log=True)
-    return axis | {"ticks": list(analysis.budgets)}
+def _compute_axis(budgets: Sequence[float]) -> Chart:
+    axis = _axis("training FLOPs", budgets, "flops", log=True)
+    return axis | {"ticks": list(budgets)}
 
 
 def _every(series: Sequence[Series], name: str) -> list[float]:

@@ -114,7 +114,7 @@ def frontier(analysis: Analysis) -> Figure:
             compute = np.geomspace(law.budgets.min(), law.budgets.max(), 60)
             band(ax, compute, law.predict(compute), own)
         ax.plot([], [], marker=marker, color=own, label=standing.variant)
-    compute_axis(ax, analysis)
+    compute_axis(ax, analysis.budgets)
     ax.set_ylabel("loss at the optimum (nats/token)")
     loss_axis(ax)
     ax.legend()
@@ -177,7 +177,7 @@ def multiplier_scale(analysis: Analysis) -> Figure | None:
             trend = f": {interval(Estimate(*(10**end for end in slope)), unit='x')} a decade"
         ax.plot([], [], marker=marks[standing.variant], color=own, label=standing.variant + trend)
     ax.axhline(1, color=BASELINE, lw=0.8, zorder=0)
-    compute_axis(ax, analysis)
+    compute_axis(ax, analysis.compared)
     ax.set_yscale("log")
     plain_ticks(ax.yaxis, "{:g}x")
     ax.set_ylabel("compute multiplier")

@@ -37,7 +37,7 @@ SCALE = (
 
 def scale_header(analysis: Analysis) -> tuple[str, ...]:
     """A column per budget."""
-    return ("variant", *map(flops, analysis.budgets), "per tenfold", "the gain")
+    return ("variant", *map(flops, analysis.compared), "per tenfold", "the gain")
 
 
 def scale_rows(analysis: Analysis) -> list[list[str]]:
@@ -50,7 +50,7 @@ def scale_rows(analysis: Analysis) -> list[list[str]]:
         values = dict(zip(found.budgets, map(estimate, found.at_budget.T), strict=True))
         row = [
             interval(values[budget], unit="x") if budget in values else "-"
-            for budget in analysis.budgets
+            for budget in analysis.compared
         ]
         slope = estimate(found.slope)
         trend = ["-", "-"]

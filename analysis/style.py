@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -86,7 +86,7 @@ class LogTicks(Locator):
 
     def tick_values(self, vmin: float, vmax: float) -> list[float]:
         decades = 10.0 ** np.arange(np.floor(np.log10(vmin)), np.ceil(np.log10(vmax)) + 1)
-        for each in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
+        for each in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
             ticks = np.outer(decades, each).ravel()
             ticks = ticks[(ticks >= vmin) & (ticks <= vmax)]
             if len(ticks) >= 4:
@@ -105,10 +105,10 @@ def log_ticks(axis: Axis, label: Callable[[float], str]) -> None:
     axis.set_minor_locator(NullLocator())
 
 
-def compute_axis(ax: Axes, analysis: Analysis) -> None:
+def compute_axis(ax: Axes, budgets: Sequence[float]) -> None:
     """Ticked at the budgets."""
     ax.set_xscale("log")
-    ax.set_xticks(analysis.budgets, [flops(budget) for budget in analysis.budgets])
+    ax.set_xticks(budgets, [flops(budget) for budget in budgets])
     ax.xaxis.set_minor_locator(NullLocator())
     ax.set_xlabel("training FLOPs")
 

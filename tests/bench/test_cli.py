@@ -51,8 +51,8 @@ def test_plan_prices_every_shipped_suite(suite: str) -> None:
     for row in rows("plan", suite, "--device", "h100"):
         assert row["seconds"] > 0
         assert row["memory_bytes"] > 0
-        known = row["epochs"] is not None
-        assert known == (suite in ("ci", "quick")) or not known  # a hub corpus may be cached
+        if suite in ("ci", "quick"):  # the others' corpus is on a hub
+            assert 0 < row["epochs"] < 1
 
 
 @pytest.mark.parametrize(
