@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.cli import Json, app, show, train
+from bench.console import Json, app, show, train
 
 LayerArgument = Annotated[
     str, typer.Argument(help="path/to/file.py, or path/to/file.py:Class, or a registered name.")
