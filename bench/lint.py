@@ -83,7 +83,7 @@ def _builds(subject: _Subject) -> str:
         return str(error)
     name = subject.layer.name
     if name in LAYERS and LAYERS[name] is not subject.layer:
-        return f'it inherits the name of the registered {name}: write `name = ""` in the class'
+        return f"it has the name of the registered {name}: give the class another, or none"
     for width in WIDTHS:
         module = subject.layer(width, **subject.options)
         for count in ("flops_per_token", "routing_flops_per_token", "active_parameters"):

@@ -52,7 +52,7 @@ def test_plan_prices_every_shipped_suite(suite: str) -> None:
         assert row["seconds"] > 0
         assert row["memory_bytes"] > 0
         if suite in ("ci", "quick"):  # the others' corpus is on a hub
-            assert 0 < row["epochs"] < 1
+            assert 0 < row["epochs"] < 2
 
 
 @pytest.mark.parametrize(

@@ -32,11 +32,11 @@ FAULTS = {
     "init raises": ("builds", "super().__init__(d_model, **options)", "1 / 0", "py:7: raises Zero"),
     "no formula": ("builds", "flops_per_token", "flops", "raises NotImplementedError"),
     "fractional": ("builds", "2 * self", "2.0 * self", "must return a whole number"),
-    "inherited name": (
+    "taken name": (
         "builds",
-        "class Mine(Layer)",
-        "from models import Dense\nclass Mine(Dense)",
-        "inherits the name of the registered dense",
+        "class Mine(Layer):",
+        'class Mine(Layer):\n    name = "dense"',
+        "has the name of the registered dense",
     ),
     "active": (
         "builds",

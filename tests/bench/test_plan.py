@@ -119,6 +119,13 @@ def test_a_bad_layer_file_is_refused(
         find_layer(f"{path}:{attribute}")
 
 
+def test_a_class_derived_from_ours_has_a_name_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "derived.py"
+    path.write_text("from models import Dense\n\nclass Mine(Dense):\n    pass\n")
+    assert find_layer(f"{path}:Mine").name == f"{path}:Mine"
+    assert find_layer("dense").name == "dense"
+
+
 def test_options_are_completed_and_checked() -> None:
     assert complete_options(PEER, {"heads": 2})["n_experts"] == 1024**2
     for options, message in (
