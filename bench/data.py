@@ -19,8 +19,7 @@ from bench.suite import Corpus
 
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_SAMPLE = 50_000_000  # characters of training text that the tokenizer is trained on
-LOCAL_READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".csv": "csv"}
-LOCAL_READERS[".parquet"] = "parquet"
+LOCAL_READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
 class DataError(Exception):

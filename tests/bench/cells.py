@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from bench.plan import Cell, plan
@@ -55,9 +54,3 @@ def make_record(**changes: Any) -> Record:
         ),
     )
     return record.model_copy(update=changes)
-
-
-def write_suite(folder: Path, text: str) -> Path:
-    path = folder / "suite.toml"
-    path.write_text(text)
-    return path
