@@ -142,23 +142,6 @@ def fit(
     return _result(law, columns, status, named, objective, delta, share, n)
 
 
-def refit(fitted: Fit, targets_Sn: Array) -> dict[str, Array]:
-    """The law fitted to S other sets of targets on the same rows (draws of noise, say).
-
-    Warm-started from the fit; returns each parameter's S values, nan where one did not converge.
-    """
-    law = fitted.law
-    problem = Problem(law, law.reduce(fitted.columns), fitted.delta)
-    start = problem.point(np.array(list(fitted.params.values())))
-    points, _, converged = problem.minimise(
-        np.broadcast_to(start, (len(targets_Sn), len(start))),
-        np.log(targets_Sn),
-        np.ones((1, targets_Sn.shape[1])),
-    )
-    named = np.where(converged[:, None], problem.named(points), np.nan)
-    return dict(zip(law.names, named.T, strict=True))
-
-
 def _result(
     law: Law,
     columns: Columns,

@@ -5,11 +5,10 @@ Sizes: S = 2 halves, H heads, M tokens, C = d_key / 2, n sub-keys of each half f
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor
 
+from models.layer import full_precision
 from models.sparse import ops
 from models.sparse.bag_topk import candidate_ranks
 
@@ -54,8 +53,7 @@ def product_key_topk(
         raise ValueError(f"back end {backend!r} is unknown: one of {', '.join(BACKENDS)}")
     if lacks.get(backend):
         raise ValueError(f"back end {backend!r} is impossible here: {lacks[backend]}")
-    meta = query_SHMC.is_meta  # which has no autocast
-    with nullcontext() if meta else torch.autocast(query_SHMC.device.type, enabled=False):
+    with full_precision(query_SHMC):
         dtype = torch.promote_types(keys_SHCN.dtype, torch.float32)
         query, keys = query_SHMC.to(dtype), keys_SHCN.to(dtype)
         if backend == "reference":

@@ -9,7 +9,7 @@ import pytest
 from scipy.optimize import minimize
 
 from analysis.bias import isoflop_grid
-from analysis.fit import fit, refit
+from analysis.fit import fit
 from analysis.laws import CHINCHILLA, CHINCHILLA_ENVELOPE, CHINCHILLA_ISOFLOP, FRONTIER
 from analysis.minimise import Problem
 from analysis.moe_laws import FINE_GRAINED_MOE, JOINT_MOE, ROUTED
@@ -224,15 +224,6 @@ def test_no_cold_start_beats_the_warm_bootstrap(chinchilla_points):
         assert objectives[row] <= best.fun * (1 + 1e-9)
         assert best.fun == pytest.approx(objectives[row], rel=1e-6)
         np.testing.assert_allclose(exponents[row], best.x[3:], atol=1e-3)
-
-
-def test_other_losses_on_the_same_rows_are_refitted_as_fit_would():
-    table = simulate(CHINCHILLA, noise=1e-3, seed=0)
-    others = np.stack([simulate(CHINCHILLA, noise=1e-3, seed=seed)["L"] for seed in (1, 2)])
-    found = refit(fit(CHINCHILLA, table), others)
-    for i, losses in enumerate(others):
-        alone = fit(CHINCHILLA, table | {"L": losses})
-        assert {name: found[name][i] for name in found} == pytest.approx(alone.params, rel=1e-4)
 
 
 def test_fewer_rows_than_parameters_are_no_fit():
