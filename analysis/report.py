@@ -27,7 +27,7 @@ from analysis.isoflop import AnalysisError
 from analysis.leaderboard import Row
 from analysis.page import page
 from analysis.sections import markdown
-from bench.record import read_records
+from analysis.sources import sources
 
 DRAWN_BY = (
     f"matplotlib {matplotlib.__version__}, numpy {np.__version__}, pillow {PIL.__version__} on "
@@ -37,17 +37,17 @@ BLOCK = re.compile(r"(<!-- isoflop:(\S+) (\S+) -->\n)(.*?)(<!-- /isoflop -->)", 
 
 
 def derive(directory: Path, document: Path | None = None) -> tuple[Analysis, dict[Path, bytes]]:
-    """Analyse `directory/records` and return what is derived from it, by path.
+    """Analyse the records behind `directory` and return what is derived from them, by path.
 
     Args:
-        directory: a results directory.
+        directory: a results directory; see `sources`.
         document: a Markdown file whose blocks for this directory are derived too, if it exists.
 
     Raises:
         AnalysisError: no records, or records that must not be compared.
         RecordError: a record is unreadable.
     """
-    records, tune = read_records(directory / "records"), read_records(directory / "tune")
+    records, tune = sources(directory)
     if not records:
         raise AnalysisError(f"{directory / 'records'}: no records here; run a suite first")
     try:

@@ -195,9 +195,25 @@ def check(
         Path | None, typer.Argument(help="Results directory; every one found if not given.")
     ] = None,
 ) -> None:
-    """Is every derived file current? Exit code 1 if one is not."""
+    """Does every submission agree, and is every derived file current? Exit code 1 if not."""
     from analysis.report import stale
+    from bench.manifest import MANIFEST
 
+    top = Path("results/submissions")
+    folders = [path.parent for path in sorted(top.glob(f"[!.]*/{MANIFEST}"))]
+    if directory:
+        folders = [directory] if (directory / MANIFEST).exists() else []
+    if folders:
+        from bench.submission import problems
+
+        disagreements = [line for folder in folders for line in problems(folder)]
+        for line in disagreements:
+            print(f"refused: {line}")
+        if disagreements:
+            raise typer.Exit(1)
+        print(f"agree: every record, hash, count and fit of {', '.join(map(str, folders))}")
+    if directory in folders:
+        return
     found = [directory] if directory else results_directories()
     old = [path for one in found for path in stale(one, Path("README.md"))]
     for path in old:
@@ -205,6 +221,28 @@ def check(
     if old:
         raise typer.Exit(1)
     print(f"current: every derived file of {', '.join(map(str, found)) or 'no directory'}")
+
+
+@app.command()
+def submit(
+    name: Annotated[str, typer.Argument(help="Of the new folder in results/submissions.")],
+    source: Annotated[
+        Path, typer.Option("--from", help="Results directory, such as runs/compare-MyLayer.")
+    ],
+    variant: Annotated[
+        list[str] | None, typer.Option(help="Which; all that nobody submitted if not given.")
+    ] = None,
+) -> None:
+    """Bundle records, layer file, versions and hashes for the leaderboard."""
+    from bench.manifest import read_manifest
+    from bench.submit import submit as bundle
+
+    folder = bundle(name, source, variant or ())
+    manifest = read_manifest(folder)
+    print(
+        f"{folder}: {', '.join(manifest.variants)} for suite {manifest.suite}; "
+        f"`isoflop report results/{manifest.suite}` puts it on the leaderboard"
+    )
 
 
 @app.command()
@@ -251,13 +289,16 @@ def fit(
 
 
 def results_directories() -> list[Path]:
-    """Every directory under runs/ and results/ that has records."""
+    """Every directory under runs/ and results/ that has records, or submissions to its suite."""
+    from bench.manifest import submissions
+
     parents = {
         path.parent.parent
         for top in ("runs", "results")
         for path in Path(top).glob("*/records/*.json")
     }
-    return sorted(parents)
+    suites = {manifest.suite for manifest in submissions(Path("results/submissions")).values()}
+    return sorted(parents | {Path("results") / suite for suite in suites})
 
 
 def main() -> None:

@@ -101,7 +101,7 @@ def compare(
         print(f"compared with the records in {plan.source}")
         plan.collect()
         plan.check_text()
-        train(plan.cells, plan.directory, plan.records, suite)
+        train(plan.cells, plan.directory, plan.records, str(plan.suite_file))
     rows = report(plan.directory)
     row = next(one for one in rows if one["variant"] == plan.variant)
     budget = max(cell.budget for cell in plan.cells)

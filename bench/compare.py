@@ -9,9 +9,9 @@ from pathlib import Path
 from bench.data import hash_of_windows
 from bench.data import prepare as tokens_of
 from bench.plan import Cell, plan
-from bench.record import read_record
+from bench.record import read_record, write_whole
 from bench.run import missing
-from bench.suite import Suite, Variant, load_suite, suite_path
+from bench.suite import Suite, Variant, load_suite, suite_path, to_toml
 
 ROOT = Path(__file__).parent.parent  # of a checkout, whose results/ holds the shipped records
 
@@ -25,28 +25,35 @@ class Comparison:
     """What will be trained, and what it will be compared with."""
 
     variant: str
+    suite: Suite  # with the new variant
     learning_rate: float  # peak, at the suite's transfer width
     directory: Path  # of results
     cells: list[Cell]  # of the new layer
     stored: list[Cell]  # of the suite's own variants
     baseline: list[Cell]  # of these, the dense variant's
-    source: Path  # folder with the records of `stored`
+    source: Path  # with the records of `stored`: a folder of records, or of submissions
 
     @property
     def records(self) -> Path:
         return self.directory / "records"
 
+    @property
+    def suite_file(self) -> Path:
+        return self.directory / "suite.toml"
+
     def collect(self) -> None:
-        """Fill `records` with copies of the stored ones, and set aside what belongs to neither.
+        """Fill `records` with copies of the stored ones, and set aside what belongs to neither;
+        write the suite with the new variant, so that the directory says what it holds.
 
         An edited layer has other cells: its former records move to `superseded`, and return if
         the edit is undone.
         """
         superseded = self.directory / "superseded"
         self.records.mkdir(parents=True, exist_ok=True)
+        write_whole(self.suite_file, to_toml(self.suite))
         for cell in self.stored:
-            path = self.source / f"{cell.id}.json"
-            if path.exists():
+            path = _record_in(self.source, cell)
+            if path is not None:
                 shutil.copyfile(path, self.records / path.name)
         current = {f"{cell.id}.json" for cell in (*self.stored, *self.cells)}
         for path in self.records.glob("*.json"):
@@ -70,7 +77,8 @@ class Comparison:
         windows = tokens_of(cell.corpus).validation_windows(
             cell.training.validation_tokens, cell.training.context
         )
-        path = self.source / f"{cell.id}.json"
+        path = _record_in(self.source, cell)
+        assert path is not None  # or `_records_of` would not have chosen this source
         found, stored = hash_of_windows(windows), read_record(path).validation_hash
         if found != stored:
             raise CompareError(
@@ -97,11 +105,11 @@ def prepare(layer: str, suite_name: str, learning_rate: float | None, seeds: int
         raise CompareError(f"{where}: variants.{variant} exists already; rename the class")
     dense = _dense(suite, where)
     rate = learning_rate or suite.variants[dense].learning_rate
-    further = [seed for seed in range(seeds + len(suite.seeds)) if seed not in suite.seeds]
+    new = {variant: Variant(layer=layer, learning_rate=rate)}
     alone = suite.model_copy(
         update={
-            "variants": {variant: Variant(layer=layer, learning_rate=rate)},
-            "seeds": [*suite.seeds, *further][:seeds],
+            "variants": new,
+            "seeds": first_seeds(suite, seeds),
             "budgets": [budget for budget in suite.budgets if not budget.variants],
         }
     )
@@ -109,6 +117,7 @@ def prepare(layer: str, suite_name: str, learning_rate: float | None, seeds: int
     baseline = [cell for cell in stored if cell.variant == dense]
     return Comparison(
         variant=variant,
+        suite=suite.model_copy(update={"variants": suite.variants | new}),
         learning_rate=rate,
         directory=Path("runs") / f"compare-{variant}",
         cells=cells,
@@ -116,6 +125,12 @@ def prepare(layer: str, suite_name: str, learning_rate: float | None, seeds: int
         baseline=baseline,
         source=_records_of(suite.name, baseline),
     )
+
+
+def first_seeds(suite: Suite, count: int) -> list[int]:
+    """So many seeds: those of the suite, then the least that it does not have."""
+    further = [seed for seed in range(count + len(suite.seeds)) if seed not in suite.seeds]
+    return [*suite.seeds, *further][:count]
 
 
 def _dense(suite: Suite, where: str) -> str:
@@ -129,13 +144,20 @@ def _dense(suite: Suite, where: str) -> str:
 
 
 def _records_of(suite: str, baseline: list[Cell]) -> Path:
-    """The first folder with all records of the baseline: the user's own run, then the shipped."""
-    folders = [top / suite / "records" for top in (Path("runs"), Path("results"), ROOT / "results")]
+    """The first folder with all records of the baseline: the user's own run, then submissions."""
+    submitted = Path("results/submissions")
+    folders = [Path("runs") / suite / "records", submitted, ROOT / submitted]
     for folder in folders:
-        paths = [folder / f"{cell.id}.json" for cell in baseline]
-        if all(path.exists() and read_record(path).status == "finished" for path in paths):
+        paths = [_record_in(folder, cell) for cell in baseline]
+        if all(path is not None and read_record(path).status == "finished" for path in paths):
             return folder
     raise CompareError(
         f"no finished records of all {len(baseline)} cells of {baseline[0].variant} as suite "
         f"{suite} has them now, in {folders[0]} or {folders[1]}: `isoflop run {suite}` makes them"
     )
+
+
+def _record_in(source: Path, cell: Cell) -> Path | None:
+    """A cell's record in a folder of records, or in one of the submissions of a folder."""
+    name = f"{cell.id}.json"
+    return next((p for pattern in (name, f"*/records/{name}") for p in source.glob(pattern)), None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bench.record import write_whole
 from bench.suite import suite_path
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def train(cells: list[Cell], directory: Path, records: Path, suite: str) -> None
     console = Console(stderr=True)
     say = functools.partial(print, file=sys.stderr, flush=True)
     directory.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(suite_path(suite), directory / "suite.toml")
+    write_whole(directory / "suite.toml", suite_path(suite).read_text(encoding="utf-8"))
     todo = missing(cells, records)
     if not todo:
         say(f"nothing to train: all {len(cells)} cells have records in {records}")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import math
 import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from time import perf_counter
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -76,30 +76,31 @@ def find_layer(name: str) -> type[Layer]:
     """
     if name in LAYERS:
         return LAYERS[name]
-    for point in importlib.metadata.entry_points(group="isoflop.layers", name=name):
-        return _checked(point.load(), name)
     path, _, attribute = name.rpartition(":")
     if not path.endswith(".py"):
+        for point in importlib.metadata.entry_points(group="isoflop.layers", name=name):
+            return _checked(point.load(), name)
         raise ValueError(
             f"no layer {name!r}; known: {', '.join(sorted(LAYERS))}, or path/to/file.py:Class"
         )
     if not Path(path).is_file():
         raise ValueError(f"no file {path}")
-    # A private module name: a user's own `models` or `bench` must not shadow ours.
-    module_name = f"_isoflop_layer_{hashlib.sha256(path.encode()).hexdigest()[:12]}"
+    # A private module name: a user's own `models` or `bench` must not shadow ours. An edited file
+    # is another module.
+    source = Path(path).read_bytes()
+    module_name = f"_isoflop_layer_{hashlib.sha256(path.encode() + source).hexdigest()[:12]}"
     if module_name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(module_name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
+        module = ModuleType(module_name)
+        module.__file__ = path
         sys.modules[module_name] = module
         try:
-            spec.loader.exec_module(module)
+            # From the source, never from bytecode lying beside it: the source is what is hashed.
+            exec(compile(source, path, "exec"), vars(module))
         except Exception as error:
             del sys.modules[module_name]
             raise ValueError(f"{path} cannot be imported: {error!r}") from None
     layer = getattr(sys.modules[module_name], attribute, None)
-    return _checked(layer, name)
+    return _checked(layer, f"{Path(path).name}:{attribute}")  # wherever the file lies
 
 
 def _checked(layer: Any, name: str) -> type[Layer]:
@@ -234,7 +235,7 @@ def make_cell(
     learning_rate = variant.learning_rate * scale * factor
     decides = {
         "version": RESULTS_VERSION,
-        "layer": variant.layer,
+        "layer": variant.layer.rpartition(":")[2],  # where a file lies changes nothing
         "source": _source_hash(variant.layer),
         "options": options,
         "placement": suite.placement,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -19,11 +19,16 @@ class RecordError(Exception):
     """A record that cannot be read; the message names the file and what is wrong."""
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """What a stored file says: nothing unknown, nothing changed."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Size(_Frozen):
+Stored = TypeVar("Stored", bound=Frozen)
+
+
+class Size(Frozen):
     """A backbone: `depth` blocks of width `width` with `heads` attention heads."""
 
     name: str
@@ -32,7 +37,7 @@ class Size(_Frozen):
     heads: Annotated[int, Field(gt=0)]
 
 
-class Parameters(_Frozen):
+class Parameters(Frozen):
     """Parameter counts. `layer` is the layer under test, summed over the blocks that hold it."""
 
     embedding: int
@@ -51,7 +56,7 @@ class Parameters(_Frozen):
         return self.embedding + self.head + self.backbone + self.layer_total
 
 
-class Flops(_Frozen):
+class Flops(Frozen):
     """Forward FLOPs per token by part, under `FLOP_CONVENTION`."""
 
     attention: int  # projections and the two full T x T products
@@ -69,7 +74,7 @@ class Flops(_Frozen):
         return 3 * self.forward
 
 
-class Measured(_Frozen):
+class Measured(Frozen):
     """What depends on the machine and the day, and so is left out when two records are compared."""
 
     device: str
@@ -83,7 +88,7 @@ class Measured(_Frozen):
     git_revision: str | None
 
 
-class Record(_Frozen):
+class Record(Frozen):
     """One cell: what was asked, what was spent, what came out."""
 
     schema_version: Literal[1] = 1
@@ -152,10 +157,19 @@ def read_record(path: Path) -> Record:
     """Read one record.
 
     Raises:
+        RecordError: see `read_stored`.
+    """
+    return read_stored(path, Record)
+
+
+def read_stored(path: Path, schema: type[Stored]) -> Stored:
+    """Read a JSON file that follows a schema.
+
+    Raises:
         RecordError: the file is unreadable or does not follow the schema.
     """
     try:
-        return Record.model_validate_json(path.read_bytes())
+        return schema.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"

@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 SHIPPED = Path(__file__).parent / "suites"
@@ -92,7 +93,7 @@ class Tune(_Table):
 class Variant(_Table):
     """A layer with its options."""
 
-    layer: str  # a registered name, or path/to/file.py:Class
+    layer: str  # a registered name, or path/to/file.py:Class, beside the suite or from where one is
     learning_rate: Annotated[float, Field(gt=0)]  # peak, at the transfer width
     options: dict[str, Any] = {}
 
@@ -120,7 +121,7 @@ def suite_path(name: str) -> Path:
 
 
 def load_suite(name: str) -> Suite:
-    """Read and check a suite.
+    """Read and check a suite. A layer file that is beside it is found from anywhere.
 
     Args:
         name: path of a TOML file, or the name of a shipped suite.
@@ -140,7 +141,18 @@ def load_suite(name: str) -> Suite:
     except ValidationError as error:
         raise SuiteError(f"{path}: {explain(error, Suite)}") from None
     _check_references(path, suite)
-    return suite
+    variants = {
+        name: variant.model_copy(update={"layer": str(path.parent / variant.layer)})
+        if (path.parent / variant.layer.rpartition(":")[0]).is_file()
+        else variant
+        for name, variant in suite.variants.items()
+    }
+    return suite.model_copy(update={"variants": variants})
+
+
+def to_toml(suite: Suite) -> str:
+    """A suite as a TOML file with every default spelt out."""
+    return tomli_w.dumps(suite.model_dump(exclude_none=True))
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:

@@ -89,6 +89,26 @@ def test_a_bracket_varies_the_rate_of_the_tune_cell() -> None:
         bracket(tiny_suite(), "tiny.toml")
 
 
+def test_an_id_does_not_change_with_where_a_layer_file_lies(tmp_path: Path) -> None:
+    ids = set()
+    for folder, text in (("a", LAYER_FILE), ("b/c", LAYER_FILE), ("d", LAYER_FILE + "#")):
+        path = tmp_path / folder / "mine.py"
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+        variants = {"new": {"layer": f"{path}:Nothing", "learning_rate": 1e-2}}
+        (cell,) = tiny_cells(variants=variants)
+        assert cell.config.layer.name == "mine.py:Nothing"
+        ids.add(cell.id)
+    assert len(ids) == 2  # the third differs by its source
+
+
+def test_a_layer_file_runs_from_its_source_and_leaves_no_bytecode(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(LAYER_FILE)
+    find_layer(f"{path}:Nothing")
+    assert [one.name for one in tmp_path.iterdir()] == ["mine.py"]
+
+
 def test_a_layer_file_is_used_without_touching_the_package(tmp_path: Path) -> None:
     path = tmp_path / "models.py"  # a name of ours, on purpose
     path.write_text(LAYER_FILE)
@@ -122,7 +142,7 @@ def test_a_bad_layer_file_is_refused(
 def test_a_class_derived_from_ours_has_a_name_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "derived.py"
     path.write_text("from models import Dense\n\nclass Mine(Dense):\n    pass\n")
-    assert find_layer(f"{path}:Mine").name == f"{path}:Mine"
+    assert find_layer(f"{path}:Mine").name == "derived.py:Mine"
     assert find_layer("dense").name == "dense"
 
 

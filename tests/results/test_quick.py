@@ -6,9 +6,15 @@ import pytest
 
 from bench.plan import plan
 from bench.record import FLOP_CONVENTION, read_records
+from bench.submission import problems
 from bench.suite import load_suite
 
-RECORDS = Path(__file__).parents[2] / "results" / "quick" / "records"
+SUBMISSION = Path(__file__).parents[2] / "results" / "submissions" / "quick-baselines"
+RECORDS = SUBMISSION / "records"
+
+
+def test_what_can_be_recomputed_agrees() -> None:
+    assert problems(SUBMISSION) == []
 
 
 def test_every_cell_has_a_record_and_no_record_is_an_orphan() -> None:

@@ -1,0 +1,30 @@
+"""Where the records behind a results directory are: its own, and those submitted to its suite."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from bench.manifest import submissions
+from bench.record import Record, read_records
+
+
+def sources(directory: Path) -> tuple[list[Record], list[Record]]:
+    """The records and the learning-rate brackets that `directory` reports, each by cell id.
+
+    They are those of every submission to the suite of the directory's name, in the folder
+    `submissions` beside it, and its own. Of a cell that was submitted, the submission counts.
+
+    Raises:
+        RecordError: a record or a manifest is unreadable.
+    """
+    here = directory.resolve()
+    submitted = submissions(here.parent / "submissions", here.name)
+    return _gather(directory, submitted, "records"), _gather(directory, submitted, "tune")
+
+
+def _gather(directory: Path, submitted: Iterable[Path], kind: str) -> list[Record]:
+    found = [record for folder in submitted for record in read_records(folder / kind)]
+    there = {record.cell for record in found}
+    own = [record for record in read_records(directory / kind) if record.cell not in there]
+    return sorted([*found, *own], key=lambda record: record.cell)
