@@ -200,7 +200,7 @@ def check(
     from bench.manifest import MANIFEST
 
     top = Path("results/submissions")
-    folders = [path.parent for path in sorted(top.glob(f"[!.]*/{MANIFEST}"))]
+    folders = [path.parent for path in sorted(top.glob(f"*/{MANIFEST}"))]
     if directory:
         folders = [directory] if (directory / MANIFEST).exists() else []
     if folders:

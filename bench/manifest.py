@@ -62,8 +62,7 @@ def submissions(top: Path, suite: str | None = None) -> dict[Path, Manifest]:
     Raises:
         RecordError: a manifest is unreadable.
     """
-    # A name with a dot in front is of a submission that was never finished.
-    found = {path.parent: read_manifest(path.parent) for path in top.glob(f"[!.]*/{MANIFEST}")}
+    found = {path.parent: read_manifest(path.parent) for path in top.glob(f"*/{MANIFEST}")}
     return {
         folder: found[folder] for folder in sorted(found) if suite in (None, found[folder].suite)
     }

@@ -98,7 +98,7 @@ class Record(Frozen):
 
     suite: str
     variant: str  # name in the suite, such as moe-g4
-    layer: str  # registered layer name, such as moe
+    layer: str  # registered name, such as moe, or file.py:Class wherever the file lay
     options: dict[str, Any]  # the layer's options, defaults included
     placement: str | list[int]
     size: Size

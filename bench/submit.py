@@ -51,6 +51,7 @@ def submit(name: str, source: Path, variants: Sequence[str] = (), top: Path = SU
     _complete(source / "tune", tune, within)
 
     top.mkdir(parents=True, exist_ok=True)
+    # One folder deeper than a submission, so that what a kill leaves is not taken for one.
     with tempfile.TemporaryDirectory(dir=top, prefix=f".{name}.") as scratch:
         folder = Path(scratch) / name
         for kind, some in (("records", records), ("tune", tune)):
