@@ -70,7 +70,7 @@ def check(
     else:
         for one in checks:
             print(f"{'ok' if one.ok else 'FAIL':5}{one.name}: {one.text}")
-            for line in one.details:
+            for line in gate.shown(one):
                 print(f"     {line}")
     if not all(one.ok for one in checks):
         raise typer.Exit(1)

@@ -22,6 +22,7 @@ from bench.record import Flops, Parameters, Record, write_whole
 from bench.stopwatch import Ratio
 
 ERROR = 0.01  # probability that the losses of unchanged code fail
+SHOWN = 20  # lines of a check's details
 
 
 class GateError(Exception):
@@ -286,7 +287,7 @@ def markdown(checks: Sequence[Check]) -> str:
     lines += [f"| {one.name} | {'ok' if one.ok else '**FAIL**'} | {one.text} |" for one in checks]
     for one in checks:
         if not one.ok:
-            lines += ["", f"**{one.name}**", "", *(f"- {line}" for line in one.details)]
+            lines += ["", f"**{one.name}**", "", *(f"- {line}" for line in shown(one))]
     for one in checks:
         if one.table:
             lines += ["", f"<details><summary>{one.name}</summary>", ""]
@@ -297,6 +298,13 @@ def markdown(checks: Sequence[Check]) -> str:
             lines += ["| " + " | ".join(row.values()) + " |" for row in one.table]
             lines += ["", "</details>"]
     return "\n".join(lines) + "\n"
+
+
+def shown(check: Check) -> Sequence[str]:
+    """The details that a reader can use: the first of many."""
+    if len(check.details) <= SHOWN:
+        return check.details
+    return [*check.details[: SHOWN - 1], f"and {len(check.details) - SHOWN + 1} more"]
 
 
 def as_json(checks: Sequence[Check]) -> list[dict[str, Any]]:

@@ -119,7 +119,7 @@ def test_planted_flops_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Dense, "flops_per_token", lambda self: round(1.02 * formula(self)))
     found = gate.counts(read_baseline(STORED), plan(load_suite("ci"), "ci"))
     assert not found.ok
-    assert "dense m 7e+09 FLOPs: ffn 16384 is stored, 16548 counted" in found.details
+    assert "dense l 7e+09 FLOPs: ffn 73728 is stored, 75202 counted" in found.details
 
 
 def test_cells_that_only_one_side_has_fail(cells: list[Cell]) -> None:
@@ -198,5 +198,8 @@ def test_the_summary_shows_what_failed_first_and_the_tables_folded(tiny: Baselin
     assert "- peer: 1.100x, beyond 1.030x" in text
     assert "| peer | 20 | 22 | 1.100 | 1.030 |" in text
     assert text.index("- peer") < text.index("<details>")
+    many = Check("counts", False, "many", [f"line {index}" for index in range(30)])
+    assert gate.shown(many)[-1] == "and 11 more"
+    assert len(gate.shown(many)) == 20
     assert "passed" in gate.markdown([gate.losses(tiny, [of_seed(4)])])
     assert json.loads(json.dumps(gate.as_json([slow])))[0]["ok"] is False
