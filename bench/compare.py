@@ -130,7 +130,7 @@ def prepare(
     dense = _dense(suite, where)
     if layer == "dense" and dense != "dense":
         raise CompareError(
-            f"{where}: variants.{dense}: call it `dense`, so that the baseline is known beside another"
+            f"{where}: variants.{dense}: call it `dense`, to be the baseline beside another"
         )
     rate = learning_rate or suite.variants[dense].learning_rate
     further = [seed for seed in range(seeds + len(suite.seeds)) if seed not in suite.seeds]
