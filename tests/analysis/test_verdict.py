@@ -7,7 +7,7 @@ import pytest
 from analysis.analyse import analyse
 from analysis.isoflop import fit_curves
 from analysis.parabola import Estimate
-from analysis.ranking import Standing, rank
+from analysis.ranking import Multiplier, Standing, rank
 from analysis.simulate import simulate
 from analysis.verdict import POWER, larger_budget, result, verdict
 
@@ -112,6 +112,21 @@ def test_no_budget_is_promised_without_a_trend() -> None:
         assert not (budget and found.multiplier.trend == "not resolved")
         promised += budget is not None
     assert promised <= 2
+
+
+@pytest.mark.parametrize(("spread", "expected"), [(0.01, 2e14), (0.04, None)])
+def test_a_trend_that_may_be_none_promises_nothing_however_sure_the_level(
+    spread: float, expected: float | None
+) -> None:
+    """A line at 1.30x in the middle of the budgets, 1e13, and 0.05 decades up a decade."""
+    budgets = np.array([1e12, 1e13, 1e14])
+    slope = 0.05 + spread * np.append(0, np.random.default_rng(0).standard_normal(400))
+    logs = math.log10(1.3) + slope[:, None] * np.log10(budgets / 1e13)
+    found = Multiplier(budgets, 10**logs, 1e15, budgets[:0], logs[:, :0], slope)
+    assert found.trend == ("grows" if expected else "not resolved")
+    half = (math.log(1.3) + 0.05 * math.log(10) * math.log10(20)) / POWER  # reached at 2e14
+    budget = larger_budget(found, Estimate(1.3, 1.3 * math.exp(-half), 1.3 * math.exp(half)))
+    assert budget == (None if expected is None else pytest.approx(expected, rel=0.13))
 
 
 def test_the_sentence_says_what_would_settle_it() -> None:
