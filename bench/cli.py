@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-import bench.cli_layers  # noqa: F401  (registers further verbs)
+import bench.cli_gate
+import bench.cli_layers  # noqa: F401  (they register further verbs)
 from bench.console import Json, app, show, train
 from bench.suite import Suite, SuiteError, load_suite, suite_path
 
@@ -187,40 +188,6 @@ def report(
             if row["flags"]:
                 print(f"{row['variant']}: {'; '.join(row['flags'])}")
         print(f"figures, tables and a page (index.html) are in {where}")
-
-
-@app.command()
-def check(
-    directory: Annotated[
-        Path | None, typer.Argument(help="Results directory; every one found if not given.")
-    ] = None,
-) -> None:
-    """Does every submission agree, and is every derived file current? Exit code 1 if not."""
-    from analysis.report import stale
-    from bench.manifest import MANIFEST
-
-    top = Path("results/submissions")
-    folders = [path.parent for path in sorted(top.glob(f"*/{MANIFEST}"))]
-    if directory:
-        folders = [directory] if (directory / MANIFEST).exists() else []
-    if folders:
-        from bench.submission import problems
-
-        disagreements = [line for folder in folders for line in problems(folder)]
-        for line in disagreements:
-            print(f"refused: {line}")
-        if disagreements:
-            raise typer.Exit(1)
-        print(f"agree: every record, hash, count and fit of {', '.join(map(str, folders))}")
-    if directory in folders:
-        return
-    found = [directory] if directory else results_directories()
-    old = [path for one in found for path in stale(one, Path("README.md"))]
-    for path in old:
-        print(f"stale: {path}; run `isoflop report`")
-    if old:
-        raise typer.Exit(1)
-    print(f"current: every derived file of {', '.join(map(str, found)) or 'no directory'}")
 
 
 @app.command()

@@ -430,11 +430,17 @@ def test_check_prints_the_lines_and_ends_with_one(here: Path) -> None:
     report(Path("results/tiny"))
     done = CliRunner().invoke(app, ["check"])
     assert done.exit_code == 0, done.output
-    assert "results/submissions/base, results/submissions/mine" in done.stdout
+    assert "ok   submissions: every hash, count and fit of results/submissions/base" in done.stdout
+    assert "ok   derived files: " in done.stdout
     lower_the_loss(here / "mine")
     done = CliRunner().invoke(app, ["check"])
     assert done.exit_code == 1
-    assert f"refused: {first(here / 'mine')}: changed" in done.stdout
+    assert "FAIL submissions: 2 disagreements" in done.stdout
+    assert f"     {first(here / 'mine')}: changed" in done.stdout
+    done = CliRunner().invoke(app, ["check", "results/submissions/base"])
+    assert done.exit_code == 0, done.output
+    (here / "base/submission.json").unlink()
+    assert "submission.json: No such file" in CliRunner().invoke(app, ["check"]).stdout
 
 
 def refused(match: str, *arguments: Any) -> None:
