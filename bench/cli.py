@@ -16,6 +16,7 @@ from bench.suite import Suite, SuiteError, load_suite, suite_path
 if TYPE_CHECKING:
     from bench.plan import Cell
 
+BENCHMARKS = Path("results/benchmarks")  # stored by tests/benchmarks
 SuiteArgument = Annotated[str, typer.Argument(help="A shipped suite's name, or a TOML file.")]
 Out = Annotated[
     Path | None, typer.Option("--out", help="Results directory; runs/<suite> if not given.")
@@ -171,13 +172,15 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Regenerate figures, tables and leaderboard from the records."""
-    from analysis import leaderboard
+    from analysis import leaderboard, performance
     from analysis.report import report as draw
 
     found = [directory] if directory else results_directories()
     if not found:
         raise SuiteError("runs, results: no records there yet; `isoflop run quick` makes some")
     boards = {str(one): draw(one, Path("README.md")) for one in found}
+    if directory is None:
+        performance.report(BENCHMARKS, Path("README.md"))
     if as_json:
         print(json.dumps(boards, indent=1))
         return
@@ -196,10 +199,13 @@ def check(
     ] = None,
 ) -> None:
     """Is every derived file current? Exit code 1 if one is not."""
+    from analysis import performance
     from analysis.report import stale
 
     found = [directory] if directory else results_directories()
     old = [path for one in found for path in stale(one, Path("README.md"))]
+    if directory is None:
+        old += performance.stale(BENCHMARKS, Path("README.md"))
     for path in old:
         print(f"stale: {path}; run `isoflop report`")
     if old:

@@ -67,27 +67,34 @@ def test_triton_equals_float64(
             assert error < tolerance, f"output {place}: relative error {error:.1e}"
 
 
-@runs_triton
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_triton_experts_equal_the_float64_reference(activation: str) -> None:
+def experts(
+    M: int, D: int, width: int, E: int, K: int, activation: str
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """x, w_in, w_out and gate in float64, each token's experts, and dy."""
     g = torch.Generator().manual_seed(0)
-    M, D, width, E, K = 30, 24, 20, 6, 2
     shapes = (M, D), (E, D, width * (2 if activation == "swiglu" else 1)), (E, width, D)
     gate, index = torch.randn(M, E, generator=g, dtype=torch.float64).softmax(1).topk(K)
     leaves = [torch.randn(s, generator=g, dtype=torch.float64) / s[-1] ** 0.5 for s in shapes]
     leaves = [t.to(DEVICE).requires_grad_() for t in (*leaves, gate)]
-    dy, index = torch.randn(M, D, generator=g).to(DEVICE), index.to(DEVICE)
+    return leaves, index.to(DEVICE), torch.randn(M, D, generator=g).to(DEVICE)
 
-    def run(backend: str, *leaves: Tensor) -> tuple[list[str], list[Tensor]]:
-        """The operators that run, and y with all gradients."""
-        with torch.profiler.profile() as profile:
-            y = expert_ffn(*leaves[:3], index, leaves[3], activation, backend)
-        names = [event.name for event in profile.events()]
-        return names, [y, *torch.autograd.grad(y, leaves, dy.to(y.dtype))]
 
-    _, expected = run("reference", *leaves)
-    names, found = run("grouped", *(t.detach().float().requires_grad_() for t in leaves))
-    assert "isoflop::gated_activation" in names
+def y_and_gradients(
+    backend: str, leaves: list[Tensor], index: Tensor, dy: Tensor, activation: str
+) -> list[Tensor]:
+    y = expert_ffn(*leaves[:3], index, leaves[3], activation, backend)
+    return [y, *torch.autograd.grad(y, leaves, dy.to(y.dtype))]
+
+
+@runs_triton
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_triton_experts_equal_the_float64_reference(activation: str) -> None:
+    leaves, index, dy = experts(30, 24, 20, 6, 2, activation)
+    expected = y_and_gradients("reference", leaves, index, dy, activation)
+    leaves = [t.detach().float().requires_grad_() for t in leaves]
+    with torch.profiler.profile() as profile:
+        found = y_and_gradients("grouped", leaves, index, dy, activation)
+    assert "isoflop::gated_activation" in {event.name for event in profile.events()}
     for a, b in zip(found, expected, strict=True):
         assert (a.double() - b).norm() / b.norm() < 1e-5
 
@@ -97,6 +104,27 @@ def test_triton_is_bitwise_repeatable() -> None:
     h, gate, dy = operands(300, 96, "gelu", torch.float32)
     first, second = (ops.gated_activation_backward(dy, h, gate, "gelu", "triton") for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.skipif(
+    DEVICE.type == "cpu" or torch.cuda.get_device_capability() < (9, 0),
+    reason="no GPU here of compute capability 9, which F.grouped_mm has a kernel for",
+)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_triton_experts_step_in_a_cuda_graph(activation: str) -> None:
+    leaves, index, dy = experts(400, 100, 72, 12, 3, activation)
+    exact = y_and_gradients("reference", leaves, index, dy, activation)
+    leaves = [t.detach().bfloat16().requires_grad_() for t in leaves]
+    expected = y_and_gradients("grouped", leaves, index, dy, activation)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = y_and_gradients("grouped", leaves, index, dy, activation)
+    for t in found:
+        t.zero_()
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    for a, b in zip(found, exact, strict=True):
+        assert (a.double() - b).norm() / b.norm() < 2e-2
 
 
 @runs_triton
