@@ -64,23 +64,30 @@ class Machine(BaseModel):
     matmul_flops_per_second: float = Field(gt=0)
 
 
-class Side(BaseModel):
-    """One way to compute a problem: median seconds, or why there are none."""
+class Times(BaseModel):
+    """Median seconds of one way to compute a problem, and the bytes a step holds at most."""
 
     side: str
-    forward_seconds: float | None = Field(None, gt=0)
-    step_seconds: float | None = Field(None, gt=0)  # forward + backward
-    peak_bytes: float | None = None
-    failed: str | None = None
+    forward_seconds: float = Field(gt=0)
+    step_seconds: float = Field(gt=0)  # forward + backward
+    peak_bytes: float
+
+
+class Failure(BaseModel):
+    """A way that could not be timed, and why."""
+
+    side: str
+    failed: str
 
 
 class Problem(BaseModel):
-    """All sides of a problem, the first of them ours. Bytes and FLOPs are of the forward pass."""
+    """All ways to compute a problem. Bytes and FLOPs are of the forward pass."""
 
     problem: str
     bytes_forward: float = Field(gt=0)
     flops_forward: float = Field(ge=0)
-    sides: list[Side] = Field(min_length=1)
+    ours: Times
+    others: list[Times | Failure]
 
 
 class Ratios(BaseModel):
@@ -197,22 +204,20 @@ def page(measured: Sequence[Measurements]) -> str:
 
 
 def side_rows(measured: Measurements, problem: Problem) -> list[list[str]]:
-    """One row a side."""
-    limit, own = measured.limit(problem), problem.sides[0].step_seconds
+    """One row a side, ours first."""
+    limit, own = measured.limit(problem), problem.ours.step_seconds
     rows = []
-    for side in problem.sides:
-        forward, step = side.forward_seconds, side.step_seconds
-        cells = [side.failed or "-"] + ["-"] * 7
-        if forward and step:
-            cells = [_digits(forward * 1e3), _digits(step * 1e3)]
-            cells.append(f"{step / own:.2f}" if own else "-")
-            cells += [
-                _digits(problem.bytes_forward / forward / 1e9),
-                f"{100 * limit / forward:.0f}",
-            ]
-            cells += [_digits(3 * problem.bytes_forward / step / 1e9), f"{300 * limit / step:.0f}"]
-            cells.append("-" if side.peak_bytes is None else f"{side.peak_bytes / 1e6:.0f}")
-        rows.append([problem.problem, side.side, *cells])
+    for side in (problem.ours, *problem.others):
+        row = [problem.problem, side.side]
+        if isinstance(side, Failure):
+            rows.append([*row, side.failed, *["-"] * 7])
+            continue
+        row += [_milliseconds(side.forward_seconds), _milliseconds(side.step_seconds)]
+        row.append(f"{side.step_seconds / own:.2f}")
+        for passes, time in ((1, side.forward_seconds), (3, side.step_seconds)):
+            row.append(_digits(passes * problem.bytes_forward / time / 1e9))
+            row.append(_percent(passes * limit / time))
+        rows.append([*row, f"{side.peak_bytes / 1e6:.0f}"])
     return rows
 
 
@@ -222,16 +227,23 @@ def brief(measured: Sequence[Measurements]) -> str:
     for one in measured:
         rows = []
         for problem in one.problems():
-            (_, _, forward, step, _, _, share_forward, _, share_step, peak), *others = side_rows(
-                one, problem
+            limit, ours = one.limit(problem), problem.ours
+            forward, step = ours.forward_seconds, ours.step_seconds
+            others = (
+                f"{other.side}: {other.failed}"
+                if isinstance(other, Failure)
+                else f"{other.side} {other.step_seconds / step:.2f}x"
+                for other in problem.others
             )
-            rivals = [
-                f"{side} {ratio + 'x' if ratio != '-' else reason}"
-                for _, side, reason, _, ratio, *_ in others
-            ]
-            share = f"{share_forward} / {share_step}"
-            times = f"{forward} / {step}"
-            rows.append([problem.problem, times, share, peak, "; ".join(rivals)])
+            rows.append(
+                [
+                    problem.problem,
+                    f"{_milliseconds(forward)} / {_milliseconds(step)}",
+                    f"{_percent(limit / forward)} / {_percent(3 * limit / step)}",
+                    f"{ours.peak_bytes / 1e6:.0f}",
+                    "; ".join(others),
+                ]
+            )
         columns = ("problem", "ms, forward / + backward", "% of limit", "peak MB", OTHERS)
         parts += [heading(one) + "\n", table(columns, rows)]
         parts += [one.steps()] if one.steps() else []
@@ -258,6 +270,14 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _unmeasured(measured: Sequence[Measurements]) -> str:
     kinds = {one.machine_info.kind for one in measured}
     return " ".join(text for kind, text in UNMEASURED.items() if kind not in kinds) + "\n"
+
+
+def _milliseconds(seconds: float) -> str:
+    return _digits(seconds * 1e3)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}"
 
 
 def _digits(value: float) -> str:

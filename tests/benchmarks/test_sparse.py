@@ -23,6 +23,7 @@ import importlib.util
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import date
 from statistics import median
 from typing import Any
 
@@ -90,6 +91,15 @@ class Side:
         self.times["forward"].append(seconds(self.infer))
         self.times["step"].append(seconds(self.step))
 
+    def medians(self, name: str) -> dict[str, Any]:
+        """`analysis.performance.Times`."""
+        return {
+            "side": name,
+            "forward_seconds": median(self.times["forward"]),
+            "step_seconds": median(self.times["step"]),
+            "peak_bytes": self.peak,
+        }
+
 
 def peak_of(profile: torch.profiler.profile) -> float:
     """The most bytes held at once, from the profiler's log of allocations and frees."""
@@ -111,7 +121,7 @@ def problems(request: pytest.FixtureRequest) -> Iterator[list[dict[str, Any]]]:
     measured = Measurements.model_validate(
         {
             "machine_info": describe(),
-            "datetime": "now",
+            "datetime": str(date.today()),
             "benchmarks": [{"extra_info": problem} for problem in raced],
         }
     )
@@ -155,16 +165,11 @@ def race(
         "problem": problem,
         "bytes_forward": bytes_forward,
         "flops_forward": flops_forward,
-        "sides": [
-            {"side": name, "failed": failed[name]}
-            if name in failed
-            else {
-                "side": name,
-                "forward_seconds": median(side.times["forward"]),
-                "step_seconds": median(side.times["step"]),
-                "peak_bytes": side.peak,
-            }
+        "ours": ours.medians("ours"),
+        "others": [
+            {"side": name, "failed": failed[name]} if name in failed else side.medians(name)
             for name, side in sides.items()
+            if side is not ours
         ],
     }
     problems.append(dict(benchmark.extra_info))
