@@ -19,10 +19,11 @@ class Analysis:
     """What the records of one suite say."""
 
     records: tuple[Record, ...]
-    variants: tuple[str, ...]  # the baseline, then by name
+    variants: tuple[str, ...]  # the baseline, then by name, then the one under comparison
     budgets: tuple[float, ...]  # FLOPs asked for, increasing
-    headline: float  # the budget of the ranking: the largest of a variant that is not the baseline
+    headline: float  # the budget of the ranking: the largest of the highlight, or of any but dense
     baseline: str | None  # the dense variant
+    highlight: str | None  # the variant under comparison, which figures and page bring out
     noise: Noise
     draws: int
     standings: tuple[Standing, ...]  # best first; those without a rank last
@@ -56,13 +57,18 @@ class Analysis:
 
 
 def analyse(
-    records: Sequence[Record], tune: Sequence[Record] = (), *, draws: int = 1000
+    records: Sequence[Record],
+    tune: Sequence[Record] = (),
+    *,
+    highlight: str | None = None,
+    draws: int = 1000,
 ) -> Analysis:
     """Fit, compare, rank and validate every variant of `records`.
 
     Args:
         records: of one suite.
         tune: its learning-rate brackets.
+        highlight: the variant under comparison, if this is one.
         draws: bootstrap draws.
 
     Raises:
@@ -73,22 +79,27 @@ def analyse(
     draws = draws if noise.degrees else 0
     baseline = _baseline(records)
     variants = sorted(
-        {record.variant for record in records}, key=lambda name: (name != baseline, _natural(name))
+        {record.variant for record in records},
+        key=lambda name: (name != baseline, name == highlight, _natural(name)),
     )
     budgets = tuple(sorted({record.budget for record in records}))
     by_variant = {
         variant: [curve for curve in curves if curve.variant == variant] for variant in variants
     }
     # The baseline may have been given more, so that its frontier reaches the others' losses.
-    headline = max(one.budget for one in records if one.variant != baseline or len(variants) == 1)
+    names = set(variants)
+    judged = names & {highlight} or names - {baseline} or names
+    headline = max(one.budget for one in records if one.variant in judged)
     standings = rank(by_variant, baseline, headline)
     found = brackets(tune, records, noise, draws)
+    found = tuple(sorted(found, key=lambda bracket: bracket.variant == highlight))
     return Analysis(
         records=tuple(records),
         variants=tuple(variants),
         budgets=budgets,
         headline=headline,
         baseline=baseline,
+        highlight=highlight,
         noise=noise,
         draws=draws,
         standings=standings,

@@ -204,6 +204,9 @@ def granularity(analysis: Analysis) -> Chart:
             for curve in sweep.curves
         ]
         series.append(_estimates(sweep.values, values, texts, **shared))
+        for at, value, text, curve in zip(sweep.values, values, texts, sweep.curves, strict=True):
+            if curve.variant == analysis.highlight:
+                series.append(_points([at], [value.value], [text], variant=curve.variant))
         if fit.status == "ok":
             text = [name, f"best G {interval(fit.at, '.3g')}"]
             at = fit.loss.value - lowest

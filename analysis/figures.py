@@ -20,12 +20,13 @@ from analysis.style import (
     BASELINE,
     PALETTE,
     STYLE,
+    Look,
     band,
     colours,
     compute_axis,
     log_ticks,
+    looks,
     loss_axis,
-    markers,
     plain_ticks,
     shade,
     shades,
@@ -37,7 +38,7 @@ from bench.record import Record
 
 def isoflop(analysis: Analysis) -> Figure:
     """Loss against parameters: a panel per variant, a shade per budget, optima marked."""
-    colour = colours(analysis)
+    look, colour = looks(analysis), colours(analysis)
     shown = [each for each in analysis.in_order if each.curves]
     columns = min(3 if len(shown) <= 6 else 4, len(shown))
     lines = -(-len(shown) // columns)
@@ -45,8 +46,10 @@ def isoflop(analysis: Analysis) -> Figure:
     axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
     strength = shades(analysis)
     for ax, standing in zip(axes, shown, strict=False):
+        own = look[standing.variant]
         for curve in standing.curves:
-            _draw_curve(ax, curve, shade(colour[standing.variant], strength[curve.budget]))
+            shaded = shade(own.colour, strength[curve.budget])
+            _draw_curve(ax, curve, own._replace(colour=shaded))
         ax.set_title(standing.variant, color=colour[standing.variant], fontweight="bold")
         ax.set_xscale("log")
         log_ticks(ax.xaxis, si)
@@ -73,17 +76,17 @@ def isoflop(analysis: Analysis) -> Figure:
     return figure
 
 
-def _draw_curve(ax: Axes, curve: Curve, colour: str) -> None:
+def _draw_curve(ax: Axes, curve: Curve, look: Look) -> None:
+    colour, weight = look.colour, look.weight
     fill = colour if curve.trusted else "none"
     sizes = np.exp(curve.log_n)
-    ax.plot(sizes, curve.loss, "o", color=colour, mfc=fill)
+    ax.plot(sizes, curve.loss, "o", mfc=fill, **look.drawn)
     for size, losses in zip(sizes, curve.losses, strict=True):
         if len(losses) > 1:
             ax.plot([size] * len(losses), losses, "_", color=colour, ms=5)
     grid = np.linspace(curve.log_n[0], curve.log_n[-1], 60)
-    ax.plot(
-        np.exp(grid), curve.parabola(grid), "-" if curve.trusted else "--", color=colour, lw=1.2
-    )
+    style = "-" if curve.trusted else "--"
+    ax.plot(np.exp(grid), curve.parabola(grid), style, color=colour, lw=1.2 * weight)
     size, loss = curve.parabola.at, curve.parabola.loss
     if curve.trusted:
         ax.errorbar(
@@ -91,7 +94,7 @@ def _draw_curve(ax: Axes, curve: Curve, colour: str) -> None:
             fmt="none", ecolor=colour, elinewidth=1, capsize=2,
         )  # fmt: skip
     ax.plot(
-        size.value, loss.value, "*", color=colour, ms=10, zorder=5,
+        size.value, loss.value, "*", color=colour, ms=10 * weight, zorder=5,
         mfc=fill, mec="white" if curve.trusted else colour, mew=0.7,
     )  # fmt: skip
 
@@ -99,21 +102,21 @@ def _draw_curve(ax: Axes, curve: Curve, colour: str) -> None:
 def frontier(analysis: Analysis) -> Figure:
     """Loss at the optimum against compute, with the fitted law and its band."""
     figure, ax = _single()
-    colour, marks = colours(analysis), markers(analysis)
+    look = looks(analysis)
     for standing in analysis.in_order:
-        own, marker = colour[standing.variant], marks[standing.variant]
+        own = look[standing.variant]
         for curve in standing.curves:
             loss = curve.parabola.loss
             ax.errorbar(
                 curve.budget, loss.value, yerr=whiskers(loss) if curve.trusted else None,
-                fmt=marker, color=own, mfc=own if curve.trusted else "none", capsize=2,
-                elinewidth=1,
+                fmt=own.marker, mfc=own.colour if curve.trusted else "none", capsize=2,
+                elinewidth=own.weight, **own.drawn,
             )  # fmt: skip
         law = standing.frontier
         if law:
             compute = np.geomspace(law.budgets.min(), law.budgets.max(), 60)
             band(ax, compute, law.predict(compute), own)
-        ax.plot([], [], marker=marker, color=own, label=standing.variant)
+        ax.plot([], [], marker=own.marker, label=standing.variant, **own.drawn)
     compute_axis(ax, analysis.budgets)
     ax.set_ylabel("loss at the optimum (nats/token)")
     loss_axis(ax)
@@ -128,15 +131,16 @@ def multiplier(analysis: Analysis) -> Figure | None:
         return None
     figure = Figure(figsize=(5.6, 0.9 + 0.36 * max(3, len(shown))))
     ax = figure.subplots()
-    colour = colours(analysis)
+    look = looks(analysis)
     for place, (standing, value) in enumerate(shown):
-        ax.errorbar(
-            value.value, place, xerr=whiskers(value), fmt="o", capsize=3,
-            color=colour[standing.variant],
-        )  # fmt: skip
+        own = look[standing.variant]
+        ax.errorbar(value.value, place, xerr=whiskers(value), fmt="o", capsize=3, **own.drawn)
     ax.set_yticks(
         range(len(shown)), [f"{standing.rank}. {standing.variant}" for standing, _ in shown]
     )
+    for label, (standing, _) in zip(ax.get_yticklabels(), shown, strict=True):
+        if standing.variant == analysis.highlight:
+            label.set_fontweight("bold")
     ax.set_ylim(len(shown) - 0.5, -0.5)
     ends = np.array([value for _, value in shown])
     ax.set_xscale("log")
@@ -159,23 +163,23 @@ def multiplier_scale(analysis: Analysis) -> Figure | None:
     if not shown:
         return None
     figure, ax = _single()
-    colour, marks = colours(analysis), markers(analysis)
+    look = looks(analysis)
     for standing, found in shown:
-        own = colour[standing.variant]
+        own = look[standing.variant]
         band(ax, found.compute, found.band, own, ls="--")
         inside = found.compute * found.band[0] <= found.dense_largest
-        ax.plot(found.compute[inside], found.band[0][inside], color=own)
+        ax.plot(found.compute[inside], found.band[0][inside], **own.drawn)
         for budget, draws in zip(found.budgets, found.at_budget.T, strict=True):
             value = estimate(draws)
             ax.errorbar(
-                budget, value.value, yerr=whiskers(value), fmt=marks[standing.variant],
-                color=own, capsize=2, elinewidth=1,
+                budget, value.value, yerr=whiskers(value), fmt=own.marker, capsize=2,
+                elinewidth=own.weight, **own.drawn,
             )  # fmt: skip
         slope = estimate(found.slope)
         trend = ""
         if not np.isnan(slope.value):
             trend = f": {interval(Estimate(*(10**end for end in slope)), unit='x')} a decade"
-        ax.plot([], [], marker=marks[standing.variant], color=own, label=standing.variant + trend)
+        ax.plot([], [], marker=own.marker, label=standing.variant + trend, **own.drawn)
     ax.axhline(1, color=BASELINE, lw=0.8, zorder=0)
     compute_axis(ax, analysis.compared)
     ax.set_yscale("log")
@@ -188,17 +192,17 @@ def multiplier_scale(analysis: Analysis) -> Figure | None:
 def wall_clock(analysis: Analysis) -> Figure:
     """Loss against training seconds: every cell, and the cells nearest each budget's optimum."""
     figure, ax = _single()
-    colour, marks = colours(analysis), markers(analysis)
+    look = looks(analysis)
     for standing in analysis.in_order:
-        own, marker = colour[standing.variant], marks[standing.variant]
+        own = look[standing.variant]
         for curve in standing.curves:
             seconds = [_seconds(cell) for cell in curve.cells]
-            ax.plot(seconds, curve.loss, ".", color=own, alpha=0.35, ms=4)
+            ax.plot(seconds, curve.loss, ".", color=own.colour, alpha=0.35, ms=4 * own.weight)
         best = [curve for curve in standing.curves if curve.trusted]
         ax.plot(
             [_seconds(curve.cells[curve.nearest]) for curve in best],
             [curve.loss[curve.nearest] for curve in best],
-            marker=marker, color=own, label=standing.variant,
+            marker=own.marker, label=standing.variant, **own.drawn,
         )  # fmt: skip
     ax.set_xscale("log")
     log_ticks(ax.xaxis, si)
@@ -216,22 +220,24 @@ def rollout(analysis: Analysis) -> Figure | None:
         return None
     figure = Figure(figsize=(8.2, 3.4))
     nats, compute = figure.subplots(1, 2, sharex=True)
-    colour, marks = colours(analysis), markers(analysis)
+    look = looks(analysis)
     for variant, rollouts in analysis.rollouts.items():
-        own, marker = colour[variant], marks[variant]
+        own = look[variant]
         spent = [one.spent for one in rollouts]
         for ax, values in (
             (nats, [one.error for one in rollouts]),
             (compute, [one.compute for one in rollouts]),
         ):
-            ax.plot(spent, [value.value for value in values], color=own, lw=1)
+            centres = [value.value for value in values]
+            ax.plot(spent, centres, color=own.colour, lw=own.weight)
             for one, value in zip(rollouts, values, strict=True):
                 ax.errorbar(
-                    one.spent, value.value, yerr=whiskers(value), fmt=marker, color=own,
-                    mfc=own if one.judged else "none", capsize=2, elinewidth=1,
+                    one.spent, value.value, yerr=whiskers(value), fmt=own.marker,
+                    mfc=own.colour if one.judged else "none", capsize=2, elinewidth=own.weight,
+                    **own.drawn,
                 )  # fmt: skip
         if rollouts:
-            nats.plot([], [], marker=marker, color=own, label=variant)
+            nats.plot([], [], marker=own.marker, label=variant, **own.drawn)
     nats.axhline(0, color="0.5", lw=0.8, zorder=0)
     compute.axhline(1, color="0.5", lw=0.8, zorder=0)
     nats.set_ylabel("predicted less found (nats/token)")
@@ -253,10 +259,15 @@ def granularity(analysis: Analysis) -> Figure | None:
     layers = sorted({sweep.layer for sweep in analysis.sweeps})
     figure = Figure(figsize=(4.2 * len(layers) + 1.8, 3.4))
     axes = figure.subplots(1, len(layers), squeeze=False).ravel()
+    highlit = looks(analysis).get(analysis.highlight or "")
     for ax, layer in zip(axes, layers, strict=True):
         own = [sweep for sweep in analysis.sweeps if sweep.layer == layer]
         for sweep in own:
             _draw_sweep(ax, sweep, shade(PALETTE[0], shades(analysis)[sweep.budget]))
+            for value, curve in zip(sweep.values, sweep.curves, strict=True):
+                if highlit and curve.variant == analysis.highlight:
+                    above = curve.parabola.loss.value - sweep.losses.min()
+                    ax.plot(value, above, "o", zorder=6, **highlit.drawn)
         ax.set_xscale("log", base=2)
         values = sorted({float(each) for sweep in own for each in sweep.values})
         ax.set_xticks(values, [f"{value:g}" for value in values])
@@ -295,22 +306,23 @@ def learning_rate(analysis: Analysis) -> Figure | None:
     if not analysis.brackets:
         return None
     figure, ax = _single()
-    colour, marks = colours(analysis), markers(analysis)
+    look = looks(analysis)
     for bracket in analysis.brackets:
-        own = colour.get(bracket.variant, "0.6")
+        own = look.get(bracket.variant, Look("0.6", "o", 1.0))
         finite = np.isfinite(bracket.losses)
         above = bracket.losses - bracket.losses[bracket.best]
         ax.errorbar(
             bracket.rates[finite], above[finite], yerr=1.96 * bracket.errors[finite],
-            marker=marks.get(bracket.variant, "o"), color=own, capsize=2, elinewidth=1,
+            marker=own.marker, capsize=2, elinewidth=own.weight, **own.drawn,
             label=f"{bracket.variant} ({bracket.size.name}, {flops(bracket.budget)})",
         )  # fmt: skip
         ax.plot(
-            bracket.rates[bracket.best], 0, "*", ms=12, color=own, zorder=5,
-            mfc="none" if bracket.at_edge else own, mec=own if bracket.at_edge else "white",
+            bracket.rates[bracket.best], 0, "*", ms=12, color=own.colour, zorder=5,
+            mfc="none" if bracket.at_edge else own.colour,
+            mec=own.colour if bracket.at_edge else "white",
         )  # fmt: skip
         for rate in bracket.rates[~finite]:
-            ax.axvline(rate, color=own, lw=0.8, ls=":", label=f"{bracket.variant} diverged")
+            ax.axvline(rate, color=own.colour, lw=0.8, ls=":", label=f"{bracket.variant} diverged")
     ax.set_xscale("log")
     rates = sorted({float(rate) for bracket in analysis.brackets for rate in bracket.rates})
     ax.set_xticks(rates, [f"{rate:.2g}" for rate in rates])

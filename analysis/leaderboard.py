@@ -101,10 +101,12 @@ def flags(analysis: Analysis, standing: Standing) -> list[str]:
 def brief(table: Sequence[Row]) -> list[dict[str, str]]:
     """The rows' few columns that fit a terminal; `flags` are to be printed apart."""
     shown = []
+    losses = [name for name in table[0] if name.startswith("loss_") and name[-1].isdigit()]
+    # The largest budget of the best; dense alone may have larger ones. Without a rank, of any.
+    best = [row for row in table if row["rank"] == table[0]["rank"]]
+    known = [name for name in losses if any(row[name] is not None for row in best)]
+    loss = (known or losses)[-1]
     for row in table:
-        # The largest budget that the best variant has; dense alone may have larger ones.
-        losses = [name for name in row if name.startswith("loss_") and name[-1].isdigit()]
-        loss = [name for name in losses if table[0][name] is not None or name == losses[0]][-1]
         keys = {
             "rank": "rank",
             "variant": "variant",

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from importlib.resources import files
 from string import Template
+from typing import Any
 
 import numpy as np
 
@@ -18,25 +19,35 @@ from analysis import leaderboard, sections
 from analysis.analyse import Analysis
 from analysis.charts import Chart, charts
 from analysis.leaderboard import Row
-from analysis.style import colours
+from analysis.style import MUTED, WEIGHT, colours
+from analysis.verdict import result
 
 WEB = files("analysis") / "web"
 
 
-def page(analysis: Analysis, suite: str | None) -> str:
+def page(analysis: Analysis, suite: str | None, command: str | None = None) -> str:
     """The page.
 
     Args:
         suite: text of the suite file, if the results have a copy.
+        command: that made a comparison.
     """
     drawn = {chart["id"]: chart for chart in charts(analysis)}
-    name = ", ".join(sorted({record.suite for record in analysis.records}))
-    data = {"colours": colours(analysis), "baseline": analysis.baseline, "charts": drawn}
+    name, headline = sections.suites(analysis), leaderboard.headline(analysis)
+    commands = command or f"isoflop run {name}\nisoflop report results/{name}"
+    data: dict[str, Any] = {
+        "colours": colours(analysis),
+        "baseline": analysis.baseline,
+        "charts": drawn,
+    }
+    if analysis.highlight:
+        name, headline = sections.versus(analysis), str(result(analysis)["sentence"])
+        data |= {"highlight": analysis.highlight, "muted": MUTED, "weight": WEIGHT}
     library = _web("chart.umd.min.js")
     return Template(_web("page.html")).substitute(
         css=_web("page.css"),
         name=escape(name),
-        headline=escape(leaderboard.headline(analysis)),
+        headline=escape(headline),
         leaderboard=_leaderboard(analysis),
         legend=escape(leaderboard.legend(analysis)),
         toggles=_toggles(analysis),
@@ -45,7 +56,7 @@ def page(analysis: Analysis, suite: str | None) -> str:
         + _list(sections.crossings(analysis)),
         checks=_checks(analysis, drawn),
         settings=f"<pre>{escape(suite)}</pre>" if suite else "<p>No copy of the suite file.</p>",
-        reproduce=_reproduce(analysis, name),
+        reproduce=_reproduce(analysis, commands),
         notes=_list(sections.notes(analysis)),
         data=json.dumps(data, separators=(",", ":")).replace("</", "<\\/"),
         # without its last line, which points debuggers at a file that is not there
@@ -78,7 +89,8 @@ def _leaderboard(analysis: Analysis) -> str:
     bodies = ""
     for row in rows:
         cells = "".join(_cell(analysis, row, key, place) for key in shown if key != "flags")
-        bodies += f"<tbody><tr>{cells}</tr>"
+        mark = ' class="compared"' if row["variant"] == analysis.highlight else ""
+        bodies += f"<tbody{mark}><tr>{cells}</tr>"
         if row["flags"]:
             bodies += f'<tr><td></td><td colspan="{len(shown) - 2}">{_list(row["flags"])}</td></tr>'
         bodies += "</tbody>\n"
@@ -103,7 +115,9 @@ def _cell(analysis: Analysis, row: Row, key: str, place: Callable[[float], float
 
 def _swatch(analysis: Analysis, variant: str) -> str:
     own = "var(--ink)" if variant == analysis.baseline else colours(analysis)[variant]
-    return f'<span class="swatch" style="background:{own}"></span>'
+    recedes = analysis.highlight and variant not in (analysis.highlight, analysis.baseline)
+    faint = f";opacity:{MUTED}" if recedes else ""
+    return f'<span class="swatch" style="background:{own}{faint}"></span>'
 
 
 def _toggles(analysis: Analysis) -> str:
@@ -139,8 +153,8 @@ def _checks(analysis: Analysis, drawn: dict[str, Chart]) -> str:
     return "".join(parts) or "<p>No rollout (three budgets or more), sweep or bracket yet.</p>"
 
 
-def _reproduce(analysis: Analysis, name: str) -> str:
-    """The command, and what the records were made with."""
+def _reproduce(analysis: Analysis, commands: str) -> str:
+    """The commands, and what the records were made with."""
     made = {
         "device": {one.measured.device for one in analysis.finished},
         "git revision": {one.measured.git_revision or "unknown" for one in analysis.finished},
@@ -152,7 +166,6 @@ def _reproduce(analysis: Analysis, name: str) -> str:
         for package, version in one.measured.versions.items():
             made.setdefault(package, set()).add(version)
     rows = [[key, ", ".join(sorted(values))] for key, values in made.items()]
-    commands = f"isoflop run {name}\nisoflop report results/{name}"
     return f"<pre>{escape(commands)}</pre>" + _table("", ("what", "which"), rows)
 
 

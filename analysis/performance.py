@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from analysis.report import embed
 
+STORED = Path("results/benchmarks")
 UNMEASURED = {
     "CPU": "No CPU has been measured.",
     "GPU": (

@@ -6,15 +6,20 @@ compares them with what is there. A document shows a result between markers,
     <!-- isoflop:leaderboard results/quick --> ... <!-- /isoflop -->
 
 with the path relative to the document; the text between them is derived too.
+
+A directory with a `comparison.json` is a comparison of one new layer with the others, and is
+reported as one. What was asked in that file is kept; what was found is derived.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -27,12 +32,14 @@ from analysis.isoflop import AnalysisError
 from analysis.leaderboard import Row
 from analysis.page import page
 from analysis.sections import markdown
+from analysis.verdict import result
 from bench.record import read_records
 
 DRAWN_BY = (
     f"matplotlib {matplotlib.__version__}, numpy {np.__version__}, pillow {PIL.__version__} on "
     f"{platform.system()} {platform.machine()}"
 )
+COMPARISON = "comparison.json"
 BLOCK = re.compile(r"(<!-- isoflop:(\S+) (\S+) -->\n)(.*?)(<!-- /isoflop -->)", re.DOTALL)
 
 
@@ -44,14 +51,15 @@ def derive(directory: Path, document: Path | None = None) -> tuple[Analysis, dic
         document: a Markdown file whose blocks for this directory are derived too, if it exists.
 
     Raises:
-        AnalysisError: no records, or records that must not be compared.
+        AnalysisError: no records, records that must not be compared, or a broken comparison file.
         RecordError: a record is unreadable.
     """
     records, tune = read_records(directory / "records"), read_records(directory / "tune")
     if not records:
         raise AnalysisError(f"{directory / 'records'}: no records here; run a suite first")
+    comparison = read_comparison(directory / COMPARISON)
     try:
-        analysis = analyse(records, tune)
+        analysis = analyse(records, tune, highlight=comparison.get("variant"))
     except AnalysisError as error:
         raise AnalysisError(f"{directory}: {error}") from None
     files = {
@@ -60,8 +68,12 @@ def derive(directory: Path, document: Path | None = None) -> tuple[Analysis, dic
     }
     settings = directory / "suite.toml"
     suite = settings.read_text(encoding="utf-8") if settings.exists() else None
-    files[directory / "index.html"] = page(analysis, suite).encode()
+    files[directory / "index.html"] = page(analysis, suite, comparison.get("command")).encode()
     content_of = "".join(one.model_dump_json() for one in (*records, *tune))
+    if comparison:
+        content_of += comparison["variant"]
+        found = json.dumps(comparison | result(analysis), indent=1)
+        files[directory / COMPARISON] = f"{found}\n".encode()
     digest = f"records {hashlib.sha256(content_of.encode()).hexdigest()}"
     for name, content in draw(analysis, f"{digest}, {DRAWN_BY}").items():
         files[directory / "figures" / name] = content
@@ -73,6 +85,24 @@ def derive(directory: Path, document: Path | None = None) -> tuple[Analysis, dic
         text = document.read_text(encoding="utf-8")
         files[document] = embed(text, document, directory, blocks).encode()
     return analysis, files
+
+
+def read_comparison(path: Path) -> dict[str, Any]:
+    """What a directory's `comparison.json` holds; nothing if there is no such file.
+
+    Raises:
+        AnalysisError: it is not JSON, or does not say which variant was compared by which command.
+    """
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise AnalysisError(f"{path}: not JSON: {error}") from None
+    for key in ("variant", "command"):
+        if not isinstance(found, dict) or not isinstance(found.get(key), str):
+            raise AnalysisError(f"{path}: {key}: missing; `isoflop compare` writes this file anew")
+    return dict(found)
 
 
 def embed(text: str, document: Path, directory: Path, blocks: Mapping[str, str]) -> str:

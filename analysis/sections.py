@@ -12,13 +12,16 @@ from analysis.fairness import Bracket
 from analysis.granularity import Sweep
 from analysis.parabola import EXPLAIN, Estimate, estimate
 from analysis.text import flops, flops_interval, interval
+from analysis.verdict import result
 
 
 def markdown(analysis: Analysis) -> str:
     """LEADERBOARD.md."""
-    suites = ", ".join(sorted({record.suite for record in analysis.records}))
+    title = f"Leaderboard: {suites(analysis)}"
+    if analysis.highlight:
+        title = f"Comparison: {versus(analysis)}\n\n{result(analysis)['sentence']}"
     parts = [
-        f"# Leaderboard: {suites}\n\n{leaderboard.table(analysis)}",
+        f"# {title}\n\n{leaderboard.table(analysis)}",
         _table("Over scale", SCALE, scale_header(analysis), scale_rows(analysis)),
         _bullets("Crossings", crossings(analysis)),
         _table("Rollout", ROLLOUT, ROLLOUT_HEADER, rollout_rows(analysis)),
@@ -27,6 +30,16 @@ def markdown(analysis: Analysis) -> str:
         _bullets("Notes", notes(analysis)),
     ]
     return "\n".join(part for part in parts if part)
+
+
+def suites(analysis: Analysis) -> str:
+    """The suite's name."""
+    return ", ".join(sorted({record.suite for record in analysis.records}))
+
+
+def versus(analysis: Analysis) -> str:
+    """What is compared."""
+    return f"{analysis.highlight} against {analysis.baseline}, suite {suites(analysis)}"
 
 
 SCALE = (

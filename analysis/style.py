@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,6 +22,9 @@ PALETTE = (
     "#882255", "#999933", "#332288", "#44AA99", "#AA4499", "#7F7F7F",
 )  # fmt: skip
 BASELINE = "#222222"
+HIGHLIGHT = "#E6195F"  # the layer under comparison
+WEIGHT = 1.6  # of its lines and markers, over the usual
+MUTED = 0.55  # strength of the other layers' colours beside it
 MARKERS = "osD^vPX*"
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -42,22 +45,43 @@ STYLE: dict[Any, Any] = {
 }
 
 
+class Look(NamedTuple):
+    """How a variant is drawn."""
+
+    colour: str
+    marker: str
+    weight: float  # of lines and markers, over the usual
+
+    @property
+    def drawn(self) -> dict[str, Any]:
+        """As matplotlib's arguments."""
+        width, size = STYLE["lines.linewidth"], STYLE["lines.markersize"]
+        return {"color": self.colour, "lw": self.weight * width, "ms": self.weight * size}
+
+
 def colours(analysis: Analysis) -> dict[str, str]:
     """One colour per variant, in every figure and on the page."""
-    others = [variant for variant in analysis.variants if variant != analysis.baseline]
+    named = {analysis.baseline: BASELINE, analysis.highlight: HIGHLIGHT}
+    others = [variant for variant in analysis.variants if variant not in named]
     chosen = {variant: PALETTE[place % len(PALETTE)] for place, variant in enumerate(others)}
-    return {variant: chosen.get(variant, BASELINE) for variant in analysis.variants}
+    return {variant: (chosen | named)[variant] for variant in analysis.variants}
+
+
+def looks(analysis: Analysis) -> dict[str, Look]:
+    """One look per variant, in every figure: a layer under comparison stands out, others recede."""
+    result = {}
+    for place, (variant, colour) in enumerate(colours(analysis).items()):
+        highlit = variant == analysis.highlight
+        if analysis.highlight and not highlit and variant != analysis.baseline:
+            colour = shade(colour, MUTED)
+        result[variant] = Look(colour, MARKERS[place % len(MARKERS)], WEIGHT if highlit else 1.0)
+    return result
 
 
 def shades(analysis: Analysis) -> dict[float, float]:
     """A strength of colour per budget, the largest full."""
     strengths = np.linspace(1, 0.35, len(analysis.budgets))[::-1]
     return dict(zip(analysis.budgets, strengths.tolist(), strict=True))
-
-
-def markers(analysis: Analysis) -> dict[str, str]:
-    """One marker per variant, in every figure."""
-    return {name: MARKERS[place % len(MARKERS)] for place, name in enumerate(analysis.variants)}
 
 
 def shade(colour: str, strength: float) -> str:
@@ -73,12 +97,12 @@ def whiskers(value: Estimate) -> Array | None:
     return np.array([[max(0, value.value - value.low)], [max(0, value.high - value.value)]])
 
 
-def band(ax: Axes, x: Array, draws: Array, colour: str, ls: str = "-") -> None:
+def band(ax: Axes, x: Array, draws: Array, look: Look, ls: str = "-") -> None:
     """A curve and the central 95% of its draws, shape (1 + draws, len(x))."""
-    ax.plot(x, draws[0], color=colour, ls=ls)
+    ax.plot(x, draws[0], ls=ls, **look.drawn)
     if len(draws) > 1:
         low, high = np.quantile(draws[1:], [0.025, 0.975], axis=0)
-        ax.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
+        ax.fill_between(x, low, high, color=look.colour, alpha=0.15, lw=0)
 
 
 class LogTicks(Locator):

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-import bench.cli_layers  # noqa: F401  (registers further verbs)
+import bench.cli_gate
+import bench.cli_layers  # noqa: F401  (they register further verbs)
 from bench.console import Json, app, show, train
 from bench.suite import Suite, SuiteError, load_suite, suite_path
 
 if TYPE_CHECKING:
     from bench.plan import Cell
 
-BENCHMARKS = Path("results/benchmarks")  # stored by tests/benchmarks
 SuiteArgument = Annotated[str, typer.Argument(help="A shipped suite's name, or a TOML file.")]
 Out = Annotated[
     Path | None, typer.Option("--out", help="Results directory; runs/<suite> if not given.")
@@ -180,7 +180,7 @@ def report(
         raise SuiteError("runs, results: no records there yet; `isoflop run quick` makes some")
     boards = {str(one): draw(one, Path("README.md")) for one in found}
     if directory is None:
-        performance.report(BENCHMARKS, Path("README.md"))
+        performance.report(performance.STORED, Path("README.md"))
     if as_json:
         print(json.dumps(boards, indent=1))
         return
@@ -190,27 +190,6 @@ def report(
             if row["flags"]:
                 print(f"{row['variant']}: {'; '.join(row['flags'])}")
         print(f"figures, tables and a page (index.html) are in {where}")
-
-
-@app.command()
-def check(
-    directory: Annotated[
-        Path | None, typer.Argument(help="Results directory; every one found if not given.")
-    ] = None,
-) -> None:
-    """Is every derived file current? Exit code 1 if one is not."""
-    from analysis import performance
-    from analysis.report import stale
-
-    found = [directory] if directory else results_directories()
-    old = [path for one in found for path in stale(one, Path("README.md"))]
-    if directory is None:
-        old += performance.stale(BENCHMARKS, Path("README.md"))
-    for path in old:
-        print(f"stale: {path}; run `isoflop report`")
-    if old:
-        raise typer.Exit(1)
-    print(f"current: every derived file of {', '.join(map(str, found)) or 'no directory'}")
 
 
 @app.command()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import math
 import re
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -17,6 +16,10 @@ from bench.console import Json, app, show, train
 
 LayerArgument = Annotated[
     str, typer.Argument(help="path/to/file.py, or path/to/file.py:Class, or a registered name.")
+]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", help="NAME=VALUE of the layer, in TOML; may be given again."),
 ]
 
 
@@ -54,13 +57,13 @@ def class_name(path: Path) -> str:
 
 
 @app.command()
-def lint(layer: LayerArgument, as_json: Json = False) -> None:
+def lint(layer: LayerArgument, option: Options = None, as_json: Json = False) -> None:
     """Check a layer before training it. Exit code 1 if a check fails."""
     from bench.lint import lint as run_checks
-    from bench.lint import with_class
+    from bench.lint import read_options, with_class
 
     name = with_class(layer)
-    findings = run_checks(name)
+    findings = run_checks(name, read_options(name, option or []))
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
@@ -79,81 +82,51 @@ def lint(layer: LayerArgument, as_json: Json = False) -> None:
 def compare(
     layer: LayerArgument,
     suite: Annotated[str, typer.Option(help="A suite's name, or a TOML file.")] = "quick",
+    option: Options = None,
     learning_rate: Annotated[
         float | None, typer.Option(min=1e-9, help="Peak; the suite's for dense if not given.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds per cell of the new layer.")] = 1,
+    name: Annotated[
+        str | None, typer.Option(help="Of the new variant; the layer's with its options if not.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train a new layer's cells beside a suite's stored records: is it better than dense?"""
-    from analysis.parabola import Estimate
-    from analysis.report import report
-    from analysis.text import flops, interval
-    from analysis.verdict import verdict
+    from analysis.report import COMPARISON, read_comparison, report
     from bench.compare import prepare
-    from bench.lint import refuse, with_class
+    from bench.lint import read_options, refuse, with_class
+    from bench.record import write_whole
 
-    name = with_class(layer)
-    # With --json, what is said on the way goes to stderr.
-    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-        refuse(name)
-        plan = prepare(name, suite, learning_rate, seeds)
-        print(f"compared with the records in {plan.source}")
-        plan.collect()
-        plan.check_text()
-        train(plan.cells, plan.directory, plan.records, suite)
-    rows = report(plan.directory)
-    row = next(one for one in rows if one["variant"] == plan.variant)
-    budget = max(cell.budget for cell in plan.cells)
-    result: dict[str, Any] = {
-        "variant": plan.variant,
-        "suite": suite,
-        "baseline": plan.baseline[0].variant,
-        "baseline_records": str(plan.source),
-        "learning_rate": plan.learning_rate,
+    layer = with_class(layer)
+    options = read_options(layer, option or [])
+    refuse(layer, options)
+    plan = prepare(layer, suite, learning_rate, seeds, options, name)
+    print(f"compared with the records in {plan.source}", file=sys.stderr)
+    plan.collect()
+    plan.check_text()
+    command = ["isoflop", "compare", layer, "--suite", suite, "--seeds", str(seeds)]
+    for key, value in (("--learning-rate", learning_rate), ("--name", name)):
+        command += [key, str(value)] if value is not None else []
+    for text in option or []:
+        command += ["--option", text]
+    asked = plan.asked() | {
         "learning_rate_given": learning_rate is not None,
-        "seeds": seeds,
-        "budget": budget,
-        "multiplier": row["multiplier"],
-        "low": row["multiplier_low"],
-        "high": row["multiplier_high"],
-        "verdict": "no multiplier",
-        "more_seeds": None,
-        "more_flops": None,
-        "flags": row["flags"],
-        "directory": str(plan.directory),
+        "command": shlex.join(command),
     }
-    text = f"{plan.variant}: no compute multiplier at {flops(budget)} FLOPs"
-    if row["multiplier"] is not None:
-        ends = (row["multiplier_low"], row["multiplier_high"])  # None where the noise is unknown
-        multiplier = Estimate(row["multiplier"], *(math.nan if e is None else e for e in ends))
-        found = verdict(multiplier, seeds)
-        result |= {"verdict": found.word, "more_seeds": found.more_seeds}
-        text = (
-            f"{plan.variant}: compute multiplier {interval(multiplier, unit='x')} at "
-            f"{flops(budget)} FLOPs, 95% interval: "
-        )
-        if found.word != "not resolved":
-            text += f"{found.word} than {result['baseline']}"
-        else:
-            text += "not resolved at this noise"
-            if found.more_seeds:
-                first = [cell for cell in plan.cells if cell.seed == plan.cells[0].seed]
-                first += [cell for cell in plan.baseline if cell.seed == plan.baseline[0].seed]
-                result["more_flops"] = found.more_seeds * sum(cell.flops for cell in first)
-                text += (
-                    f"; at least {found.more_seeds} more seeds, of it and of {result['baseline']} "
-                    f"({flops(result['more_flops'])} FLOPs), would resolve a difference like this"
-                )
+    write_whole(plan.directory / COMPARISON, json.dumps(asked, indent=1) + "\n")
+    train(plan.cells, plan.directory, plan.records, suite)
+    rows = report(plan.directory)
+    result = read_comparison(plan.directory / COMPARISON)
     if as_json:
         print(json.dumps(result, indent=1))
         return
     show(
         [{key: row[key] for key in ("rank", "variant", "multiplier")} for row in rows], suite, False
     )
-    print(text)
+    print(result["sentence"])
     for one in rows:  # what is wrong with the baseline matters as much
-        if one["variant"] in (plan.variant, result["baseline"]):
+        if one["variant"] in (result["variant"], result["baseline"]):
             for flag in one["flags"]:
                 print(f"note: {one['variant']}: {flag}")
     if learning_rate is None:

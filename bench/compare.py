@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from bench.data import hash_of_windows
 from bench.data import prepare as tokens_of
-from bench.plan import Cell, plan
+from bench.plan import Cell, find_layer, plan
 from bench.record import read_record
 from bench.run import missing
-from bench.suite import Suite, Variant, load_suite, suite_path
+from bench.suite import Name, Suite, Variant, load_suite, suite_path
 
 ROOT = Path(__file__).parent.parent  # of a checkout, whose results/ holds the shipped records
 
@@ -57,6 +61,19 @@ class Comparison:
             if path.name in current:
                 path.replace(self.records / path.name)
 
+    def asked(self) -> dict[str, Any]:
+        """What is compared with what, as plain values."""
+        return {
+            "variant": self.variant,
+            "layer": self.cells[0].layer,
+            "options": self.cells[0].options,
+            "suite": self.cells[0].suite,
+            "baseline": self.baseline[0].variant,
+            "baseline_records": str(self.source),
+            "learning_rate": self.learning_rate,
+            "seeds": len({cell.seed for cell in self.cells}),
+        }
+
     def check_text(self) -> None:
         """Before anything is trained: is the held-out text still that of the stored records?
 
@@ -79,33 +96,60 @@ class Comparison:
             )
 
 
-def prepare(layer: str, suite_name: str, learning_rate: float | None, seeds: int) -> Comparison:
-    """The cells of a layer, with its default options, at the suite's sizes and budgets.
+def prepare(
+    layer: str,
+    suite_name: str,
+    learning_rate: float | None,
+    seeds: int,
+    options: dict[str, Any] | None = None,
+    name: str | None = None,
+) -> Comparison:
+    """The cells of a layer at the suite's sizes and budgets.
 
     Args:
         layer: path/to/file.py:Class, or a registered name.
         suite_name: a shipped suite's name, or a TOML file.
         learning_rate: peak, at the suite's transfer width; that of the dense variant if None.
         seeds: how many; those of the suite first.
+        options: of the layer; its defaults where not given.
+        name: of the variant; see `variant_name` if None.
     Raises:
-        CompareError: the suite lacks a dense variant, has the name taken, or has no records of it.
+        CompareError: the suite lacks a dense variant or its records, or has the name or the very
+            cells already.
         SuiteError: the suite cannot be read, or the layer does not fit it.
     """
     suite, where = load_suite(suite_name), str(suite_path(suite_name))
-    variant = layer.rpartition(":")[2]
+    try:
+        variant = name or variant_name(layer, options or {})
+        TypeAdapter(Name).validate_python(variant)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise CompareError(f"--name: {variant!r}: {reason}") from None
     if variant in suite.variants:
-        raise CompareError(f"{where}: variants.{variant} exists already; rename the class")
+        raise CompareError(f"{where}: variants.{variant} exists already; give another --name")
     dense = _dense(suite, where)
+    if layer == "dense" and dense != "dense":
+        raise CompareError(
+            f"{where}: variants.{dense}: call it `dense`, to be the baseline beside another"
+        )
     rate = learning_rate or suite.variants[dense].learning_rate
     further = [seed for seed in range(seeds + len(suite.seeds)) if seed not in suite.seeds]
+    new = Variant(layer=layer, learning_rate=rate, options=options or {})
     alone = suite.model_copy(
         update={
-            "variants": {variant: Variant(layer=layer, learning_rate=rate)},
+            "variants": {variant: new},
             "seeds": [*suite.seeds, *further][:seeds],
             "budgets": [budget for budget in suite.budgets if not budget.variants],
         }
     )
     cells, stored = plan(alone, where), plan(suite, where)
+    ids = {cell.id for cell in cells}
+    for cell in stored:
+        if cell.id in ids:
+            raise CompareError(
+                f"{where}: variants.{cell.variant} is {layer} with the same options and rate: "
+                "its records are there already, see `isoflop report`"
+            )
     baseline = [cell for cell in stored if cell.variant == dense]
     return Comparison(
         variant=variant,
@@ -116,6 +160,18 @@ def prepare(layer: str, suite_name: str, learning_rate: float | None, seeds: int
         baseline=baseline,
         source=_records_of(suite.name, baseline),
     )
+
+
+def variant_name(layer: str, options: dict[str, Any]) -> str:
+    """The layer's own name, and each option that is not at its default: `moe-granularity8`."""
+    name = layer.rpartition(":")[2]
+    known = fields(find_layer(layer).Options) if options else ()
+    defaults = {field.name: field.default for field in known}
+    for key, value in options.items():
+        if value != defaults.get(key):
+            joint = "" if type(value) in (int, float) else "-"
+            name += f"-{key}{joint}" + re.sub(r"[^\w.]+", "-", str(value)).strip("-")
+    return name
 
 
 def _dense(suite: Suite, where: str) -> str:

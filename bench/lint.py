@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import ast
 import copy
+import re
+import tomllib
 import traceback
 import warnings
 from collections.abc import Callable, Iterable
@@ -17,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError
+from torch.utils.flop_counter import FlopCounterMode
 
 from bench.flops import FlopError, verify_flops
 from bench.plan import Cell, complete_options, find_layer
@@ -152,11 +155,22 @@ def _causality(subject: _Subject) -> str:
 
 
 def _flops(subject: _Subject) -> str:
+    """The formula equals the trace, and real tensors cost no more than the trace's, which have no
+    data: a layer that branches on that would be counted for what it does not do."""
     for width in WIDTHS:
         try:
             verify_flops(subject.config(width), BATCH)
         except FlopError as error:
             return f"{error}; correct flops_per_token or forward"
+    module = subject.build().train()
+    with FlopCounterMode(display=False) as counter:
+        module(_input())
+    tokens, formula = BATCH * TIME, module.flops_per_token()
+    if counter.get_total_flops() > formula * tokens:
+        return (
+            f"forward does {counter.get_total_flops() / tokens:g} FLOPs per token on real tensors, "
+            f"{formula} in the trace: it must not do less there"
+        )
     return ""
 
 
@@ -281,7 +295,9 @@ def refuse(name: str, options: dict[str, Any] | None = None) -> None:
     for check in ESSENTIAL:
         finding = _run(check, subject)
         if not finding.ok:
-            raise LintError(f"{name}: {check}: {finding.fix}; `isoflop lint {name}` shows all")
+            same = " with these options" if options else ""
+            hint = f"`isoflop lint {name}`{same} shows all"
+            raise LintError(f"{name}: {check}: {finding.fix}; {hint}")
 
 
 def refuse_files(cells: Iterable[Cell]) -> None:
@@ -295,6 +311,36 @@ def refuse_files(cells: Iterable[Cell]) -> None:
         if ".py:" in cell.layer and (cell.layer, cell.options) not in seen:
             seen.append((cell.layer, cell.options))
             refuse(cell.layer, cell.options)
+
+
+def read_options(name: str, given: Iterable[str]) -> dict[str, Any]:
+    """A layer's options, each given as NAME=VALUE: a TOML value, or a bare word, which is a string.
+
+    Raises:
+        LintError: one has another form, or the layer does not take it.
+    """
+    options = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not key or not equals or key in options:
+            raise LintError(f"--option {text}: give NAME=VALUE, each name once")
+        try:
+            options[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            if not re.fullmatch(r"[A-Za-z][\w.-]*", value):
+                raise LintError(f"--option {text}: neither a TOML value nor one word") from None
+            options[key] = value
+    if not options:
+        return options
+    try:
+        layer = find_layer(name)
+    except ValueError:
+        return options  # the check `builds` says what is wrong with it
+    try:
+        complete_options(layer, options)
+    except ValueError as error:
+        raise LintError(f"{name}: --option {error}") from None
+    return options
 
 
 def with_class(name: str) -> str:

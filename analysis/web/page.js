@@ -18,9 +18,14 @@ const forms = {
   },
 };
 
+// Beside a layer under comparison the others recede, all but the baseline.
+const muted = (variant) =>
+  page.highlight && ![null, page.highlight, page.baseline].includes(variant) ? page.muted : 1;
+
 // A variant's colour mixed with the paper. The baseline has the colour of text, to show on light
 // and dark alike.
 function tint(variant, strength, alpha = 1) {
+  strength *= muted(variant);
   const own = variant === null || variant === page.baseline ? css("--ink") : page.colours[variant];
   const parts = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
   const paper = parts(css("--paper"));
@@ -33,9 +38,12 @@ function tint(variant, strength, alpha = 1) {
 function dataSets(series) {
   const { variant, strength = 1, x } = series;
   const colour = tint(variant, strength);
+  const strong = variant === page.highlight;
+  const weight = strong ? page.weight : 1;
   const base = {
-    variant, borderColor: colour, backgroundColor: colour, borderWidth: 1.5, pointRadius: 0,
-    pointHoverRadius: 0, pointHitRadius: 0, showLine: true, hidden: hidden.has(variant),
+    variant, borderColor: colour, backgroundColor: colour, pointRadius: 0,
+    borderWidth: 1.5 * weight, pointHoverRadius: 0, pointHitRadius: 0, showLine: true,
+    hidden: hidden.has(variant), order: strong ? -1 : 0, // the lowest is drawn last
   };
   const along = (y) => x.map((value, i) => ({ x: value, y: y[i] }));
   if (series.kind === "line")
@@ -48,8 +56,8 @@ function dataSets(series) {
   const points = {
     ...base, showLine: false, texts: series.text,
     data: along(series.y),
-    pointStyle: diamond ? "rectRot" : "circle", pointRadius: diamond ? 7 : 4,
-    pointHoverRadius: diamond ? 9 : 6, pointHitRadius: 8,
+    pointStyle: diamond ? "rectRot" : "circle", pointRadius: weight * (diamond ? 7 : 4),
+    pointHoverRadius: weight * (diamond ? 9 : 6), pointHitRadius: 8,
     borderColor: diamond && !series.hollow ? css("--paper") : colour,
     backgroundColor: series.hollow ? "transparent" : colour,
   };

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from analysis import figures
 from analysis.analyse import Analysis, analyse
 from analysis.simulate import bracket, simulate
-from analysis.style import colours, markers
+from analysis.style import HIGHLIGHT, colours, looks
 
 BUDGETS = (1e14, 4e14, 1.6e15, 6.4e15)
 OCTAVES = (-1.0, -0.5, 0.0, 0.5, 1.0)
@@ -59,7 +59,8 @@ def test_what_has_nothing_to_show_is_left_out(bare: Analysis) -> None:
 
 
 def test_a_variant_has_one_colour_and_marker_everywhere(full: Analysis) -> None:
-    colour, marks = colours(full), markers(full)
+    colour = colours(full)
+    marks = {name: look.marker for name, look in looks(full).items()}
     assert len(set(colour.values())) == len(set(marks.values())) == len(TRUTH)
     assert colour["dense"] == "#222222"
     titles = {ax.get_title(): ax for ax in panels(figures.isoflop(full))}
@@ -126,3 +127,27 @@ def test_compute_axes_are_ticked_at_the_budgets(full: Analysis) -> None:
         assert [label.get_text() for label in ax.get_xticklabels()] == [
             "1e14", "4e14", "1.6e15", "6.4e15",
         ]  # fmt: skip
+
+
+def test_the_layer_under_comparison_is_on_top_in_every_figure() -> None:
+    options = {f"moe-g{g}": {"granularity": g} for g in (1, 2, 4, 8)}
+    records = simulate(TRUTH, BUDGETS, octaves=OCTAVES, options=options)
+    tune = [*bracket("moe-g2", (5e-4, 1e-3), 1e-3), *bracket("pkm", (5e-4, 1e-3), 1e-3)]
+    compared = analyse(records, tune, highlight="moe-g2", draws=50)
+    others = {look.colour for name, look in looks(compared).items() if name != "moe-g2"}
+    for name in ("frontier", "multiplier_scale", "wall_clock", "rollout", "learning_rate"):
+        ax = panels(figures.FIGURES[name](compared))[0]
+        lines = [line for line in ax.lines if line.get_linestyle() != "None" and line.zorder > 0]
+        own = [at for at, line in enumerate(lines) if line.get_color() == HIGHLIGHT]
+        assert own, name
+        assert not [line for line in lines[own[0] :] if line.get_color() in others], name
+        widest = max(line.get_linewidth() for line in lines if line.get_color() in others)
+        assert all(lines[at].get_linewidth() > widest for at in own), name
+    *_, last = (ax.get_title() for ax in panels(figures.isoflop(compared)))
+    assert last == "moe-g2"
+    for make in (figures.multiplier, figures.granularity):
+        (ax,) = panels(make(compared))
+        sizes = {
+            line.get_color(): line.get_markersize() for line in ax.lines if len(line.get_xdata())
+        }
+        assert sizes[HIGHLIGHT] > 4.5

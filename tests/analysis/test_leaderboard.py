@@ -95,6 +95,13 @@ def test_the_brief_table_is_for_a_terminal(records: list[Record]) -> None:
     assert second["compute multiplier"] == "1 (baseline)"
 
 
+def test_the_brief_table_without_a_rank_has_the_largest_budget(records: list[Record]) -> None:
+    spoilt = [one for one in records if one.variant != "peer" or one.budget < BUDGETS[-1]]
+    found = rows(analyse([one for one in spoilt if one.variant != "dense"], draws=50))
+    assert [(row["rank"], row["variant"]) for row in found] == [(None, "peer"), (None, "pkm")]
+    assert "loss at 6.4e15" in brief(found)[0]
+
+
 def test_the_csv_comes_back(records: list[Record]) -> None:
     spoilt = [one for one in records if one.variant != "pkm" or one.budget < BUDGETS[-1]]
     found = rows(analyse(spoilt, draws=50))

@@ -102,6 +102,28 @@ def test_it_loads_cleanly_and_fits(browser: Browser, path: Path, width: int, dar
 
 
 @needs_browser
+def test_the_layer_under_comparison_is_on_top(browser: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "index.html"
+    compared = analyse(records(), highlight="moe-g2", draws=50)
+    path.write_text(page(compared, SUITE, "isoflop compare moe"), encoding="utf-8")
+    browser.open(path)
+    assert browser.problems == []
+    first = browser.evaluate("""charts.map((chart) => {
+        const drawn = chart.getSortedVisibleDatasetMetas().map((meta) => meta._dataset);
+        const width = (own) => Math.max(...drawn
+            .filter((set) => (set.variant === page.highlight) === own)
+            .map((set) => set.borderWidth));
+        return [drawn[0].variant, width(true) > width(false)];
+    })""")  # Chart.js draws the first of these last
+    assert first == [["moe-g2", True]] * 6
+    colour = "charts[1].data.datasets.find((set) => set.variant === '{}').borderColor"
+    assert browser.evaluate(colour.format("moe-g2")) == "rgba(230,25,95,1)"
+    assert browser.evaluate(colour.format("dense")) == "rgba(34,34,34,1)"
+    assert browser.evaluate(colour.format("moe-g1")) == "rgba(115,177,213,1)"  # of 0,114,178
+    assert browser.evaluate("document.querySelector('.compared th').innerText") == "moe-g2"
+
+
+@needs_browser
 def test_every_chart_is_drawn(browser: Browser, path: Path) -> None:
     browser.open(path)
     inked = browser.evaluate("""[...document.querySelectorAll("canvas")].map((canvas) => {

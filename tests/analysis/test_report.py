@@ -1,5 +1,6 @@
 """From records on disk to derived files, and back to whether they are current."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +109,51 @@ def test_the_page_shows_the_suite_file(quick: Path) -> None:
     (quick / "suite.toml").write_text("budgets = [1e14]\n")
     report(quick)
     assert "<pre>budgets = [1e14]\n</pre>" in (quick / "index.html").read_text()
+
+
+@pytest.mark.usefixtures("one_figure")
+def test_a_comparison_says_so_itself(quick: Path) -> None:
+    report(quick)
+    plain = {path: path.read_bytes() for path in quick.rglob("*.*") if path.is_file()}
+    path = quick / "comparison.json"
+    path.write_text(json.dumps({"variant": "pkm", "seeds": 1, "command": "isoflop compare <pkm>"}))
+    assert path in stale(quick)  # nothing found yet
+    report(quick)
+    assert stale(quick) == []
+    found = json.loads(path.read_text())
+    assert (found["variant"], found["seeds"], found["verdict"]) == ("pkm", 1, "worse")
+    sentence = found["sentence"]
+    assert sentence.startswith("pkm: compute multiplier 0.69x [")
+    assert sentence.endswith("at 1.6e15 FLOPs, 95% interval: worse than dense")
+    board = (quick / "LEADERBOARD.md").read_text()
+    assert board.startswith(f"# Comparison: pkm against dense, suite simulated\n\n{sentence}\n\n|")
+    html = (quick / "index.html").read_text()
+    assert "<h1>pkm against dense, suite simulated</h1>" in html
+    assert f'class="headline">{sentence}</p>' in html
+    assert "<pre>isoflop compare &lt;pkm&gt;</pre>" in html
+    path.write_text(path.read_text().replace('"worse"', '"better"'))
+    assert stale(quick) == [path]
+    path.unlink()
+    report(quick)
+    assert all(one.read_bytes() == content for one, content in plain.items())
+
+
+@pytest.mark.usefixtures("one_figure")
+def test_a_comparison_without_a_record_yet_is_reported(quick: Path) -> None:
+    path = quick / "comparison.json"
+    path.write_text(json.dumps({"variant": "Mine", "command": "isoflop compare mine.py"}))
+    report(quick)
+    assert "no record of it yet" in json.loads(path.read_text())["sentence"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [("{", "not JSON"), ("[1]", "variant: missing"), ('{"variant": "pkm"}', "command: missing")],
+)
+def test_a_broken_comparison_is_named(quick: Path, text: str, reason: str) -> None:
+    (quick / "comparison.json").write_text(text)
+    with pytest.raises(AnalysisError, match=rf"comparison\.json: {reason}"):
+        report(quick)
 
 
 @pytest.mark.usefixtures("one_figure")

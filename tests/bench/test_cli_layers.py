@@ -138,6 +138,13 @@ def test_compare_trains_only_the_new_cells_beside_the_stored_records(folder: Pat
     assert mine.layer == "mine.py:Mine"
     assert mine.learning_rate == 0.01
     assert Path("runs/compare-Mine/LEADERBOARD.md").exists()
+    stored = json.loads(Path("runs/compare-Mine/comparison.json").read_text())
+    assert stored == result
+    assert stored["command"] == "isoflop compare mine.py:Mine --suite tiny.toml --seeds 1"
+    again = CliRunner().invoke(app, ["compare", "mine.py", "--suite", "tiny.toml", "--json"])
+    assert "nothing to train: all 1 cells" in again.stderr
+    assert again.stdout == done.stdout
+    assert "current: " in invoke("check", "runs/compare-Mine")
     assert len(read_records(Path("runs/tiny/records"))) == 2  # the stored ones are left alone
 
 
@@ -151,7 +158,13 @@ def test_records_of_other_text_are_refused_before_any_training(folder: Path) -> 
     ]
 
 
-def prepare_with_records(suite: str, losses: Any = lambda cell: 5.0, seeds: int = 1) -> Any:
+def prepare_with_records(
+    suite: str,
+    losses: Any = lambda cell: 5.0,
+    seeds: int = 1,
+    layer: str = "mine.py:Mine",
+    options: dict[str, Any] | None = None,
+) -> Any:
     """A comparison whose stored and own records exist, with made-up losses."""
     Path("tiny.toml").write_text(suite)
     records = Path("runs/tiny/records")
@@ -162,7 +175,7 @@ def prepare_with_records(suite: str, losses: Any = lambda cell: 5.0, seeds: int 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bench.compare._records_of", capture)
-        plan = prepare("mine.py:Mine", "tiny.toml", None, seeds)
+        plan = prepare(layer, "tiny.toml", None, seeds, options)
     for cell in plan.stored:
         everything.append((records, cell))
     if suite is LARGE:
@@ -211,12 +224,14 @@ def test_the_verdict_follows_from_the_records(
         # One more seed of either: two budgets, five sizes, two variants, each within 1% of it.
         each = result["more_flops"] / result["more_seeds"]
         assert each == pytest.approx(2 * 5 * 4e10, rel=0.01)
-        assert f"at least {result['more_seeds']} more seeds" in text
+        assert f"at least {result['more_seeds']} more seed" in text
     else:
         assert result["multiplier"] == pytest.approx(gain, rel=0.1)
         assert f"{verdict} than dense" in text
         assert result["more_seeds"] is None
     assert "not tuned for this layer" in text
+    assert result["sentence"] in text
+    assert result["sentence"] in Path("runs/compare-Mine/LEADERBOARD.md").read_text()
 
 
 def test_an_edited_layer_is_another_and_its_records_come_back_with_it(folder: Path) -> None:
@@ -243,6 +258,52 @@ def test_seeds_and_learning_rate_are_the_user_s(folder: Path) -> None:
     assert {cell.learning_rate for cell in plan.cells} == {0.02}
 
 
+def test_options_and_a_registered_name_make_a_variant_of_their_own(folder: Path) -> None:
+    invoke("new", "mine.py")
+    prepare_with_records(TINY)
+    given = {"granularity": 2, "expansion": 8}
+    plan = prepare("moe", "tiny.toml", None, 1, given)
+    assert plan.variant == "moe-granularity2"  # 8 is the default
+    assert plan.directory == Path("runs/compare-moe-granularity2")
+    (cell,) = plan.cells
+    assert given.items() <= cell.options.items()
+    assert prepare("moe", "tiny.toml", None, 1, given, "fine").variant == "fine"
+    plan = prepare("dense", "tiny.toml", None, 1, {"activation": "swiglu"})
+    assert plan.variant == "dense-activation-swiglu"
+    assert {cell.variant for cell in plan.baseline} == {"dense"}
+    plan = prepare("mine.py:Mine", "tiny.toml", None, 1, {"ratio": 3.5})
+    assert plan.variant == "Mine-ratio3.5"
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "text"),
+    [
+        ({}, None, r"variants\.moe exists already; give another --name"),
+        ({"granularity": 2}, "dense", r"variants\.dense exists already"),
+        ({"granularity": 2}, "../x", r"--name: '../x': use letters, digits"),
+        ({"expansion": 2}, None, r"variants\.moe is moe with the same options and rate"),
+    ],
+)
+def test_what_the_suite_has_already_is_refused(
+    folder: Path, options: dict[str, Any], name: str | None, text: str
+) -> None:
+    prepare_with_records(TINY, layer="moe", options={"granularity": 4})
+    with pytest.raises(CompareError, match=text):
+        prepare("moe", "tiny.toml", None, 1, options, name)
+
+
+def test_bad_options_are_refused_before_any_training(folder: Path) -> None:
+    invoke("new", "mine.py")
+    Path("tiny.toml").write_text(TINY)
+    for arguments in (("compare", "mine.py", "--suite", "tiny.toml"), ("lint", "mine.py")):
+        done = isoflop(folder, *arguments, "--option", "grain=4")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.startswith("isoflop: mine.py:Mine: --option grain: unknown option")
+        assert done.stderr.count("\n") == 1
+    assert not Path("runs").exists()
+    assert "fit to be trained" in invoke("lint", "moe", "--option", "granularity=2")
+
+
 def test_a_suite_without_a_baseline_or_with_the_name_taken_is_refused(folder: Path) -> None:
     invoke("new", "mine.py")
     Path("tiny.toml").write_text(TINY.replace("dense = {", "Mine = {"))
@@ -266,3 +327,10 @@ def test_each_example_fits_the_shipped_suites(
     # Dense alone may have further budgets.
     wanted = {(c.size.name, c.budget) for c in plan.stored if c.variant != plan.baseline[0].variant}
     assert {(cell.size.name, cell.budget) for cell in plan.cells} == wanted
+
+
+def test_another_dense_variant_leaves_the_baseline_known(folder: Path) -> None:
+    prepare_with_records(TINY, layer="moe", options={"granularity": 4})
+    Path("tiny.toml").write_text(TINY.replace("dense = {", "plain = {"))
+    with pytest.raises(CompareError, match=r"variants\.plain: call it `dense`"):
+        prepare("dense", "tiny.toml", None, 1, {"activation": "swiglu"})

@@ -2,7 +2,16 @@ from pathlib import Path
 
 import pytest
 
-from bench.lint import CHECKS, ESSENTIAL, LintError, lint, refuse, refuse_files, with_class
+from bench.lint import (
+    CHECKS,
+    ESSENTIAL,
+    LintError,
+    lint,
+    read_options,
+    refuse,
+    refuse_files,
+    with_class,
+)
 from tests.bench.cells import tiny_cells
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
@@ -68,6 +77,18 @@ FAULTS = {
     "too many FLOPs": ("flops", "2 * self", "3 * self", "per token by formula"),
     "right at one width": ("flops", "2 * self.d_model**2", "64 * self.d_model", "width 48"),
     "uncounted": ("flops", "self.linear(x)", "self.linear(x) + x.cumprod(-1)", "cannot count"),
+    "less on the meta device": (
+        "flops",
+        "self.linear(x)",
+        "self.linear(x if x.is_meta else self.linear(x))",
+        "forward does 4096 FLOPs per token on real tensors, 2048 in the trace",
+    ),
+    "less in a trace": (
+        "flops",
+        "self.linear(x)",
+        "self.linear(x if torch.jit.is_tracing() else self.linear(x))",
+        "on real tensors",
+    ),
     "no gradient": ("gradients", "linear(x)", "linear(x).detach() + x", "linear.weight gets no"),
     "not finite": (
         "gradients",
@@ -159,10 +180,44 @@ def test_registered_layers_pass_too(layer: str) -> None:
     assert all(finding.ok for finding in lint(layer))
 
 
+def test_fast_paths_are_not_taken_for_more_work_than_was_counted() -> None:
+    small = {"heads": 2, "top_k": 4, "d_key": 8}
+    refuse("pkm", small | {"n_slots": 64})
+    refuse("peer", small | {"n_experts": 64})
+
+
 def test_options_are_checked(tmp_path: Path) -> None:
     finding = lint("moe", {"granularity": 0})[-1]
     assert (finding.check, finding.ok) == ("builds", False)
     assert "granularity" in finding.fix
+
+
+def test_options_are_toml_or_one_word() -> None:
+    given = ["activation=swiglu", "ratio=2.5"]
+    assert read_options("dense", given) == {"activation": "swiglu", "ratio": 2.5}
+    assert read_options("dense", ['activation="swiglu"']) == {"activation": "swiglu"}
+    assert read_options("moe", ["granularity=4"]) == {"granularity": 4}
+    assert read_options("nowhere.py:Mine", ["x=[1, 2]"]) == {"x": [1, 2]}  # `builds` says it
+    assert read_options("moe", []) == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (["granularity"], "granularity: give NAME=VALUE"),
+        (["=4"], "=4: give NAME=VALUE"),
+        (["granularity=2", "granularity=4"], "granularity=4: give NAME=VALUE, each name once"),
+        (["granularity=[4"], r"granularity=\[4: neither a TOML value nor one word"),
+        (["granularity="], "granularity=: neither"),
+        (["granularity=two"], "granularity: Input should be a valid integer"),
+        (["granularity=0"], "granularity"),
+        (["grain=4"], "grain: unknown option of layer moe; known: .*granularity"),
+    ],
+)
+def test_a_wrong_option_is_one_line(given: list[str], text: str) -> None:
+    with pytest.raises(LintError, match=f"--option {text}") as error:
+        read_options("moe", given)
+    assert "\n" not in str(error.value)
 
 
 def test_only_layers_from_files_are_refused_before_a_run(tmp_path: Path) -> None:
