@@ -172,13 +172,15 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Regenerate figures, tables and leaderboard from the records."""
-    from analysis import leaderboard
+    from analysis import leaderboard, performance
     from analysis.report import report as draw
 
     found = [directory] if directory else results_directories()
     if not found:
         raise SuiteError("runs, results: no records there yet; `isoflop run quick` makes some")
     boards = {str(one): draw(one, Path("README.md")) for one in found}
+    if directory is None:
+        performance.report(performance.STORED, Path("README.md"))
     if as_json:
         print(json.dumps(boards, indent=1))
         return

@@ -98,12 +98,15 @@ def submitted(directory: Path | None) -> list[Check]:
 
 def derived(directory: Path | None) -> Check:
     """Is every derived file current?"""
+    from analysis import performance
     from analysis.report import stale
     from bench.cli import results_directories
     from bench.gate import Check
 
     found = [directory] if directory else results_directories()
     old = [path for one in found for path in stale(one, Path("README.md"))]
+    if directory is None:
+        old += performance.stale(performance.STORED, Path("README.md"))
     text = f"every derived file of {', '.join(map(str, found)) or 'no directory'} is current"
     if old:
         text = f"{len(old)} stale; run `isoflop report`"

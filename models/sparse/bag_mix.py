@@ -93,7 +93,7 @@ def row_sums(pairs: Pairs, x_MD: Tensor, weight: Tensor) -> Tensor:
 
 def unsort(values: Tensor, pairs: Pairs, like_MP: Tensor) -> Tensor:
     """Sorted pair values back as [M, P]."""
-    return torch.empty_like(values).index_copy_(0, pairs.order, values).view(like_MP.shape)
+    return torch.empty_like(values).scatter_(0, pairs.order, values).view(like_MP.shape)
 
 
 def activate(a: Tensor, activation: str) -> Tensor:
@@ -129,7 +129,7 @@ def expert_mix_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of x, up, down and gate."""
     pairs = pairs_in_order(order, index_MP, up_ND.shape[0])
-    gate = gate_MP.flatten()[order]
+    gate = gate_MP.flatten().index_select(0, order)
     h = activate(hidden, activation)
     dweight = pair_dots(down_ND, dy_MD, pairs)
     dhidden = activate_backward(dweight * gate, hidden, activation)
@@ -148,6 +148,6 @@ def value_sum_backward(
     pairs = sort_pairs(index_MP, values_ND.shape[0])
     dgate = pair_dots(values_ND, dy_MD, pairs)
     return (
-        row_sums(pairs, dy_MD, gate_MP.flatten()[pairs.order]),
+        row_sums(pairs, dy_MD, gate_MP.flatten().index_select(0, pairs.order)),
         unsort(dgate, pairs, gate_MP),
     )

@@ -7,6 +7,7 @@ its index: so sorting the one sorts the other, exactly.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,19 +25,20 @@ def largest(x_RN: Tensor, k: int) -> Tensor:
     R, n = x_RN.shape
     if x_RN.dtype != torch.float32 or n >= 2**SPARE_BITS or torch.get_num_threads() >= THREADS:
         return x_RN.topk(k).indices
-    index_Rk = torch.empty(R, k, dtype=torch.int64)
-    column_N = torch.arange(n)
+    # numpy throughout: torch would start and join its threads in every block
+    x, column_N = x_RN.numpy(), np.arange(n)
+    index_Rk = np.empty((R, k), np.int64)
     step = max(1, BLOCK // n)
-    for x, index in zip(x_RN.split(step), index_Rk.split(step), strict=True):
-        packed = x.double()
-        packed.view(torch.int64).bitwise_or_(column_N)
-        top = packed.numpy()
+    for start in range(0, R, step):
+        top = x[start : start + step].astype(np.float64)
+        packed = top.view(np.int64)
+        packed |= column_N
         if n > 4 * k:
             top.partition(n - k)
             top = top[:, n - k :].copy()
         top.sort()
-        index.copy_(torch.from_numpy(top).view(torch.int64)[:, -k:].flip(1))
-    return index_Rk.bitwise_and_(2**SPARE_BITS - 1)
+        index_Rk[start : start + step] = top.view(np.int64)[:, -k:][:, ::-1]
+    return torch.from_numpy(index_Rk).bitwise_and_(2**SPARE_BITS - 1)
 
 
 def product_key_topk(query_SHMC: Tensor, keys_SHCN: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -49,11 +51,12 @@ def product_key_topk(query_SHMC: Tensor, keys_SHCN: Tensor, k: int) -> tuple[Ten
     half = min(k, n)
     index_SRk = largest(score_SRN.flatten(0, 1), half).view(2, H * M, half)
     first, second = score_SRN.gather(-1, index_SRk)
-    rank_i, rank_j = candidate_ranks(k, half)
-    sums = first[:, rank_i] + second[:, rank_j]
+    ranks = candidate_ranks(k, half)
+    rank_i, rank_j = ranks
+    sums = first.index_select(1, rank_i) + second.index_select(1, rank_j)
     best_Rk = largest(sums, k)
-    chosen = torch.stack((rank_i[best_Rk], rank_j[best_Rk]))
-    index = index_SRk.gather(-1, chosen).to(torch.int32)
+    chosen_SRk = ranks.index_select(1, best_Rk.flatten()).view(2, H * M, k)
+    index = index_SRk.gather(-1, chosen_SRk).to(torch.int32)
     return sums.gather(-1, best_Rk).view(H, M, k), index.view(2, H, M, k)
 
 
@@ -82,7 +85,7 @@ def product_key_topk_backward(
     table, query, index, dscore = as_value_sum(dscore_HMk, query_SHMC, keys_SHCN, index_SHMk)
     dquery = bag_mix.value_sum(table, index, dscore)
     pairs = bag_mix.sort_pairs(index, table.shape[0])
-    dtable = bag_mix.row_sums(pairs, query, dscore.flatten()[pairs.order])
+    dtable = bag_mix.row_sums(pairs, query, dscore.flatten().index_select(0, pairs.order))
     return dquery.view_as(query_SHMC), table_to_keys(dtable, keys_SHCN)
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.sparse.bag_mix import activate, stable_argsort
-from models.sparse.ops import grouped_mm
+from models.sparse.ops import gated_activation, grouped_mm, triton_lacks
 
 BACKENDS = ("auto", "reference", "grouped")
 ACTIVATIONS = ("gelu", "relu", "swiglu")
@@ -122,9 +122,13 @@ def _grouped(
         w_in_EDF = _pad(w_in_EDGF, pad_d, 0, pad_f).flatten(2)
         w_out_EFD = _pad(w_out_EFD.to(dtype), pad_f, pad_d)
         x_RD = _Dispatch.apply(x_MD, token_R, row_MK)
-        h_RF = _activate(grouped_mm(x_RD, w_in_EDF, ends_E), activation)
+        h_RF = grouped_mm(x_RD, w_in_EDF, ends_E)
         # the gate on the hidden side leaves a plain sum, and its gradient needs no y_RD
-        h_RF = h_RF * gate_MK.flatten().index_select(0, order_R).unsqueeze(1).to(dtype)
+        gate_R = gate_MK.flatten().index_select(0, order_R)
+        if triton_lacks(h_RF):
+            h_RF = _activate(h_RF, activation) * gate_R.unsqueeze(1).to(dtype)
+        else:
+            h_RF = gated_activation(h_RF, gate_R, activation, "triton")
         y_RD = grouped_mm(h_RF, w_out_EFD, ends_E)
         return _Combine.apply(y_RD, token_R, row_MK)[:, :d_model]
 

@@ -2,7 +2,8 @@
 
 As operators torch.compile takes them whole, fvcore finds them by name, and FlopCounterMode counts
 them, forward and backward. All but `grouped_mm` are carried out by the back end that their last
-argument names, in its module `<back end>_mix` or `<back end>_topk`, by the function of that name.
+argument names, in its module `<back end>_mix`, `<back end>_topk` or `<back end>_gated`, by the
+function of that name.
 """
 
 from __future__ import annotations
@@ -56,12 +57,21 @@ _library.define(
     "product_key_topk_backward(Tensor dscore, Tensor query, Tensor keys, Tensor index,"
     " str backend) -> (Tensor, Tensor)"
 )
+_library.define("gated_activation(Tensor h, Tensor gate, str activation, str backend) -> Tensor")
+_library.define(
+    "gated_activation_backward(Tensor dy, Tensor h, Tensor gate, str activation, str backend)"
+    " -> (Tensor, Tensor)"
+)
 _library.define("grouped_mm(Tensor a, Tensor b, Tensor ends) -> Tensor")
 
 
 def _carry_out(name: str, function: Callable[..., Any]) -> None:
-    for device in ("CPU", "CUDA"):
-        _library.impl(name, function, device)
+    def on_its_gpu(tensor: Tensor, *rest: Any) -> Any:
+        with torch.cuda.device(tensor.device):  # Triton launches on the current one, whatever it is
+            return function(tensor, *rest)
+
+    _library.impl(name, function, "CPU")
+    _library.impl(name, on_its_gpu, "CUDA")
 
 
 def _by_backend(name: str, kind: str) -> Callable[..., Any]:
@@ -82,7 +92,12 @@ def _grouped_mm(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
     return torch.stack([a[:, rows] @ b[rows] for rows in groups])
 
 
-for _name, _kind in (("expert_mix", "mix"), ("value_sum", "mix"), ("product_key_topk", "topk")):
+for _name, _kind in (
+    ("expert_mix", "mix"),
+    ("value_sum", "mix"),
+    ("product_key_topk", "topk"),
+    ("gated_activation", "gated"),
+):
     _carry_out(_name, _by_backend(_name, _kind))
     _carry_out(f"{_name}_backward", _by_backend(f"{_name}_backward", _kind))
 _carry_out("grouped_mm", _grouped_mm)
@@ -135,6 +150,16 @@ def _(
     return torch.empty_like(query), torch.empty_like(keys)
 
 
+@torch.library.register_fake("isoflop::gated_activation")
+def _(h: Tensor, gate: Tensor, activation: str, backend: str) -> Tensor:
+    return h.new_empty(h.shape[0], h.shape[1] // (2 if activation == "swiglu" else 1))
+
+
+@torch.library.register_fake("isoflop::gated_activation_backward")
+def _(dy: Tensor, h: Tensor, gate: Tensor, activation: str, backend: str) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(h), torch.empty_like(gate)
+
+
 @torch.library.register_fake("isoflop::grouped_mm")
 def _(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
     groups = () if b.dim() == 3 else ends.shape
@@ -176,6 +201,18 @@ def _topk_gradients(ctx: Any, dscore: Tensor, _: None) -> tuple[Tensor | None, .
     return dquery, dkeys, None, None
 
 
+def _gated_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *operands, ctx.activation, ctx.backend = inputs
+    ctx.save_for_backward(*operands)
+
+
+def _gated_gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    dh, dgate = gated_activation_backward(
+        dy.contiguous(), *ctx.saved_tensors, ctx.activation, ctx.backend
+    )
+    return dh, dgate, None, None
+
+
 def _grouped_mm_setup(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
@@ -196,6 +233,9 @@ torch.library.register_autograd(
     "isoflop::product_key_topk", _topk_gradients, setup_context=_topk_setup
 )
 torch.library.register_autograd(
+    "isoflop::gated_activation", _gated_gradients, setup_context=_gated_setup
+)
+torch.library.register_autograd(
     "isoflop::grouped_mm", _grouped_mm_gradients, setup_context=_grouped_mm_setup
 )
 
@@ -205,6 +245,8 @@ value_sum = torch.ops.isoflop.value_sum.default
 value_sum_backward = torch.ops.isoflop.value_sum_backward.default
 product_key_topk = torch.ops.isoflop.product_key_topk.default
 product_key_topk_backward = torch.ops.isoflop.product_key_topk_backward.default
+gated_activation = torch.ops.isoflop.gated_activation.default
+gated_activation_backward = torch.ops.isoflop.gated_activation_backward.default
 grouped_mm = torch.ops.isoflop.grouped_mm.default
 
 

@@ -19,7 +19,8 @@ from torch import Tensor
 from models.sparse import triton_mix
 from models.sparse.bag_topk import as_value_sum, candidate_ranks, table_to_keys
 
-TILE = 128  # sub-keys scored at a time
+# half-queries and sub-keys scored at a time, by 8 warps: twice as many do not fit in registers
+BLOCK_M, TILE = 32, 64
 
 _WORST: tl.constexpr = tl.constexpr(-(2**63))
 
@@ -145,8 +146,7 @@ def product_key_topk(query_SHMC: Tensor, keys_SHCN: Tensor, k: int) -> tuple[Ten
     block_half = triton.next_power_of_2(half)
     half_score = torch.empty(2, H, M, half, device=device)
     half_index = torch.empty(2, H, M, half, device=device, dtype=torch.int32)
-    block_m = 16
-    _half_topk[(triton.cdiv(M, block_m), 2 * H)](
+    _half_topk[(triton.cdiv(M, BLOCK_M), 2 * H)](
         query_SHMC,
         keys_SHCN,
         half_score,
@@ -157,10 +157,11 @@ def product_key_topk(query_SHMC: Tensor, keys_SHCN: Tensor, k: int) -> tuple[Ten
         C,
         n,
         half,
-        BLOCK_M=block_m,
+        BLOCK_M=BLOCK_M,
         BLOCK_C=max(16, triton.next_power_of_2(C)),
         BLOCK_N=max(16, block_half, min(TILE, triton.next_power_of_2(n))),
         BLOCK_K=block_half,
+        num_warps=8,
     )
     ranks = _ranks_on(device, k, half)
     pairs = ranks.shape[1]

@@ -1,19 +1,18 @@
 """The sparse operators against what else there is, on this machine's GPU or, without one, its CPU.
 
-    pytest tests/benchmarks/test_sparse.py --benchmark-only --benchmark-json=sparse.json
+    pytest tests/benchmarks/test_sparse.py --benchmark-only \\
+        --benchmark-json=results/benchmarks/DEVICE.json
 
-On a GPU, to build the kernels, check them, then time them, in one call:
+stores what `analysis.performance` derives tables from, and prints them. On a GPU, to build the
+kernels, check them, then time them, in one call:
 
-    pytest -o addopts=--import-mode=importlib tests/models/sparse tests/benchmarks/test_sparse.py
+    pytest -o addopts=--import-mode=importlib tests/models/sparse tests/benchmarks/test_sparse.py \\
+        --benchmark-json=results/benchmarks/DEVICE.json
 
-One process; every round times each rival, then us. Prints a table, and stores its rows in the JSON:
-medians of forward (no gradients) and of forward + backward, the rival's time over ours, bytes of
-the rows read and written over time, the share of the limit reached, and the most memory in use.
-
-The limit of a gather is its bytes over the measured bandwidth: with e bytes an element and M pairs
-of width d, 2 e M d forward and 6 e M d forward + backward for the expert mix, half of it for the
-value sum. Tables that fit in a cache can pass it. The limit of MoE experts is the larger of their
-FLOPs over the measured rate of a large product and of their weights' and rows' bytes.
+One process; every round times each rival, then us: forward (no gradients), and forward + backward.
+Bytes are of the rows that must be read and written: with e bytes an element and M pairs of width d,
+2 e M d forward and three times that forward + backward for the expert mix, half of it for the value
+sum; for MoE experts their weights, and each row in, hidden and out.
 
 Rivals that are not installed (peer-pytorch, product-key-memory, liger-kernel) are left out.
 """
@@ -22,10 +21,9 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import cache
+from datetime import date
 from statistics import median
 from typing import Any
 
@@ -34,16 +32,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from analysis.performance import COLUMNS, Measurements, heading, side_rows, table
 from models import PEER, PKM
 from models.sparse import expert_ffn, expert_mix, value_sum
+from tests.benchmarks.machine import DEVICE, DTYPE, GPU, describe, seconds
 
 pytest.importorskip("pytest_benchmark")
 
-GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if GPU else "cpu")
-DTYPE = torch.bfloat16 if GPU else torch.float32
 ROUNDS = 20 if GPU else 5
-COLUMNS = "forward ms,step ms,step / ours,forward GB/s,% of limit,step GB/s,% of limit,peak MB"
 
 # tokens, heads, k, experts, width
 GATHERS = (
@@ -57,35 +53,6 @@ MOES = [
     for M, d in [(65536, 1024) if GPU else (2048, 128)]
     for g in (1, 8, 16)
 ]
-
-
-def synchronize() -> None:
-    if GPU:
-        torch.cuda.synchronize()
-
-
-def seconds(function: Callable[[], object]) -> float:
-    synchronize()
-    start = time.perf_counter()
-    function()
-    synchronize()
-    return time.perf_counter() - start
-
-
-@cache
-def bandwidth() -> float:
-    """Bytes per second of a copy, read and write counted, of tensors that no cache holds."""
-    a = torch.zeros(2**28, dtype=torch.uint8, device=DEVICE)
-    b = torch.zeros_like(a)
-    return 2 * a.numel() / min(seconds(lambda: b.copy_(a)) for _ in range(8))
-
-
-@cache
-def matmul_rate() -> float:
-    """FLOPs per second of a large product."""
-    n = 8192 if GPU else 1024
-    a = torch.randn(n, n, dtype=DTYPE, device=DEVICE)
-    return 2 * n**3 / min(seconds(lambda: a @ a) for _ in range(8))
 
 
 @dataclass
@@ -124,6 +91,15 @@ class Side:
         self.times["forward"].append(seconds(self.infer))
         self.times["step"].append(seconds(self.step))
 
+    def medians(self, name: str) -> dict[str, Any]:
+        """`analysis.performance.Times`."""
+        return {
+            "side": name,
+            "forward_seconds": median(self.times["forward"]),
+            "step_seconds": median(self.times["step"]),
+            "peak_bytes": self.peak,
+        }
+
 
 def peak_of(profile: torch.profiler.profile) -> float:
     """The most bytes held at once, from the profiler's log of allocations and frees."""
@@ -136,70 +112,73 @@ def peak_of(profile: torch.profiler.profile) -> float:
 
 
 @pytest.fixture(scope="module")
-def table(request: pytest.FixtureRequest) -> Iterator[list[dict[str, Any]]]:
-    rows: list[dict[str, Any]] = []
-    yield rows
-    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        print_table(rows)
-
-
-def print_table(rows: list[dict[str, Any]]) -> None:
-    name = torch.cuda.get_device_name() if GPU else f"CPU, {torch.get_num_threads()} threads"
-    print(
-        f"\n{name}, torch {torch.__version__}, {DTYPE}: {bandwidth() / 1e9:.0f} GB/s in a copy, "
-        f"{matmul_rate() / 1e12:.2f} TFLOP/s in a product"
+def problems(request: pytest.FixtureRequest) -> Iterator[list[dict[str, Any]]]:
+    """What `race` adds to, printed at the end."""
+    raced: list[dict[str, Any]] = []
+    yield raced
+    if not raced:
+        return
+    measured = Measurements.model_validate(
+        {
+            "machine_info": describe(),
+            "datetime": str(date.today()),
+            "benchmarks": [{"extra_info": problem} for problem in raced],
+        }
     )
-    print(f"{'problem':44}{'side':22}" + "".join(f"{c:>13}" for c in COLUMNS.split(",")))
-    for row in rows:
-        cells = [f"{v:13.4g}" if isinstance(v, float) else f"{v:>13}" for v in row["cells"]]
-        print(f"{row['problem']:44}{row['side']:22}" + "".join(cells))
+    rows = [row for problem in measured.problems() for row in side_rows(measured, problem)]
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print(f"\n{heading(measured)}\n{table(COLUMNS, rows)}")
 
 
 def race(
     benchmark: Any,
-    table: list[dict[str, Any]],
+    problems: list[dict[str, Any]],
     problem: str,
     sides: dict[str, Side],
     bytes_forward: float,
     flops_forward: float = 0.0,
 ) -> dict[str, float]:
     """Time all sides, the first of them ours; return each one's step time over ours."""
-    ours, *rivals = sides.values()
+    ours = next(iter(sides.values()))
     failed = {}
     for name, side in sides.items():
         try:
             side.warm_up()
-        except torch.OutOfMemoryError:
-            failed[name] = "out of memory"
+        except Exception as error:  # a rival's failure is a result, and no reason to lose ours
+            if side is ours:
+                raise
+            memory = isinstance(error, torch.OutOfMemoryError)
+            failed[name] = "out of memory" if memory else type(error).__name__
+    timed = {name: side for name, side in sides.items() if name not in failed}
 
     def time_rivals() -> None:
-        for rival in [r for n, r in sides.items() if r in rivals and n not in failed]:
-            rival.measure()
+        for rival in timed.values():
+            if rival is not ours:
+                rival.measure()
         ours.times["forward"].append(seconds(ours.infer))
 
     def timed_step() -> None:
         ours.times["step"].append(seconds(ours.step))
 
     benchmark.pedantic(timed_step, setup=time_rivals, rounds=ROUNDS)
-    limit = max(bytes_forward / bandwidth(), flops_forward / matmul_rate())
-    own = median(ours.times["step"])
-    ratios = {}
-    for name, side in sides.items():
-        if name in failed:
-            table.append({"problem": problem, "side": name, "cells": [failed[name]]})
-            continue
-        forward, step = median(side.times["forward"]), median(side.times["step"])
-        ratios[name] = step / own
-        cells = [forward * 1e3, step * 1e3, step / own]
-        cells += [bytes_forward / forward / 1e9, 100 * limit / forward]
-        cells += [3 * bytes_forward / step / 1e9, 300 * limit / step, side.peak / 1e6]
-        table.append({"problem": problem, "side": name, "cells": cells})
     benchmark.extra_info |= {
         "problem": problem,
-        "columns": COLUMNS.split(","),
-        "rows": {row["side"]: row["cells"] for row in table if row["problem"] == problem},
+        "bytes_forward": bytes_forward,
+        "flops_forward": flops_forward,
+        "ours": ours.medians("ours"),
+        "others": [
+            {"side": name, "failed": failed[name]} if name in failed else side.medians(name)
+            for name, side in sides.items()
+            if side is not ours
+        ],
     }
-    return ratios
+    problems.append(dict(benchmark.extra_info))
+    own = median(ours.times["step"])
+    return {name: median(side.times["step"]) / own for name, side in timed.items()}
+
+
+def sizes(M: int, heads: int, k: int, N: int, d: int) -> str:
+    return f"T {M}, h {heads}, k {k}, N {N}, d {d}"
 
 
 def leaves(*shapes: tuple[int, ...], dtype: torch.dtype = DTYPE) -> list[Tensor]:
@@ -216,7 +195,9 @@ def pairs(M: int, P: int, N: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(("M", "heads", "k", "N", "d"), GATHERS)
-def test_expert_mix(benchmark: Any, table: Any, M: int, heads: int, k: int, N: int, d: int) -> None:
+def test_expert_mix(
+    benchmark: Any, problems: Any, M: int, heads: int, k: int, N: int, d: int
+) -> None:
     torch.manual_seed(0)
     x, up, down = leaves((M, d), (N, d), (N, d))
     index, gate = pairs(M, heads * k, N)
@@ -231,13 +212,15 @@ def test_expert_mix(benchmark: Any, table: Any, M: int, heads: int, k: int, N: i
     sides = {"ours": side(expert_mix, "auto"), "gather, einsum": side(expert_mix, "reference")}
     sides["gather, compiled"] = side(gather, "reference")
     moved = 2 * M * heads * k * d * x.element_size()
-    ratios = race(benchmark, table, f"expert mix {M, heads, k, N, d}", sides, moved)
+    ratios = race(benchmark, problems, f"expert mix: {sizes(M, heads, k, N, d)}", sides, moved)
     if not GPU:
         assert ratios["gather, einsum"] > (6 if N == 128**2 else 4)
 
 
 @pytest.mark.parametrize(("M", "heads", "k", "N", "d"), GATHERS)
-def test_value_sum(benchmark: Any, table: Any, M: int, heads: int, k: int, N: int, d: int) -> None:
+def test_value_sum(
+    benchmark: Any, problems: Any, M: int, heads: int, k: int, N: int, d: int
+) -> None:
     torch.manual_seed(0)
     (values,) = leaves((N, d))
     index, gate = pairs(M, heads * k, N)
@@ -251,7 +234,7 @@ def test_value_sum(benchmark: Any, table: Any, M: int, heads: int, k: int, N: in
     }
     sides = {name: Side(function, [values, gate], dy) for name, function in functions.items()}
     moved = M * heads * k * d * values.element_size()
-    race(benchmark, table, f"value sum {M, heads, k, N, d}", sides, moved)
+    race(benchmark, problems, f"value sum: {sizes(M, heads, k, N, d)}", sides, moved)
 
 
 def layer_side(layer: nn.Module, x: Tensor) -> Side:
@@ -267,12 +250,12 @@ def layer_side(layer: nn.Module, x: Tensor) -> Side:
 @pytest.mark.parametrize(("M", "heads", "k", "N", "d"), GATHERS)
 @pytest.mark.parametrize("name", ["peer", "pkm"])
 def test_layer(
-    benchmark: Any, table: Any, name: str, M: int, heads: int, k: int, N: int, d: int
+    benchmark: Any, problems: Any, name: str, M: int, heads: int, k: int, N: int, d: int
 ) -> None:
     """Retrieval included, with queries of 2 * 64 on both sides."""
     torch.manual_seed(0)
     (x,) = leaves((8, M // 8, d), dtype=torch.float32)
-    sizes = {"heads": heads, "top_k": k, "d_key": 128}
+    options = {"heads": heads, "top_k": k, "d_key": 128}
     if name == "peer":
         rival = pytest.importorskip("PEER_pytorch").PEER(
             d,
@@ -282,16 +265,16 @@ def test_layer(
             dim_key=64,
             non_competing_scores=False,  # its default keeps one expert a head
         )
-        sides = {"ours": layer_side(PEER(d, n_experts=N, **sizes), x)}
+        sides = {"ours": layer_side(PEER(d, n_experts=N, **options), x)}
         sides["peer-pytorch"] = layer_side(rival, x)
     else:
         rival = pytest.importorskip("product_key_memory").PKM(
             d, heads=heads, num_keys=math.isqrt(N), topk=k, dim_head=64
         )
-        sides = {"ours": layer_side(PKM(d, n_slots=N, **sizes), x)}
+        sides = {"ours": layer_side(PKM(d, n_slots=N, **options), x)}
         sides["product-key-memory"] = layer_side(rival, x)
     moved = (2 if name == "peer" else 1) * M * heads * k * d * DTYPE.itemsize
-    ratios = race(benchmark, table, f"{name} layer {M, heads, k, N, d}", sides, moved)
+    ratios = race(benchmark, problems, f"{name} layer: {sizes(M, heads, k, N, d)}", sides, moved)
     if name == "peer" and "peer-pytorch" in ratios:
         assert ratios["peer-pytorch"] > 5
 
@@ -310,7 +293,7 @@ def liger_side(
 
 
 @pytest.mark.parametrize(("M", "E", "K", "d", "width"), MOES)
-def test_experts(benchmark: Any, table: Any, M: int, E: int, K: int, d: int, width: int) -> None:
+def test_experts(benchmark: Any, problems: Any, M: int, E: int, K: int, d: int, width: int) -> None:
     """SwiGLU experts, as Liger's kernel has them."""
     torch.manual_seed(0)
     x, w_in, w_out = leaves((M, d), (E, d, 2 * width), (E, width, d))
@@ -343,8 +326,8 @@ def test_experts(benchmark: Any, table: Any, M: int, E: int, K: int, d: int, wid
     moved = x.element_size() * (w_in.numel() + w_out.numel() + M * K * (2 * d + 3 * width))
     race(
         benchmark,
-        table,
-        f"experts {M, E, K, d, width}",
+        problems,
+        f"experts: T {M}, E {E}, K {K}, d {d}, width {width}",
         sides,
         moved,
         flops_forward=6 * M * K * d * width,

@@ -1,9 +1,11 @@
-"""Triton's kernels compile for a Hopper GPU, which takes no GPU to see."""
+"""Triton's kernels compile for a Hopper GPU and fit in its registers: seen without a GPU."""
 
 from __future__ import annotations
 
 import os
 import re
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,8 +28,8 @@ POINTERS = {  # what a pointer's name says of its type; the rest are to bfloat16
 }
 
 
-def compile_for_hopper(kernel: Any, **constants: int | bool) -> str:
-    """The kernel's PTX; its machine code is made too."""
+def compile_for_hopper(kernel: Any, folder: Path, num_warps: int, **constants: int | bool) -> None:
+    """Machine code without spilled registers and without atomics."""
     signature, attributes = {}, {}
     for place, name in enumerate(kernel.arg_names):
         if name.endswith("_ptr"):
@@ -37,36 +39,58 @@ def compile_for_hopper(kernel: Any, **constants: int | bool) -> str:
             signature[name] = "constexpr" if name in constants else "i32"
     source = triton.compiler.ASTSource(kernel, signature, constants, attributes)
     target = triton.backends.compiler.GPUTarget("cuda", 90, 32)
-    compiled = triton.compile(source, target=target, options={"num_warps": 8})
-    assert compiled.asm["cubin"]
-    return compiled.asm["ptx"]
+    compiled = triton.compile(source, target=target, options={"num_warps": num_warps})
+    binary = folder / f"{kernel.__name__}.cubin"
+    binary.write_bytes(compiled.asm["cubin"])
+    usage = subprocess.run(
+        [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", binary],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    spilled = re.findall(r"STACK:(\d+)", usage)
+    assert spilled
+    assert max(map(int, spilled)) <= 64, usage
+    # no atomics, which would add in a different order on every run
+    assert not re.search(r"\b(atom|red)\.", compiled.asm["ptx"])
 
 
 @pytest.mark.parametrize("mix", [True, False])
-@pytest.mark.parametrize("d", [256, 768])
-def test_mix_kernels(d: int, mix: bool) -> None:
+@pytest.mark.parametrize("d", [256, 768, 1024])
+def test_mix_kernels(tmp_path: Path, d: int, mix: bool) -> None:
     from models.sparse import triton_mix
 
-    block_d, block_p, _ = triton_mix._launch(d, 128)
-    sizes = {"P": 128, "D": d, "BLOCK_P": block_p, "BLOCK_D": block_d}
-    forward = compile_for_hopper(triton_mix._token_major, MIX=mix, GELU=True, **sizes)
-    backward = compile_for_hopper(
-        triton_mix._expert_major, MIX=mix, GELU=True, SPLIT=triton_mix.SPLIT, **sizes
-    )
-    # no atomics, which would add in a different order on every run
-    assert not re.search(r"\b(atom|red)\.", forward + backward)
-    compile_for_hopper(triton_mix._add_parts, D=d, BLOCK_D=128)
+    launch = triton_mix._launch(d, 128)._asdict()
+    sizes = {"P": 128, "D": d, "MIX": mix, "GELU": True, **launch}
+    compile_for_hopper(triton_mix._token_major, tmp_path, **sizes)
+    compile_for_hopper(triton_mix._expert_major, tmp_path, SPLIT=triton_mix.SPLIT, **sizes)
+    compile_for_hopper(triton_mix._add_parts, tmp_path, 4, D=d, BLOCK_D=128)
 
 
-def test_topk_kernels() -> None:
+@pytest.mark.parametrize(("n", "C", "k"), [(1024, 64, 16), (512, 64, 32)])
+def test_topk_kernels(tmp_path: Path, n: int, C: int, k: int) -> None:
     from models.sparse import triton_topk
 
     compile_for_hopper(
         triton_topk._half_topk,
-        **{"H": 8, "S": 1, "C": 64, "n": 1024, "k": 16},
-        **{"BLOCK_M": 16, "BLOCK_C": 64, "BLOCK_N": triton_topk.TILE, "BLOCK_K": 16},
+        tmp_path,
+        num_warps=8,
+        **{"H": 8, "S": 1, "C": C, "n": n, "k": k},
+        **{"BLOCK_M": triton_topk.BLOCK_M, "BLOCK_C": C, "BLOCK_N": triton_topk.TILE, "BLOCK_K": k},
     )
     compile_for_hopper(
         triton_topk._pair_topk,
-        **{"pairs": 50, "k": 16, "BLOCK_M": 16, "BLOCK_PAIRS": 64, "BLOCK_K": 16},
+        tmp_path,
+        num_warps=4,
+        **{"pairs": 50, "half": k, "k": k, "BLOCK_M": 16, "BLOCK_PAIRS": 64, "BLOCK_K": k},
     )
+
+
+@pytest.mark.parametrize("width", [256, 4096])
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+def test_gated_kernels(tmp_path: Path, activation: str, width: int) -> None:
+    from models.sparse import triton_gated
+
+    constants = {"F": width, **triton_gated._constants(width, activation)}
+    compile_for_hopper(triton_gated._forward, tmp_path, 4, **constants)
+    compile_for_hopper(triton_gated._backward, tmp_path, 4, **constants)

@@ -1,0 +1,58 @@
+"""What the benchmarks run on, and how fast it copies and multiplies: the limits on others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import cache
+
+import torch
+
+from bench.train import device_name
+
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if GPU else "cpu")
+DTYPE = torch.bfloat16 if GPU else torch.float32
+
+
+def synchronize() -> None:
+    if GPU:
+        torch.cuda.synchronize()
+
+
+def seconds(function: Callable[[], object], repeats: int = 1) -> float:
+    synchronize()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        function()
+    synchronize()
+    return time.perf_counter() - start
+
+
+@cache
+def bandwidth() -> float:
+    """Bytes per second of a copy, read and write counted, of tensors that no cache holds."""
+    a = torch.zeros(2**28, dtype=torch.uint8, device=DEVICE)
+    b = torch.zeros_like(a)
+    return 2 * a.numel() / min(seconds(lambda: b.copy_(a)) for _ in range(8))
+
+
+@cache
+def matmul_rate() -> float:
+    """FLOPs per second of a large product."""
+    n = 8192 if GPU else 1024
+    a = torch.randn(n, n, dtype=DTYPE, device=DEVICE)
+    return 2 * n**3 / min(seconds(lambda: a @ a) for _ in range(8))
+
+
+def describe() -> dict[str, object]:
+    """`analysis.performance.Machine`: what a reader needs to know, and nothing of whose it is."""
+    return {
+        "kind": "GPU" if GPU else "CPU",
+        "device": device_name(DEVICE),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "dtype": str(DTYPE).removeprefix("torch."),
+        "copy_bytes_per_second": bandwidth(),
+        "matmul_flops_per_second": matmul_rate(),
+    }
