@@ -119,7 +119,7 @@ def test_check_notices_a_stale_file(tmp_path: Path) -> None:
     (tmp_path / "LEADERBOARD.md").write_text("PEER wins\n")
     done = isoflop("check", str(tmp_path), cwd=tmp_path)
     assert done.returncode == 1
-    assert "stale: " in done.stdout
+    assert " stale; run `isoflop report`" in done.stdout
     assert "LEADERBOARD.md" in done.stdout
 
 

@@ -144,7 +144,7 @@ def test_compare_trains_only_the_new_cells_beside_the_stored_records(folder: Pat
     again = CliRunner().invoke(app, ["compare", "mine.py", "--suite", "tiny.toml", "--json"])
     assert "nothing to train: all 1 cells" in again.stderr
     assert again.stdout == done.stdout
-    assert "current: " in invoke("check", "runs/compare-Mine")
+    assert "is current" in invoke("check", "runs/compare-Mine")
     assert len(read_records(Path("runs/tiny/records"))) == 2  # the stored ones are left alone
 
 
