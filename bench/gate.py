@@ -99,7 +99,7 @@ def write_baseline(path: Path, records: Sequence[Record]) -> Baseline:
         raise GateError(f"{bad[0].variant} {bad[0].size.name}: {bad[0].status}: {bad[0].message}")
     groups: dict[tuple[str, str, float], list[Record]] = {}
     for record in sorted(records, key=lambda one: one.seed):
-        groups.setdefault((record.variant, record.size.name, record.budget), []).append(record)
+        groups.setdefault(_key(record), []).append(record)
     first = records[0]
     baseline = Baseline(
         suite=first.suite,
@@ -127,7 +127,7 @@ def write_baseline(path: Path, records: Sequence[Record]) -> Baseline:
 def counts(baseline: Baseline, cells: Sequence[Cell]) -> Check:
     """FLOPs and parameters of every cell, equal to the stored ones to the integer."""
     stored = {one.key: one for one in baseline.cells}
-    found = {(cell.variant, cell.size.name, cell.budget): cell for cell in cells}
+    found = {_key(cell): cell for cell in cells}
     details = [f"{_name(key)}: not stored; --accept stores it" for key in found.keys() - stored]
     details += [
         f"{_name(key)}: stored, but no longer in the suite" for key in stored.keys() - found
@@ -208,8 +208,8 @@ def losses(baseline: Baseline, records: Sequence[Record]) -> Check:
     """Losses of one run of every cell, within the noise of the stored ones."""
     stored = {one.key: one for one in baseline.cells}
     details, known = [], []
-    for record in records:
-        key = (record.variant, record.size.name, record.budget)
+    for record in sorted(records, key=_key):
+        key = _key(record)
         if record.loss is None:
             details.append(f"{_name(key)}: {record.status}: {record.message}")
         elif record.validation_hash != baseline.validation_hash:
@@ -309,6 +309,10 @@ def shown(check: Check) -> Sequence[str]:
 
 def as_json(checks: Sequence[Check]) -> list[dict[str, Any]]:
     return [asdict(one) for one in checks]
+
+
+def _key(one: Record | Cell) -> tuple[str, str, float]:
+    return one.variant, one.size.name, one.budget
 
 
 def _name(key: tuple[str, str, float]) -> str:
