@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from bench.console import Json, app, show, train
+from bench.tensorboard import TensorBoard
 
 LayerArgument = Annotated[
     str, typer.Argument(help="path/to/file.py, or path/to/file.py:Class, or a registered name.")
@@ -83,6 +84,7 @@ def compare(
         float | None, typer.Option(min=1e-9, help="Peak; the suite's for dense if not given.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds per cell of the new layer.")] = 1,
+    tensorboard: TensorBoard = None,
     as_json: Json = False,
 ) -> None:
     """Train a new layer's cells beside a suite's stored records: is it better than dense?"""
@@ -101,7 +103,7 @@ def compare(
         print(f"compared with the records in {plan.source}")
         plan.collect()
         plan.check_text()
-        train(plan.cells, plan.directory, plan.records, suite)
+        train(plan.cells, plan.directory, plan.records, suite, tensorboard)
     rows = report(plan.directory)
     row = next(one for one in rows if one["variant"] == plan.variant)
     budget = max(cell.budget for cell in plan.cells)
