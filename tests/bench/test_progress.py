@@ -22,7 +22,7 @@ def terminal(width: int = 80, height: int = 24) -> Console:
 def cells_of(variants: int, budgets: int) -> list[Cell]:
     return tiny_cells(
         variants={
-            f"variant-{i}": {"layer": "dense", "learning_rate": 1e-2 + i * 1e-4}
+            f"{i:02}-variant": {"layer": "dense", "learning_rate": 1e-2 + i * 1e-4}
             for i in range(variants)
         },
         budgets=[{"flops": 1e9 * (1 + i)} for i in range(budgets)],
@@ -70,10 +70,10 @@ def test_the_table_counts_cells_and_keeps_the_lowest_loss() -> None:
     ]
     lines = frame(terminal(), cells, events, [record_of(first[2], loss=5.0)]).splitlines()
     assert lines[0].split() == ["variant", "1e9", "2e9"]
-    assert lines[2].split() == ["variant-0", "2/2", "4.250", "0/2", "-"]
-    assert lines[3].split() == ["variant-1", "✗1", "1/2", "5.000", "0/2", "-"]
+    assert lines[2].split() == ["00-variant", "2/2", "4.250", "0/2", "-"]
+    assert lines[3].split() == ["01-variant", "✗1", "1/2", "5.000", "0/2", "-"]
     assert "failed or diverged" in lines[4]
-    assert lines[6].startswith("variant-1 s 2e9 seed 1 ━")
+    assert lines[6].startswith("01-variant s 2e9 seed 1 ━")
     assert "loss 4.250, 1,234 tokens/s" in lines[6]
     assert lines[7].startswith("3 of 7 cells ━")  # one was there before
     assert "4e9 of 1.1e10 FLOPs" in lines[7]
@@ -123,7 +123,7 @@ def test_twenty_variants_and_five_budgets_fit_eighty_columns() -> None:
     cells = cells_of(20, 5)
     shown = frame(terminal(80, 30), cells, [step(cells[0], 1)], [])
     assert shown.splitlines()[0].split() == ["variant", "1e9", "2e9", "3e9", "4e9", "5e9"]
-    assert sum(line.startswith("variant-") for line in shown.splitlines()) == 21  # and a bar
+    assert sum(line[2:].startswith("-variant") for line in shown.splitlines()) == 21  # and a bar
 
 
 def test_a_terminal_gets_one_line_for_a_cell_that_fails_and_none_for_others() -> None:
@@ -138,7 +138,7 @@ def test_a_terminal_gets_one_line_for_a_cell_that_fails_and_none_for_others() ->
     assert [record.status for record in made] == ["failed", "finished"]
     written = console.file.getvalue()  # type: ignore[attr-defined]
     assert written.count(MESSAGE) == 1  # markup in it is text
-    assert "[1/2] variant-0 s 1e+09 FLOPs, seed 0: failed: " in written
+    assert "[1/2] 00-variant s 1e+09 FLOPs, seed 0: failed: " in written
     assert "[2/2]" not in written
     assert written.rstrip().endswith("\x1b[?25h")  # the cursor is back
 
@@ -152,10 +152,10 @@ def test_elsewhere_a_line_for_each_cell_that_ends() -> None:
     written = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert len(written) == 2
     assert written[0].startswith(
-        "[1/2] variant-0 s 1e+09 FLOPs, seed 0: loss 4.5000 nats, 2.500 bits per byte, "
+        "[1/2] 00-variant s 1e+09 FLOPs, seed 0: loss 4.5000 nats, 2.500 bits per byte, "
         "1,000 tokens/s; 1e+09 of 2e+09 FLOPs, about "
     )
-    assert written[1].startswith(f"[2/2] variant-0 s 1e+09 FLOPs, seed 1: failed: {MESSAGE}; ")
+    assert written[1].startswith(f"[2/2] 00-variant s 1e+09 FLOPs, seed 1: failed: {MESSAGE}; ")
 
 
 def test_a_record_of_a_variant_by_another_name_counts() -> None:

@@ -33,11 +33,19 @@ def test_shares_cost_about_the_same(suite: str, n: int) -> None:
     assert max(costs) - min(costs) <= max(cell.flops for cell in cells)
 
 
-def test_no_share_has_all_cells_of_one_size() -> None:
-    """Four sizes, four shares: dealt out in the order of the plan, each would get one size."""
+def test_the_first_share_does_not_get_the_larger_of_every_pair() -> None:
+    """8 + 5 + 4 + 1 = 7 + 6 + 3 + 2, where always in turn would be 20 against 16."""
+    variants = {"dense": {"layer": "dense", "learning_rate": 1e-2}}
+    cells = tiny_cells(variants=variants, budgets=[{"flops": n * 1e9} for n in range(1, 9)])
+    first, second = (sum(c.flops for c in share(cells, f"{k}/2")) for k in (1, 2))
+    assert first == pytest.approx(second, rel=0.01)
+
+
+def test_every_share_has_cells_of_every_size() -> None:
+    """Four sizes, four shares: in the order of the plan, each would get one size, or two."""
     cells = cells_of("ci")
     for k in range(1, 5):
-        assert len({cell.size.name for cell in share(cells, f"{k}/4")}) > 1
+        assert len({cell.size.name for cell in share(cells, f"{k}/4")}) == 4
 
 
 def test_cells_of_the_same_id_are_dealt_out_once_each() -> None:

@@ -91,6 +91,9 @@ def test_a_killed_run_starts_its_unfinished_cells_over(tmp_path: Path) -> None:
         assert points(found, "train/loss") == close_to(curve)
         assert points(found, "train/tokens_per_second") == close_to([(30, 50.0)])
         assert points(found, "validation/loss") == close_to([(40, 4.5)])
+    # Also for a reader that does not know of restarts.
+    files = (tmp_path / run_name(cell)).iterdir()
+    assert len([path for path in files if path.stat().st_size]) == 1
 
 
 def test_a_diverged_cell_has_its_curve_and_no_validation_loss(tmp_path: Path) -> None:
@@ -105,10 +108,12 @@ def test_a_diverged_cell_has_its_curve_and_no_validation_loss(tmp_path: Path) ->
 
 def test_a_reader_stopped_early_loses_nothing(tmp_path: Path) -> None:
     cell = tiny_cells()[0]
-    events = scalars([Event(cell, progress=Progress(10, 5.0, 1.0, [(10, 5.0)]))] * 2, tmp_path)
+    curve = [(10, 5.0), (20, 4.5), (30, 4.0)]
+    events = scalars((Event(cell, progress=Progress(*one, 1.0, [one])) for one in curve), tmp_path)
+    next(events)
     next(events)
     events.close()
-    assert points(reader(tmp_path, cell), "train/loss") == close_to([(10, 5.0)])
+    assert points(reader(tmp_path, cell), "train/loss") == close_to(curve[:2])
 
 
 def test_names_are_readable_and_apart() -> None:
