@@ -138,7 +138,7 @@ def report(directory: Path, document: Path | None = None) -> list[Row]:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
     for path in _leftover(directory, files):
-        path.unlink()
+        path.unlink(missing_ok=True)  # two machines may report at a time
     return leaderboard.rows(analysis)
 
 

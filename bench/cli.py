@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import bench.cli_gate
-import bench.cli_layers  # noqa: F401  (they register further verbs)
+import bench.cli_layers
+import bench.cli_watch  # noqa: F401  (they register further verbs)
 from bench.console import Json, app, show, train
 from bench.suite import Suite, SuiteError, load_suite, suite_path
+from bench.tensorboard import TensorBoard
 
 if TYPE_CHECKING:
     from bench.plan import Cell
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 SuiteArgument = Annotated[str, typer.Argument(help="A shipped suite's name, or a TOML file.")]
 Out = Annotated[
     Path | None, typer.Option("--out", help="Results directory; runs/<suite> if not given.")
+]
+Shard = Annotated[
+    str | None, typer.Option(metavar="K/N", help="Only this machine's share of the cells.")
 ]
 
 
@@ -120,31 +125,49 @@ def plan(
 
 
 @app.command()
-def run(suite: SuiteArgument = "quick", out: Out = None, as_json: Json = False) -> None:
+def run(
+    suite: SuiteArgument = "quick",
+    out: Out = None,
+    shard: Shard = None,
+    tensorboard: TensorBoard = None,
+    as_json: Json = False,
+) -> None:
     """Train the cells that have no record yet, then report."""
     from bench.lint import refuse_files
+    from bench.shard import share
 
     described, cells = load_cells(suite)
     directory = out or Path("runs") / described.name
-    refuse_files(cells)
-    train(cells, directory, directory / "records", suite)
+    mine = share(cells, shard) if shard else cells
+    refuse_files(mine)
+    train(mine, directory, directory / "records", suite, tensorboard)
     report(directory, as_json)
+    say_missing(cells, directory / "records")
 
 
 @app.command()
-def tune(suite: SuiteArgument = "quick", out: Out = None, as_json: Json = False) -> None:
+def tune(
+    suite: SuiteArgument = "quick",
+    out: Out = None,
+    shard: Shard = None,
+    tensorboard: TensorBoard = None,
+    as_json: Json = False,
+) -> None:
     """Learning-rate brackets: each variant at the suite's tune cell, several rates and seeds."""
     from bench.plan import bracket
     from bench.record import read_record
+    from bench.shard import share
 
     described = load_suite(suite)
     directory = out or Path("runs") / described.name
     cells = bracket(described, str(suite_path(suite)))
-    train(cells, directory, directory / "tune", suite)
+    mine = share(cells, shard) if shard else cells
+    train(mine, directory, directory / "tune", suite, tensorboard)
     losses: dict[tuple[str, float], list[float | None]] = {}
     for cell in cells:
-        loss = read_record(directory / "tune" / f"{cell.id}.json").loss
-        losses.setdefault((cell.variant, cell.learning_rate), []).append(loss)
+        path = directory / "tune" / f"{cell.id}.json"
+        if path.exists():
+            losses.setdefault((cell.variant, cell.learning_rate), []).append(read_record(path).loss)
     rows = []
     for (variant, rate), found in losses.items():
         finished = [loss for loss in found if loss is not None]
@@ -154,6 +177,14 @@ def tune(suite: SuiteArgument = "quick", out: Out = None, as_json: Json = False)
     show(rows, f"Learning-rate brackets of {described.name}", as_json)
     if not as_json:
         print(f"`isoflop report {directory}` draws them beside the suite's records")
+    say_missing(cells, directory / "tune")
+
+
+def say_missing(cells: list[Cell], records: Path) -> None:
+    """On stderr, how many cells have no record: other machines may have yet to bring theirs."""
+    absent = sum(not (records / f"{cell.id}.json").exists() for cell in cells)
+    if absent:
+        print(f"{absent} of {len(cells)} cells have no record in {records} yet", file=sys.stderr)
 
 
 def load_cells(name: str) -> tuple[Suite, list[Cell]]:

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from bench.console import Json, app, show, train
+from bench.tensorboard import TensorBoard
 
 LayerArgument = Annotated[
     str, typer.Argument(help="path/to/file.py, or path/to/file.py:Class, or a registered name.")
@@ -90,6 +91,7 @@ def compare(
     name: Annotated[
         str | None, typer.Option(help="Of the new variant; the layer's with its options if not.")
     ] = None,
+    tensorboard: TensorBoard = None,
     as_json: Json = False,
 ) -> None:
     """Train a new layer's cells beside a suite's stored records: is it better than dense?"""
@@ -115,7 +117,7 @@ def compare(
         "command": shlex.join(command),
     }
     write_whole(plan.directory / COMPARISON, json.dumps(asked, indent=1) + "\n")
-    train(plan.cells, plan.directory, plan.records, suite)
+    train(plan.cells, plan.directory, plan.records, str(plan.suite_file), tensorboard)
     rows = report(plan.directory)
     result = read_comparison(plan.directory / COMPARISON)
     if as_json:

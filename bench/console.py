@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import sys
@@ -59,11 +60,24 @@ def readable(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def train(cells: list[Cell], directory: Path, records: Path, suite: str) -> None:
+def short(value: float) -> str:
+    """FLOPs in three digits, such as 4.5e11."""
+    return f"{value:.3g}".replace("e+0", "e").replace("e+", "e")
+
+
+def train(
+    cells: list[Cell],
+    directory: Path,
+    records: Path,
+    suite: str,
+    tensorboard: Path | None = None,
+) -> None:
     """Train what is missing under `directory`. Progress is on stderr: stdout is for results."""
     from bench.flops import verify_flops
     from bench.progress import outcome_of, watch
+    from bench.record import read_record
     from bench.run import missing, run_cells
+    from bench.tensorboard import scalars
 
     console = Console(stderr=True)
     say = functools.partial(print, file=sys.stderr, flush=True)
@@ -79,8 +93,12 @@ def train(cells: list[Cell], directory: Path, records: Path, suite: str) -> None
         if (cell.variant, cell.size.name) not in counted:
             verify_flops(cell.config, cell.training.micro_batch or cell.training.batch)
             counted.add((cell.variant, cell.size.name))
+    left = {cell.id for cell in todo}
+    before = [read_record(records / f"{cell.id}.json") for cell in cells if cell.id not in left]
+    events = run_cells(todo, records)
     try:
-        made = watch(run_cells(todo, records), todo, console)
+        with contextlib.closing(scalars(events, tensorboard) if tensorboard else events) as shown:
+            made = watch(shown, cells, before, console)
     except KeyboardInterrupt:
         say("interrupted; finished records are whole, the same command goes on from them")
         raise typer.Exit(130) from None

@@ -14,8 +14,8 @@ import multiprocessing.forkserver
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
@@ -80,7 +80,7 @@ def devices() -> list[torch.device]:
     return [torch.device("cpu")] * (cores or 1)
 
 
-def run_cells(cells: list[Cell], records: Path) -> Iterator[Event]:
+def run_cells(cells: list[Cell], records: Path) -> Generator[Event, None, None]:
     """Train cells and write `records/<cell>.json` as each ends; yields what happens meanwhile.
 
     Raises:
@@ -147,7 +147,7 @@ def run_cells(cells: list[Cell], records: Path) -> Iterator[Event]:
                 process.terminate()
             for process, _, _ in running.values():
                 process.join(5)
-    if scratch.is_dir() and not any(scratch.iterdir()):
+    with suppress(OSError):  # not there, or in use by another machine
         scratch.rmdir()
 
 

@@ -43,6 +43,7 @@ class Progress:
     step: int
     loss: float
     tokens_per_second: float
+    curve: list[tuple[int, float]]  # entries since the last report; the first has all so far
 
 
 def seed_for(purpose: str, seed: int) -> int:
@@ -236,7 +237,7 @@ class _Run:
         every = max(1, self.cell.steps // CURVE_POINTS)
         losses: list[Tensor] = []
         begin = saved = shown = perf_counter()
-        before, first = self.train_seconds, self.step
+        before, first, sent = self.train_seconds, self.step, 0
         while self.step < self.cell.steps:
             losses.append(self.trainer.step(self.step, self.sampler(self.step)))
             self.step += 1
@@ -244,14 +245,16 @@ class _Run:
                 continue
             loss = float(torch.stack(losses).mean())  # the one synchronisation with the device
             losses.clear()
-            self.curve.append((self.step, loss))
+            if math.isfinite(loss):  # JSON has no other numbers
+                self.curve.append((self.step, loss))
             now = perf_counter()
             self.train_seconds = before + now - begin
             self._check(loss)
             if now - shown > 0.5 or self.step == self.cell.steps:
                 done = (self.step - first) * self.cell.training.batch * self.cell.training.context
-                self.report(Progress(self.step, loss, done / (now - begin)))
-                shown = now
+                speed = done / (now - begin)
+                self.report(Progress(self.step, loss, speed, self.curve[sent:]))
+                shown, sent = now, len(self.curve)
             if now - saved > CHECKPOINT_SECONDS and self.step < self.cell.steps:
                 self._save()
                 saved = perf_counter()

@@ -6,11 +6,38 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from bench.cli import app
 from bench.record import write_record
 from tests.bench.cells import make_record
 
 ROOT = Path(__file__).parents[2]
+TINY = """
+[corpus]
+vocabulary = 300
+documents = 40
+validation = 0.2
+[training]
+context = 16
+batch = 4
+validation_tokens = 512
+[sizes]
+s = { width = 16, depth = 2, heads = 2 }
+[[budgets]]
+flops = 3e8
+[[budgets]]
+flops = 5e8
+[transfer]
+width = 16
+[tune]
+size = "s"
+budget = 3e8
+factors = [1.0, 4.0]
+[variants]
+dense = { layer = "dense", learning_rate = 1e-2 }
+swiglu = { layer = "dense", learning_rate = 1e-2, options = { activation = "swiglu" } }
+"""
 
 
 def isoflop(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -61,6 +88,8 @@ def test_plan_prices_every_shipped_suite(suite: str) -> None:
         (["run", "nowhere.toml"], "isoflop: nowhere.toml: No such file"),
         (["plan", "ci", "--device", "tpu"], "isoflop: --device: no device 'tpu'; known: cpu, a100"),
         (["report", "nowhere"], "isoflop: nowhere/records: no records here"),
+        (["run", "ci", "--shard", "3/2"], "isoflop: --shard: '3/2' is not K/N with K from 1 to N"),
+        (["tune", "ci", "--shard", "2"], "isoflop: --shard: '2' is not K/N with K from 1 to N"),
         (["fit", "nowhere.csv"], "isoflop: nowhere.csv: no such file"),
         (["fit", "x.csv", "--law", "y"], "isoflop: --law: no law 'y'; known: chinchilla"),
         (["fit", "x.csv", "--column", "N"], "isoflop: --column: 'N' is not NAME=HEADER"),
@@ -88,6 +117,31 @@ def test_an_unreadable_record_stops_the_run_and_is_not_overwritten(tmp_path: Pat
     assert done.returncode == 2
     assert f"{cell.id}.json" in done.stderr
     assert (records / f"{cell.id}.json").read_text() == "{"
+
+
+def test_two_shards_train_every_cell_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.toml").write_text(TINY)
+
+    def said(*arguments: str) -> str:
+        done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+        assert done.exit_code == 0
+        return done.stderr
+
+    records = Path("runs/tiny/records")
+    first = said("run", "tiny.toml", "--shard", "1/2")
+    assert "2 of 2 cells to train" in first
+    assert first.endswith("2 of 4 cells have no record in runs/tiny/records yet\n")
+    before = {path.name: path.read_bytes() for path in records.iterdir()}
+    assert len(before) == 2
+    second = said("run", "tiny.toml", "--shard", "2/2")
+    assert "2 of 2 cells to train" in second
+    assert "no record" not in second
+    assert "nothing to train: all 4 cells have records" in said("run", "tiny.toml")
+    assert all((records / name).read_bytes() == content for name, content in before.items())
+    bracket = said("tune", "tiny.toml", "--shard", "2/2")
+    assert "2 of 2 cells to train" in bracket
+    assert bracket.endswith("2 of 4 cells have no record in runs/tiny/tune yet\n")
 
 
 def test_report_needs_no_torch(tmp_path: Path) -> None:

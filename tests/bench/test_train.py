@@ -10,7 +10,7 @@ import torch
 import bench.train
 from bench.data import Tokens, prepare
 from bench.plan import Cell
-from bench.record import Record
+from bench.record import Record, read_record, write_record
 from bench.suite import Training
 from bench.train import Progress, Trainer, learning_rate_at, make_optimizer, train_cell
 from models import Decoder
@@ -104,6 +104,17 @@ def test_a_diverging_cell_says_so(tokens: Tokens, tmp_path: Path) -> None:
     assert "lower the learning rate" in record.message
 
 
+def test_a_loss_that_is_no_number_leaves_a_readable_record(
+    tokens: Tokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = iter([5.5, math.nan])
+    monkeypatch.setattr(Trainer, "step", lambda *_: torch.tensor(next(losses)))
+    record = train_cell(tiny_cells()[0], tokens, CPU, tmp_path)
+    assert record.status == "diverged"
+    assert record.curve == [(1, 5.5)]
+    assert read_record(write_record(tmp_path, record)) == record
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [
@@ -186,3 +197,27 @@ def test_progress_is_reported(tokens: Tokens, tmp_path: Path) -> None:
     train_cell(cell, tokens, CPU, tmp_path, seen.append)
     assert seen[-1].step == cell.steps
     assert seen[-1].tokens_per_second > 0
+
+
+def test_reports_together_hold_the_curve_once_also_of_a_resumed_cell(
+    tokens: Tokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = tiny_cells()[0]
+    clock = iter(range(10**9))
+    monkeypatch.setattr(bench.train, "perf_counter", lambda: float(next(clock)))  # report each time
+    monkeypatch.setattr(bench.train, "CHECKPOINT_SECONDS", 10.0)
+    seen: list[Progress] = []
+
+    def stop(progress: Progress) -> None:
+        seen.append(progress)
+        if progress.step > cell.steps // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_cell(cell, tokens, CPU, tmp_path, stop)
+    assert len(seen) > 2
+    assert [step for one in seen for step, _ in one.curve] == [one.step for one in seen]
+    seen.clear()
+    record = train_cell(cell, tokens, CPU, tmp_path, seen.append)
+    assert len(seen[0].curve) > 1  # from the checkpoint
+    assert [entry for one in seen for entry in one.curve] == record.curve
