@@ -105,11 +105,16 @@ def test_a_killed_run_keeps_what_finished_and_goes_on(tmp_path: Path, kind: sign
 
 
 def test_ctrl_c_while_a_worker_starts_comes_late_and_is_not_lost() -> None:
-    before, ended = signal.getsignal(signal.SIGINT), False
-    with pytest.raises(KeyboardInterrupt), _interrupt_afterwards():
+    before, ended = signal.getsignal(signal.SIGINT), []
+
+    @_interrupt_afterwards()
+    def start_worker() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)
-        ended = True
+        ended.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        start_worker()
     assert ended
     assert signal.getsignal(signal.SIGINT) == before
 
