@@ -14,13 +14,14 @@ import multiprocessing.forkserver
 import os
 import signal
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -109,10 +110,10 @@ def run_cells(cells: list[Cell], records: Path) -> Generator[Event, None, None]:
                         args=(cell, tokens.folder, device, scratch, theirs),
                         daemon=True,
                     )
-                    with _interrupts(signal.SIG_IGN):
+                    with _interrupt_afterwards():  # the first start waits for the server
                         process.start()
-                    theirs.close()
-                    running[ours] = (process, cell, device)
+                        theirs.close()
+                        running[ours] = (process, cell, device)
                 for ready in multiprocessing.connection.wait(list(running), timeout=1.0):
                     assert isinstance(ready, Connection)
                     process, cell, device = running[ready]
@@ -174,13 +175,23 @@ def _workers() -> Iterator[ForkServerContext | SpawnContext]:
 
 
 @contextmanager
-def _interrupts(handler: signal.Handlers) -> Iterator[None]:
+def _interrupts(handler: signal.Handlers | Callable[[int, Any], None]) -> Iterator[None]:
     """Ctrl-C goes to the whole process group, but what it means is for the parent to decide."""
     before = signal.signal(signal.SIGINT, handler)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _interrupt_afterwards() -> Iterator[None]:
+    """A Ctrl-C takes effect at the end of the block, neither within it nor never."""
+    caught: list[int] = []
+    with _interrupts(lambda number, frame: caught.append(number)):
+        yield
+    if caught:
+        raise KeyboardInterrupt
 
 
 def _work(cell: Cell, corpus: Path, device: torch.device, scratch: Path, pipe: Connection) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.record import read_records
-from bench.run import ALLOCATOR, Event, RunError, missing, run_cells
+from bench.run import ALLOCATOR, Event, RunError, _interrupt_afterwards, missing, run_cells
 from models import LAYERS
 from tests.bench.cells import TINY, tiny_cells
 
@@ -102,6 +102,21 @@ def test_a_killed_run_keeps_what_finished_and_goes_on(tmp_path: Path, kind: sign
     assert all(after[cell] == record for cell, record in before.items())
     output, _ = start(tmp_path).communicate(timeout=60)
     assert "nothing to train: all 4 cells have records" in output
+
+
+def test_ctrl_c_while_a_worker_starts_comes_late_and_is_not_lost() -> None:
+    before, ended = signal.getsignal(signal.SIGINT), []
+
+    @_interrupt_afterwards()
+    def start_worker() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+        ended.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        start_worker()
+    assert ended
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 def finish(records: Path, variants: dict | None = None) -> list[Event]:
