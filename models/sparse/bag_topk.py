@@ -7,6 +7,9 @@ its index: so sorting the one sorts the other, exactly.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,44 +23,66 @@ THREADS = 8  # torch.topk uses all threads, numpy one: from here on it is the fa
 SPARSE_FROM = 8
 
 
-def largest(x_RN: Tensor, k: int) -> Tensor:
-    """Indices [R, k] of each row's k largest elements, in falling order. Rows must be finite."""
-    R, n = x_RN.shape
-    if x_RN.dtype != torch.float32 or n >= 2**SPARE_BITS or torch.get_num_threads() >= THREADS:
-        return x_RN.topk(k).indices
-    # numpy throughout: torch would start and join its threads in every block
-    x, column_N = x_RN.numpy(), np.arange(n)
-    index_Rk = np.empty((R, k), np.int64)
+Rows = Callable[[slice], Tensor]  # some rows of a matrix, which may be computed only then
+
+
+def largest(rows: Rows, R: int, n: int, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each of R rows of n, finite, float32, in falling order, and their indices,
+    [R, k] each.
+
+    Rows are asked for block by block: of a product no more is there at once than a cache holds.
+    """
     step = max(1, BLOCK // n)
+    packed_Rk = np.empty((R, k))
     for start in range(0, R, step):
-        top = x[start : start + step].astype(np.float64)
+        block = slice(start, start + step)
+        # numpy throughout: torch would start and join its threads in every line
+        top = rows(block).numpy().astype(np.float64)
         packed = top.view(np.int64)
-        packed |= column_N
+        packed |= np.arange(n)
         if n > 4 * k:
             top.partition(n - k)
             top = top[:, n - k :].copy()
         top.sort()
-        index_Rk[start : start + step] = top.view(np.int64)[:, -k:][:, ::-1]
-    return torch.from_numpy(index_Rk).bitwise_and_(2**SPARE_BITS - 1)
+        packed_Rk[block] = top[:, -k:][:, ::-1]
+    bits = packed_Rk.view(np.int64)
+    index_Rk = torch.from_numpy(bits & (2**SPARE_BITS - 1))
+    bits &= -(2**SPARE_BITS)
+    return torch.from_numpy(packed_Rk.astype(np.float32)), index_Rk
+
+
+def topk(rows: Rows, R: int, n: int, k: int) -> tuple[Tensor, Tensor]:
+    """`largest` by torch, for any floating type."""
+    score_Rk, index_Rk = rows(slice(None)).topk(k)
+    return score_Rk, index_Rk
 
 
 def product_key_topk(query_SHMC: Tensor, keys_SHCN: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Scores [H, M, k], falling, and the sub-keys of each half, [2, H, M, k], int32."""
     _, H, M, C = query_SHMC.shape
-    n = keys_SHCN.shape[-1]
-    if keys_SHCN.shape[1] == 1:  # one product for all heads
-        query_SHMC = query_SHMC.view(2, 1, H * M, C)
-    score_SRN = (query_SHMC @ keys_SHCN).view(2, H * M, n)
+    S, n = keys_SHCN.shape[1], keys_SHCN.shape[-1]
     half = min(k, n)
-    index_SRk = largest(score_SRN.flatten(0, 1), half).view(2, H * M, half)
-    first, second = score_SRN.gather(-1, index_SRk)
+    fast = query_SHMC.dtype == torch.float32 and n < 2**SPARE_BITS
+    choose = largest if fast and torch.get_num_threads() < THREADS else topk
+    # one product for all heads where they share the keys
+    tops = [
+        choose(partial(_products, query_RC, keys_CN), len(query_RC), n, half)
+        for query_HMC, keys_HCN in zip(query_SHMC, keys_SHCN, strict=True)
+        for query_RC, keys_CN in zip(query_HMC.reshape(S, -1, C), keys_HCN, strict=True)
+    ]
+    first, second = torch.stack([top for top, _ in tops]).view(2, H * M, half)
+    index_SRk = torch.stack([index for _, index in tops]).view(2, H * M, half)
     ranks = candidate_ranks(k, half)
     rank_i, rank_j = ranks
     sums = first.index_select(1, rank_i) + second.index_select(1, rank_j)
-    best_Rk = largest(sums, k)
+    score_Rk, best_Rk = choose(sums.__getitem__, len(sums), sums.shape[1], k)
     chosen_SRk = ranks.index_select(1, best_Rk.flatten()).view(2, H * M, k)
     index = index_SRk.gather(-1, chosen_SRk).to(torch.int32)
-    return sums.gather(-1, best_Rk).view(H, M, k), index.view(2, H, M, k)
+    return score_Rk.view(H, M, k), index.view(2, H, M, k)
+
+
+def _products(query_RC: Tensor, keys_CN: Tensor, rows: slice) -> Tensor:
+    return query_RC[rows] @ keys_CN
 
 
 def candidate_ranks(k: int, half: int) -> Tensor:

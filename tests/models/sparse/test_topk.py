@@ -118,9 +118,13 @@ def test_gradcheck(backend: str, sparse_from: int, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("n", [5, 20, 300])
-def test_largest_equals_topk(n: int) -> None:
+def test_largest_equals_topk(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(7, n, generator=torch.Generator().manual_seed(n))
-    assert torch.equal(bag_topk.largest(x, 4), x.topk(4).indices)
+    for rows in (0, 3, 7):  # at a time
+        monkeypatch.setattr(bag_topk, "BLOCK", n * rows)
+        score, index = bag_topk.largest(x.__getitem__, 7, n, 4)
+        assert torch.equal(score, x.topk(4).values)
+        assert torch.equal(index, x.topk(4).indices)
 
 
 def test_flops_are_counted_exactly() -> None:
