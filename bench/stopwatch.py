@@ -3,8 +3,8 @@
 Base and head each train in a process of their own, `python -P bench/stopwatch.py SUITE` with that
 checkout on PYTHONPATH, so that this file times both; it asks of a checkout `load_suite`, `plan` and
 `Trainer.step` as they are here. A round starts both processes anew, since two processes of the same
-code differ by some per cent for as long as they live; within a round the two alternate, so that
-what the machine does besides meets both.
+code differ by some per cent for as long as they live; within a round the two alternate, variant
+after variant and over again, so that what the machine does besides meets both, and all.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ import numpy as np
 from scipy import stats
 
 ROOT = Path(__file__).parent.parent
-ROUNDS = (6, 16)  # at least, at most: more while the noise hides `SEEN`
-PAIRS = 6  # timings of each side in a round
-SECONDS = 0.08  # that a timing takes, at least
+ROUNDS = (4, 16)  # at least, at most: more while the noise hides `SEEN`
+PAIRS = 20  # timings of each side and variant in a round
+SECONDS = 0.02  # that a timing takes, at least
+QUANTILE = 0.2  # of a round's timings: what the machine does besides only adds to them
 SEEN = 0.04  # a slow-down that the noise must not hide
 WORTH = 0.02  # a smaller change fails nobody, however sure it is
 ERROR = 0.02  # probability that a job with the same code on both sides fails
@@ -83,26 +84,30 @@ def race(base: Path, head: Path, suite: str) -> tuple[list[Ratio], list[Ratio], 
         StopwatchError: a side cannot be timed, or they have no variant in common.
     """
     logs: tuple[dict[str, list[float]], ...] = (defaultdict(list), defaultdict(list))
-    seen: dict[str, list[_Pair]] = defaultdict(list)
+    seen: dict[str, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
     for done in range(1, ROUNDS[1] + 1):
         with _Side(base, suite) as one, _Side(head, suite) as other:
             common = [name for name in other.variants if name in one.variants]
             new = [name for name in other.variants if name not in one.variants]
             if not common:
                 raise StopwatchError(f"{base}: has none of {', '.join(new)}")
-            for name in common:
-                pairs = [_pair(one, other, name, swap=(turn + done) % 2) for turn in range(PAIRS)]
-                seen[name] += pairs
-                for quantity, log in enumerate(logs):
-                    log[name].append(median(math.log(b[quantity] / a[quantity]) for a, b in pairs))
+            pairs: dict[str, list[_Pair]] = defaultdict(list)
+            for turn in range(PAIRS):
+                for name in common:
+                    pairs[name].append(_pair(one, other, name, swap=(turn + done) % 2))
+        for name in common:
+            before, after = np.quantile(np.array(pairs[name]), QUANTILE, axis=0)
+            seen[name].append((before, after))
+            for quantity, log in enumerate(logs):
+                log[name].append(math.log(after[quantity] / before[quantity]))
         if done >= ROUNDS[0] and next(iter(judge(logs[0]).values()))[1] <= 1 + SEEN:
             break
     times, memory = (
         [
             Ratio(
                 name,
-                base=median(pair[0][quantity] for pair in seen[name]),
-                head=median(pair[1][quantity] for pair in seen[name]),
+                base=median(float(before[quantity]) for before, _ in seen[name]),
+                head=median(float(after[quantity]) for _, after in seen[name]),
                 ratio=ratio,
                 threshold=threshold,
             )
@@ -231,7 +236,10 @@ def serve(suite: str) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(1)  # as a cell trains on a CPU
     cells: dict[str, Cell] = {}
-    for cell in plan(load_suite(suite), str(suite_path(suite))):
+    described = load_suite(suite)
+    budget = described.budgets[0].model_copy(update={"variants": []})  # a step does not tell which
+    alone = described.model_copy(update={"budgets": [budget]})
+    for cell in plan(alone, str(suite_path(suite))):
         if cell.variant not in cells or cell.size.width > cells[cell.variant].size.width:
             cells[cell.variant] = cell
     print(json.dumps(list(cells)), flush=True)
