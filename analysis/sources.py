@@ -23,6 +23,17 @@ def sources(directory: Path) -> tuple[list[Record], list[Record]]:
     return _gather(directory, submitted, "records"), _gather(directory, submitted, "tune")
 
 
+def directories() -> list[Path]:
+    """Every directory under runs/ and results/ that has records, or submissions to its suite."""
+    parents = {
+        path.parent.parent
+        for top in ("runs", "results")
+        for path in Path(top).glob("*/records/*.json")
+    }
+    suites = {manifest.suite for manifest in submissions(Path("results/submissions")).values()}
+    return sorted(parents | {Path("results") / suite for suite in suites})
+
+
 def _gather(directory: Path, submitted: Iterable[Path], kind: str) -> list[Record]:
     found = [record for folder in submitted for record in read_records(folder / kind)]
     there = {record.cell for record in found}

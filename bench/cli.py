@@ -12,7 +12,7 @@ import typer
 import bench.cli_gate
 import bench.cli_layers
 import bench.cli_watch  # noqa: F401  (they register further verbs)
-from bench.console import Json, app, show, train
+from bench.console import Json, app, show
 from bench.suite import Suite, SuiteError, load_suite, suite_path
 from bench.tensorboard import TensorBoard
 
@@ -134,6 +134,7 @@ def run(
 ) -> None:
     """Train the cells that have no record yet, then report."""
     from bench.lint import refuse_files
+    from bench.progress import train
     from bench.shard import share
 
     described, cells = load_cells(suite)
@@ -155,6 +156,7 @@ def tune(
 ) -> None:
     """Learning-rate brackets: each variant at the suite's tune cell, several rates and seeds."""
     from bench.plan import bracket
+    from bench.progress import train
     from bench.record import read_record
     from bench.shard import share
 
@@ -203,10 +205,10 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Regenerate figures, tables and leaderboard from the records."""
-    from analysis import leaderboard, performance
+    from analysis import leaderboard, performance, sources
     from analysis.report import report as draw
 
-    found = [directory] if directory else results_directories()
+    found = [directory] if directory else sources.directories()
     if not found:
         raise SuiteError("runs, results: no records there yet; `isoflop run quick` makes some")
     boards = {str(one): draw(one, Path("README.md")) for one in found}
@@ -286,19 +288,6 @@ def fit(
         f"{result['status']}; {result['n_points']} points, objective {result['objective']:.6g}, "
         f"Huber delta {result['delta']:g} on log loss, 95% intervals"
     )
-
-
-def results_directories() -> list[Path]:
-    """Every directory under runs/ and results/ that has records, or submissions to its suite."""
-    from bench.manifest import submissions
-
-    parents = {
-        path.parent.parent
-        for top in ("runs", "results")
-        for path in Path(top).glob("*/records/*.json")
-    }
-    suites = {manifest.suite for manifest in submissions(Path("results/submissions")).values()}
-    return sorted(parents | {Path("results") / suite for suite in suites})
 
 
 def main() -> None:

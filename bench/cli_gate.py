@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bench.console import Json, app, train
+from bench.console import Json, app
 from bench.manifest import MANIFEST
 
 if TYPE_CHECKING:
@@ -98,12 +98,11 @@ def submitted(directory: Path | None) -> list[Check]:
 
 def derived(directory: Path | None) -> Check:
     """Is every derived file current?"""
-    from analysis import performance
+    from analysis import performance, sources
     from analysis.report import stale
-    from bench.cli import results_directories
     from bench.gate import Check
 
-    found = [directory] if directory else results_directories()
+    found = [directory] if directory else sources.directories()
     old = [path for one in found for path in stale(one, Path("README.md"))]
     if directory is None:
         old += performance.stale(performance.STORED, Path("README.md"))
@@ -115,6 +114,7 @@ def derived(directory: Path | None) -> Check:
 
 def trained(cells: list[Cell], suite: str) -> list[Record]:
     """Records of cells, trained afresh: a record that is there does not tell of today's code."""
+    from bench.progress import train
     from bench.record import read_records
 
     with tempfile.TemporaryDirectory(prefix="isoflop-check-") as folder:

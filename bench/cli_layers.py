@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from bench.console import Json, app, show, train
+from bench.console import Json, app, show
 from bench.tensorboard import TensorBoard
 
 LayerArgument = Annotated[
@@ -98,6 +98,7 @@ def compare(
     from analysis.report import COMPARISON, read_comparison, report
     from bench.compare import prepare
     from bench.lint import read_options, refuse, with_class
+    from bench.progress import train
     from bench.record import write_whole
 
     layer = with_class(layer)

@@ -1,14 +1,18 @@
-"""Progress of a run: a live table and bars on a terminal, plain lines elsewhere."""
+"""Training what is missing, with progress: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Lock
 from time import monotonic
 from typing import TypeVar
 
+import typer
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -17,9 +21,12 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from bench.console import short
+from bench.flops import verify_flops
 from bench.plan import Cell
-from bench.record import Record
-from bench.run import Event
+from bench.record import Record, read_record, write_whole
+from bench.run import Event, missing, run_cells
+from bench.suite import suite_path
+from bench.tensorboard import scalars
 
 T = TypeVar("T")
 NAME_WIDTH = 10  # characters of a variant's name that are not given up for a column
@@ -37,6 +44,41 @@ def outcome_of(record: Record) -> str:
         f"loss {record.loss:.4f} nats, {record.bits_per_byte:.3f} bits per byte, "
         f"{record.measured.tokens_per_second or 0:,.0f} tokens/s"
     )
+
+
+def train(
+    cells: list[Cell],
+    directory: Path,
+    records: Path,
+    suite: str,
+    tensorboard: Path | None = None,
+) -> None:
+    """Train what is missing under `directory`. Progress is on stderr: stdout is for results."""
+    console = Console(stderr=True)
+    say = functools.partial(print, file=sys.stderr, flush=True)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_whole(directory / "suite.toml", suite_path(suite).read_text(encoding="utf-8"))
+    todo = missing(cells, records)
+    if not todo:
+        say(f"nothing to train: all {len(cells)} cells have records in {records}")
+        return
+    say(f"{len(todo)} of {len(cells)} cells to train; records go to {records}")
+    counted = set()
+    for cell in todo:  # before any training: a wrong count would void every cell
+        if (cell.variant, cell.size.name) not in counted:
+            verify_flops(cell.config, cell.training.micro_batch or cell.training.batch)
+            counted.add((cell.variant, cell.size.name))
+    left = {cell.id for cell in todo}
+    before = [read_record(records / f"{cell.id}.json") for cell in cells if cell.id not in left]
+    events = run_cells(todo, records)
+    try:
+        with closing(scalars(events, tensorboard) if tensorboard else events) as shown:
+            made = watch(shown, cells, before, console)
+    except KeyboardInterrupt:
+        say("interrupted; finished records are whole, the same command goes on from them")
+        raise typer.Exit(130) from None
+    for record in (one for one in made if one.status != "finished"):
+        say(f"not finished: {record.variant} {record.size.name}: {outcome_of(record)}")
 
 
 def watch(
