@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from analysis.performance import COLUMNS, Measurements, heading, side_rows, table
+from bench.stopwatch import peak_bytes
 from models import PEER, PKM
 from models.sparse import expert_ffn, expert_mix, value_sum
 from tests.benchmarks.machine import DEVICE, DTYPE, GPU, describe, seconds
@@ -77,15 +78,7 @@ class Side:
         """Compiles what compiles, and measures the memory one step adds to what is in use."""
         self.step()
         self.infer()
-        if GPU:
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            self.step()
-            self.peak = torch.cuda.max_memory_allocated() - before
-        else:
-            with torch.profiler.profile(profile_memory=True) as profile:
-                self.step()
-            self.peak = peak_of(profile)
+        self.peak = peak_bytes(self.step)
 
     def measure(self) -> None:
         self.times["forward"].append(seconds(self.infer))
@@ -99,16 +92,6 @@ class Side:
             "step_seconds": median(self.times["step"]),
             "peak_bytes": self.peak,
         }
-
-
-def peak_of(profile: torch.profiler.profile) -> float:
-    """The most bytes held at once, from the profiler's log of allocations and frees."""
-    held = peak = 0
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
 
 
 @pytest.fixture(scope="module")
