@@ -95,7 +95,7 @@ def run_cells(cells: list[Cell], records: Path) -> Generator[Event, None, None]:
         cells[0].training.validation_tokens, cells[0].training.context
     )
     scratch = records.parent / "checkpoints"
-    with _workers() as context:
+    with workers() as context:
         waiting = list(cells)
         free = devices()
         running: dict[Connection, tuple[BaseProcess, Cell, torch.device]]
@@ -153,7 +153,7 @@ def run_cells(cells: list[Cell], records: Path) -> Generator[Event, None, None]:
 
 
 @contextmanager
-def _workers() -> Iterator[ForkServerContext | SpawnContext]:
+def workers() -> Iterator[ForkServerContext | SpawnContext]:
     """Processes forked from a clean server that has imported torch once, where the system can."""
     before = {key: os.environ.get(key) for key in ALLOCATOR}
     for key, value in ALLOCATOR.items():
