@@ -8,7 +8,6 @@ function of that name.
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import math
 import os
@@ -20,6 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+# looked for once, here: torch.compile cannot trace the search
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+
 
 def triton_lacks(tensor: Tensor) -> str:
     """Why Triton's kernels cannot take this tensor; empty if they can."""
@@ -28,12 +30,7 @@ def triton_lacks(tensor: Tensor) -> str:
         return f"it runs on CUDA only, not on {tensor.device.type}"
     if tensor.dtype == torch.float64:
         return "it sums in float32, and this is float64"
-    return "" if _has_triton() else "triton is not installed"
-
-
-@functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    return "" if HAS_TRITON else "triton is not installed"
 
 
 _library = torch.library.Library("isoflop", "DEF")

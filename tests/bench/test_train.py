@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 import bench.train
 from bench.data import Tokens, prepare
-from bench.plan import Cell
+from bench.plan import Cell, plan
 from bench.record import Record, read_record, write_record
-from bench.suite import Training
+from bench.suite import Training, load_suite
 from bench.train import Progress, Trainer, learning_rate_at, make_optimizer, train_cell
 from models import Decoder
 from tests.bench.cells import TINY, tiny_cells
@@ -47,6 +49,44 @@ def test_the_same_cell_twice_gives_the_same_record(
     assert comparable(first) == comparable(second)
     other = train_cell(tiny_cells(seeds=[1])[index], tokens, CPU, tmp_path)
     assert other.loss != first.loss
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="torch is built without CUDA")
+@pytest.mark.parametrize("variant", ["dense", "moe-g1", "moe-g8", "pkm", "peer"])
+def test_on_a_gpu_a_step_s_loss_is_one_graph_of_the_fast_operators(variant: str) -> None:
+    """Traced on CUDA tensors without data, so on any machine: torch.compile need not break it."""
+    cell = next(cell for cell in plan(load_suite("h100"), "h100") if cell.variant == variant)
+    with torch.device("meta"):
+        model = Decoder(cell.config)
+    operators: set[str] = set()
+
+    def collect(graph: torch.fx.GraphModule, _: Any) -> Any:
+        operators.update(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    batch, context = 8, cell.training.context
+    torch._dynamo.reset()
+    torch.set_autocast_enabled("cuda", True)  # torch.autocast would ask for a GPU
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            model.to_empty(device="cuda")
+            tokens = torch.empty(batch, context + 1, dtype=torch.int64, device="cuda")
+            inputs = tokens[:, :-1], tokens[:, 1:]
+            loss, _ = torch.compile(model.loss, fullgraph=True, backend=collect)(*inputs)
+            with FlopCounterMode(display=False) as counter:
+                model.loss(*inputs)
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+    assert loss.device.type == "cuda"
+    expected = {
+        "dense": set(),
+        "moe": {"isoflop.grouped_mm.default", "isoflop.gated_activation.default"},
+        "pkm": {"isoflop.product_key_topk.default", "isoflop.value_sum.default"},
+        "peer": {"isoflop.product_key_topk.default", "isoflop.expert_mix.default"},
+    }[cell.config.layer.name]
+    assert {name for name in operators if name.startswith("isoflop")} == expected
+    assert 3 * counter.get_total_flops() == cell.flops_per_token.training * batch * context
 
 
 def test_training_learns(tokens: Tokens, tmp_path: Path) -> None:
