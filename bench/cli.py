@@ -13,7 +13,7 @@ import bench.cli_gate
 import bench.cli_layers
 import bench.cli_watch  # noqa: F401  (they register further verbs)
 from bench.console import Json, app, show
-from bench.suite import Suite, SuiteError, load_suite, suite_path
+from bench.suite import Suite, SuiteError, first_seeds, load_suite, suite_path
 from bench.tensorboard import TensorBoard
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ Out = Annotated[
 ]
 Shard = Annotated[
     str | None, typer.Option(metavar="K/N", help="Only this machine's share of the cells.")
+]
+Seeds = Annotated[
+    int | None, typer.Option(min=1, help="Seeds per cell, the suite's own first.", show_default="its")
 ]
 
 
@@ -77,6 +80,7 @@ def plan(
     device: Annotated[
         str, typer.Option(help="cpu (this one), or a GPU: a100, h100, h200, rtx4090.")
     ] = "cpu",
+    seeds: Seeds = None,
     as_json: Json = False,
 ) -> None:
     """What would run and what it costs. Trains nothing."""
@@ -86,7 +90,7 @@ def plan(
 
     if device != "cpu" and device not in DEVICES:
         raise SuiteError(f"--device: no device {device!r}; known: cpu, {', '.join(DEVICES)}")
-    described, cells = load_cells(suite)
+    described, cells = load_cells(suite, seeds)
     target = local_cpu() if device == "cpu" else DEVICES[device]
     # A small local corpus is tokenised now; a hub corpus is only looked up in the cache.
     local = described.corpus.source == "sotu" or Path(described.corpus.source).exists()
@@ -128,6 +132,7 @@ def plan(
 def run(
     suite: SuiteArgument = "quick",
     out: Out = None,
+    seeds: Seeds = None,
     shard: Shard = None,
     tensorboard: TensorBoard = None,
     as_json: Json = False,
@@ -137,7 +142,7 @@ def run(
     from bench.progress import train
     from bench.shard import share
 
-    described, cells = load_cells(suite)
+    described, cells = load_cells(suite, seeds)
     directory = out or Path("runs") / described.name
     mine = share(cells, shard) if shard else cells
     refuse_files(mine)
@@ -189,11 +194,13 @@ def say_missing(cells: list[Cell], records: Path) -> None:
         print(f"{absent} of {len(cells)} cells have no record in {records} yet", file=sys.stderr)
 
 
-def load_cells(name: str) -> tuple[Suite, list[Cell]]:
-    """A suite and its cells."""
+def load_cells(name: str, seeds: int | None = None) -> tuple[Suite, list[Cell]]:
+    """A suite and its cells, with so many seeds each if not the suite's own."""
     from bench.plan import plan
 
     suite = load_suite(name)
+    if seeds:
+        suite = suite.model_copy(update={"seeds": first_seeds(suite, seeds)})
     return suite, plan(suite, str(suite_path(name)))
 
 

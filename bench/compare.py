@@ -15,7 +15,7 @@ from bench.data import prepare as tokens_of
 from bench.plan import Cell, find_layer, plan
 from bench.record import read_record, write_whole
 from bench.run import missing
-from bench.suite import Name, Suite, Variant, load_suite, suite_path, to_toml
+from bench.suite import Name, Suite, Variant, first_seeds, load_suite, suite_path, to_toml
 
 ROOT = Path(__file__).parent.parent  # of a checkout, whose results/ holds the shipped records
 
@@ -180,12 +180,6 @@ def variant_name(layer: str, options: dict[str, Any]) -> str:
             joint = "" if type(value) in (int, float) else "-"
             name += f"-{key}{joint}" + re.sub(r"[^\w.]+", "-", str(value)).strip("-")
     return name
-
-
-def first_seeds(suite: Suite, count: int) -> list[int]:
-    """So many seeds: those of the suite, then the least that it does not have."""
-    further = [seed for seed in range(count + len(suite.seeds)) if seed not in suite.seeds]
-    return [*suite.seeds, *further][:count]
 
 
 def _dense(suite: Suite, where: str) -> str:

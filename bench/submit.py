@@ -7,12 +7,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.compare import first_seeds
 from bench.manifest import MANIFEST, submissions
 from bench.plan import bracket, plan
 from bench.record import Record, read_records, write_whole
 from bench.submission import manifest_of, problems, read_folder
-from bench.suite import Suite, Variant, load_suite, to_toml
+from bench.suite import Suite, Variant, first_seeds, load_suite, to_toml
 
 SUBMISSIONS = Path("results/submissions")
 

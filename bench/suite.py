@@ -205,3 +205,9 @@ def _check_references(path: Path, suite: Suite) -> None:
                 f"{path}: sizes.{name}: width {shape.width} must be an even multiple of heads, "
                 f"not of {shape.heads}"
             )
+
+
+def first_seeds(suite: Suite, count: int) -> list[int]:
+    """So many seeds: those of the suite, then the least that it does not have."""
+    further = [seed for seed in range(count + len(suite.seeds)) if seed not in suite.seeds]
+    return [*suite.seeds, *further][:count]

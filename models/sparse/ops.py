@@ -280,6 +280,6 @@ def product_key_topk_backward_flops(dscore: list[int], query: list[int], *_: Any
     return 4 * math.prod(query) * dscore[-1]  # of the chosen sub-keys alone
 
 
-@register_flop_formula(torch.ops.isoflop.grouped_mm)
+@register_flop_formula([torch.ops.isoflop.grouped_mm, torch.ops.aten._grouped_mm])
 def grouped_mm_flops(a: list[int], b: list[int], *_: Any, **__: Any) -> int:
     return 2 * a[0] * a[1] * b[-1]

@@ -45,8 +45,8 @@ def assert_near(found: list[Tensor], expected: list[Tensor], tolerance: float) -
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("width", [16, 5])  # 5: rows that grouped_mm refuses, padded
-@pytest.mark.parametrize("d", [64, 100, 30])
+@pytest.mark.parametrize("width", [16, 5, 80])  # 5: rows that grouped_mm refuses, padded
+@pytest.mark.parametrize("d", [64, 100, 30])  # the gate is on the narrower side
 @pytest.mark.parametrize("skew", [0.0, 3.0])  # 3: one hot expert, most others empty
 def test_equals_the_float64_reference(activation: str, width: int, d: int, skew: float) -> None:
     for k in (1, 4):
@@ -100,16 +100,20 @@ def test_is_bitwise_repeatable() -> None:
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_flops_are_counted_exactly(device: str) -> None:
+    """By the fast path on a CPU, backward too; by the reference on the meta device."""
     M, D, width, E, K = 6, 8, 4, 5, 2
     for activation, products in (("gelu", 2), ("swiglu", 3)):
-        x = torch.empty(M, D, device=device)
-        w_in = torch.empty(E, D, width * (products - 1), device=device, requires_grad=True)
-        w_out = torch.empty(E, width, D, device=device)
+        sizes = (M, D), (E, D, width * (products - 1)), (E, width, D)
+        leaves = [torch.ones(size, device=device, requires_grad=True) for size in sizes]
         index = torch.zeros(M, K, dtype=torch.int64, device=device)
-        gate = torch.empty(M, K, device=device)
+        gate = torch.ones(M, K, device=device)
         with FlopCounterMode(display=False) as counter:
-            expert_ffn(x, w_in, w_out, index, gate, activation)
+            y = expert_ffn(*leaves, index, gate, activation)
         assert counter.get_total_flops() == products * 2 * M * K * D * width
+        if device == "cpu":
+            with FlopCounterMode(display=False) as counter:
+                torch.autograd.grad(y, leaves, torch.ones_like(y))
+            assert counter.get_total_flops() == 2 * products * 2 * M * K * D * width
 
 
 def test_compiles_whole_in_float32() -> None:
