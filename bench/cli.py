@@ -27,7 +27,8 @@ Shard = Annotated[
     str | None, typer.Option(metavar="K/N", help="Only this machine's share of the cells.")
 ]
 Seeds = Annotated[
-    int | None, typer.Option(min=1, help="Seeds per cell, the suite's own first.", show_default="its")
+    int | None,
+    typer.Option(min=1, show_default="its", help="Seeds per cell, the suite's own first."),
 ]
 
 

@@ -123,16 +123,13 @@ def _grouped(
         w_out_EFD = _pad(w_out_EFD.to(dtype), pad_f, pad_d)
         x_RD = _Dispatch.apply(x_MD, token_R, row_MK)
         h_RF = _product(x_RD, w_in_EDF, ends_E)
+        # the gate on the hidden side leaves a plain sum, and its gradient needs no y_RD
         gate_R = gate_MK.flatten().index_select(0, order_R)
-        if not triton_lacks(h_RF):
-            # fused, the gate costs nothing, and its gradient needs no y_RD
-            h_RF = gated_activation(h_RF, gate_R, activation, "triton")
-            y_RD = _product(h_RF, w_out_EFD, ends_E)
+        if triton_lacks(h_RF):
+            h_RF = _activate(h_RF, activation) * gate_R.unsqueeze(1).to(dtype)
         else:
-            h_RF, gate_R1 = _activate(h_RF, activation), gate_R.unsqueeze(1).to(dtype)
-            narrow = h_RF.shape[1] <= d_model  # the gate goes where it multiplies less
-            y_RD = _product(h_RF * gate_R1 if narrow else h_RF, w_out_EFD, ends_E)
-            y_RD = y_RD if narrow else y_RD * gate_R1
+            h_RF = gated_activation(h_RF, gate_R, activation, "triton")
+        y_RD = _product(h_RF, w_out_EFD, ends_E)
         return _Combine.apply(y_RD, token_R, row_MK)[:, :d_model]
 
 

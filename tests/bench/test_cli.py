@@ -82,6 +82,13 @@ def test_plan_prices_every_shipped_suite(suite: str) -> None:
             assert 0 < row["epochs"] < 2
 
 
+def test_more_seeds_than_a_suite_has(tmp_path: Path) -> None:
+    suite = tmp_path / "tiny.toml"
+    suite.write_text(TINY.replace("[corpus]", "seeds = [4]\n[corpus]", 1), encoding="utf-8")
+    planned = rows("plan", str(suite), "--seeds", "3")
+    assert sorted(row["seed"] for row in planned) == [0] * 4 + [1] * 4 + [4] * 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

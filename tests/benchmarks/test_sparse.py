@@ -1,13 +1,9 @@
 """The sparse operators against what else there is, on this machine's GPU or, without one, its CPU.
 
-    pytest tests/benchmarks/test_sparse.py --benchmark-only \\
-        --benchmark-json=results/benchmarks/DEVICE.json
+    .ci/speed NAME
 
-stores what `analysis.performance` derives tables from, and prints them. On a GPU, to build the
-kernels, check them, then time them, in one call:
-
-    pytest -o addopts=--import-mode=importlib tests/models/sparse tests/benchmarks/test_sparse.py \\
-        --benchmark-json=results/benchmarks/DEVICE.json
+builds the kernels, checks them, times them, stores in results/benchmarks/NAME.json what
+`analysis.performance` derives tables from, and prints these.
 
 One process; every round times each rival, then us: forward (no gradients), and forward + backward.
 Bytes are of the rows that must be read and written: with e bytes an element and M pairs of width d,

@@ -45,8 +45,8 @@ def assert_near(found: list[Tensor], expected: list[Tensor], tolerance: float) -
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("width", [16, 5, 80])  # 5: rows that grouped_mm refuses, padded
-@pytest.mark.parametrize("d", [64, 100, 30])  # the gate is on the narrower side
+@pytest.mark.parametrize("width", [16, 5])  # 5: rows that grouped_mm refuses, padded
+@pytest.mark.parametrize("d", [64, 100, 30])
 @pytest.mark.parametrize("skew", [0.0, 3.0])  # 3: one hot expert, most others empty
 def test_equals_the_float64_reference(activation: str, width: int, d: int, skew: float) -> None:
     for k in (1, 4):
