@@ -1,4 +1,4 @@
-"""All that a report shows, from records: curves, ranks, rollouts, sweeps, brackets."""
+"""All that a report shows, from records: curves, ranks, holdouts, sweeps, sweeps."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from analysis.fairness import Bracket, Sensitivity, brackets, sensitivity
-from analysis.granularity import Sweep, sweeps
-from analysis.isoflop import AnalysisError, Noise, fit_curves
-from analysis.ranking import Crossing, Standing, crossings, rank
-from analysis.rollout import Rollout, rollouts
-from bench.record import Record
+from isoflop.analysis.curves import AnalysisError, Noise, fit_curves
+from isoflop.analysis.granularity import GranularitySweep, granularity_sweeps
+from isoflop.analysis.holdout import HoldOut, hold_out
+from isoflop.analysis.learning_rates import RateSweep, Sensitivity, rate_sweeps, sensitivity
+from isoflop.analysis.ranking import Crossing, Standing, crossings, rank
+from isoflop.results.record import Record
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class Analysis:
     baseline: str | None  # the dense variant
     highlight: str | None  # the variant under comparison, which figures and page bring out
     noise: Noise
-    draws: int
+    samples: int
     standings: tuple[Standing, ...]  # best first; those without a rank last
     crossings: tuple[Crossing, ...]
-    rollouts: dict[str, tuple[Rollout, ...]]  # by variant
-    sweeps: tuple[Sweep, ...]
-    brackets: tuple[Bracket, ...]
+    holdouts: dict[str, tuple[HoldOut, ...]]  # by variant
+    granularity_sweeps: tuple[GranularitySweep, ...]
+    rate_sweeps: tuple[RateSweep, ...]
     sensitivity: dict[str, Sensitivity]  # by variant
 
     @property
@@ -61,22 +61,22 @@ def analyse(
     tune: Sequence[Record] = (),
     *,
     highlight: str | None = None,
-    draws: int = 1000,
+    samples: int = 1000,
 ) -> Analysis:
     """Fit, compare, rank and validate every variant of `records`.
 
     Args:
         records: of one suite.
-        tune: its learning-rate brackets.
+        tune: its learning-rate sweep.
         highlight: the variant under comparison, if this is one.
-        draws: bootstrap draws.
+        samples: bootstrap samples.
 
     Raises:
         AnalysisError: the records must not be compared (see `isoflop.check`), or several dense
             variants leave it open which is the baseline.
     """
-    curves, noise = fit_curves(records, draws=draws)
-    draws = draws if noise.degrees else 0
+    curves, noise = fit_curves(records, samples=samples)
+    samples = samples if noise.degrees else 0
     baseline = _baseline(records)
     variants = sorted(
         {record.variant for record in records},
@@ -91,8 +91,8 @@ def analyse(
     judged = names & {highlight} or names - {baseline} or names
     headline = max(one.budget for one in records if one.variant in judged)
     standings = rank(by_variant, baseline, headline)
-    found = brackets(tune, records, noise, draws)
-    found = tuple(sorted(found, key=lambda bracket: bracket.variant == highlight))
+    found = rate_sweeps(tune, records, noise, samples)
+    found = tuple(sorted(found, key=lambda sweep: sweep.variant == highlight))
     return Analysis(
         records=tuple(records),
         variants=tuple(variants),
@@ -101,15 +101,15 @@ def analyse(
         baseline=baseline,
         highlight=highlight,
         noise=noise,
-        draws=draws,
+        samples=samples,
         standings=standings,
         crossings=crossings(standings),
-        rollouts={
-            variant: rollouts(own, [one for one in records if one.variant == variant])
+        holdouts={
+            variant: hold_out(own, [one for one in records if one.variant == variant])
             for variant, own in by_variant.items()
         },
-        sweeps=sweeps(curves),
-        brackets=found,
+        granularity_sweeps=granularity_sweeps(curves),
+        rate_sweeps=found,
         sensitivity=sensitivity(standings, found, baseline),
     )
 

@@ -1,9 +1,9 @@
 """The frontier of a variant: loss at the compute-optimal size, L*(C) = E + A C^-alpha.
 
-Least squares on the losses, for all bootstrap draws of the minima at once (see `isoflop`; draw 0 is
-the data). `fit` with its frontier law does the same for one table, on log losses and with Huber's
-loss; four minima are too few for that to be more than the absolute value, which jumps from draw to
-draw.
+Least squares on the losses, for all bootstrap samples of the minima at once (see `curves`; sample 0
+is the data). `laws.fit` with its frontier law does the same for one table, on log losses and with
+Huber's loss; with four minima that loss acts as the absolute value, whose minimum jumps from sample
+to sample.
 
 With three budgets the three constants pass through the minima exactly and nothing is left to check
 the law with; the status says so. A pure power law (E = 0) would leave something, but bends where
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.parabola import Array
+from isoflop.analysis.parabola import Array
 
 REACH = 100.0  # the dense frontier is not followed further beyond its budgets than this factor
 ALPHAS = np.geomspace(0.01, 1.0, 60)
@@ -25,7 +25,7 @@ ALPHAS = np.geomspace(0.01, 1.0, 60)
 
 @dataclass(frozen=True)
 class Frontier:
-    """L(C) = floor + scale (C / unit)^-alpha, a law for each draw; arrays of shape (1 + draws,)."""
+    """L(C) = floor + scale (C / unit)^-alpha, one law per sample; arrays (1 + samples,)."""
 
     budgets: Array  # (b,) it was fitted to
     floor: Array  # irreducible loss E
@@ -36,16 +36,16 @@ class Frontier:
 
     @property
     def falls(self) -> bool:
-        """Whether the loss of draw 0 falls with compute."""
+        """Whether the loss of sample 0 falls with compute."""
         return bool(self.scale[0] * self.alpha[0] > 0)
 
     def predict(self, compute: Array) -> Array:
-        """Loss, shape (1 + draws, len(compute))."""
+        """Loss, shape (1 + samples, len(compute))."""
         power = (compute / self.unit) ** -self.alpha[:, None]
         return self.floor[:, None] + self.scale[:, None] * power
 
     def invert(self, loss: Array) -> Array:
-        """Compute at which each draw's law reaches its `loss` (shape (1 + draws, ...)).
+        """Compute at which each sample's law reaches its `loss` (shape (1 + samples, ...)).
 
         Held to REACH times beyond the budgets the law was fitted to: a loss under the floor, which
         the law never reaches, gives the upper end.
@@ -59,11 +59,11 @@ class Frontier:
 
 
 def fit_frontier(budgets: Array, losses: Array) -> Frontier | None:
-    """Fit L(C) to the minima of each draw by least squares; None with fewer than two budgets.
+    """Fit L(C) to the minima of each sample by least squares; None with fewer than two budgets.
 
     Args:
         budgets: FLOPs, shape (b,).
-        losses: shape (1 + draws, b), nats per token.
+        losses: shape (1 + samples, b), nats per token.
     """
     if len(budgets) < 2:
         return None
@@ -77,7 +77,7 @@ def fit_frontier(budgets: Array, losses: Array) -> Frontier | None:
         return Frontier(budgets, floor, scale, alpha, unit, "power law: only 2 budgets")
 
     def project(alpha: Array) -> tuple[Array, Array, Array, Array]:
-        """For exponents of shape (..., draws): the best floor >= 0 and scale, the squared error
+        """For exponents of shape (..., samples): the best floor >= 0 and scale, the squared error
         they leave, and the sign of its derivative in alpha."""
         basis = np.exp(-alpha[..., None] * log_c)
         centred = basis - basis.mean(axis=-1, keepdims=True)
@@ -92,7 +92,7 @@ def fit_frontier(budgets: Array, losses: Array) -> Frontier | None:
     best = project(ALPHAS[:, None])[2].argmin(axis=0)
     low = np.log(ALPHAS[np.maximum(best - 1, 0)])
     high = np.log(ALPHAS[np.minimum(best + 1, len(ALPHAS) - 1)])
-    for _ in range(45):  # bisection, every draw at once
+    for _ in range(45):  # bisection, every sample at once
         middle = (low + high) / 2
         rising = project(np.exp(middle))[3] > 0
         low, high = np.where(rising, low, middle), np.where(rising, middle, high)

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.isoflop import Curve
-from analysis.parabola import Array, Parabola, fit_parabola
+from isoflop.analysis.curves import Curve
+from isoflop.analysis.parabola import Array, Parabola, fit_parabola
 
 LEAST_VALUES = 3
 
 
 @dataclass(frozen=True)
-class Sweep:
+class GranularitySweep:
     """One layer at one budget."""
 
     layer: str
@@ -40,7 +40,7 @@ class Sweep:
         return np.array([curve.parabola.lowest[0] for curve in self.curves])
 
 
-def sweeps(curves: Sequence[Curve]) -> tuple[Sweep, ...]:
+def granularity_sweeps(curves: Sequence[Curve]) -> tuple[GranularitySweep, ...]:
     """Every sweep of at least three granularities among trusted curves, by layer and budget."""
     groups: dict[tuple[str, str, float], list[Curve]] = defaultdict(list)
     for curve in curves:
@@ -57,7 +57,9 @@ def sweeps(curves: Sequence[Curve]) -> tuple[Sweep, ...]:
         log_g = np.log([_granularity(curve) for curve in members])
         if len(np.unique(log_g)) >= LEAST_VALUES:
             losses = np.stack([curve.parabola.lowest for curve in members], axis=1)
-            result.append(Sweep(layer, budget, tuple(members), fit_parabola(log_g, losses)))
+            result.append(
+                GranularitySweep(layer, budget, tuple(members), fit_parabola(log_g, losses))
+            )
     return tuple(result)
 
 

@@ -1,4 +1,4 @@
-"""A parabola of loss in the logarithm of something, and where it is lowest, for every draw."""
+"""A parabola of loss in the logarithm of something, and where it is lowest, for every sample."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Estimate(NamedTuple):
     high: float
 
 
-def estimate(draws: Array) -> Estimate:
-    """The estimate of draws of one quantity, shape (1 + draws,): draw 0 is the data's own."""
-    if len(draws) == 1:
-        return Estimate(float(draws[0]), np.nan, np.nan)
-    low, high = np.quantile(draws[1:], [0.025, 0.975])
-    return Estimate(float(draws[0]), float(low), float(high))
+def estimate(samples: Array) -> Estimate:
+    """The estimate of samples of one quantity, shape (1 + samples,): sample 0 is the data's own."""
+    if len(samples) == 1:
+        return Estimate(float(samples[0]), np.nan, np.nan)
+    low, high = np.quantile(samples[1:], [0.025, 0.975])
+    return Estimate(float(samples[0]), float(low), float(high))
 
 
 def projector(log_x: Array) -> tuple[Array, int]:
@@ -48,16 +48,16 @@ def projector(log_x: Array) -> tuple[Array, int]:
 
 @dataclass(frozen=True)
 class Parabola:
-    """Draws are indexed first: shape (1 + draws, ...)."""
+    """Bootstrap samples are indexed first: shape (1 + samples, ...)."""
 
     log_x: Array  # (points,) increasing
-    coefficients: Array  # (1 + draws, 3), see `projector`
-    status: Status  # of draw 0
-    log_lowest: Array  # (1 + draws,) where each parabola is lowest within the grid
-    lowest: Array  # (1 + draws,) its value there
+    coefficients: Array  # (1 + samples, 3), see `projector`
+    status: Status  # of sample 0
+    log_lowest: Array  # (1 + samples,) where each parabola is lowest within the grid
+    lowest: Array  # (1 + samples,) its value there
 
     def __call__(self, log_x: Array) -> Array:
-        """Fitted loss of draw 0 at `log_x`."""
+        """Fitted loss of sample 0 at `log_x`."""
         return np.vander(log_x - self.log_x.mean(), 3, increasing=True) @ self.coefficients[0]
 
     @property
@@ -78,11 +78,11 @@ class Parabola:
 
 
 def fit_parabola(log_x: Array, losses: Array) -> Parabola:
-    """Fit a parabola to each draw by least squares.
+    """Fit a parabola to each sample by least squares.
 
     Args:
         log_x: increasing, shape (points,).
-        losses: shape (1 + draws, points).
+        losses: shape (1 + samples, points).
     """
     coefficients = losses @ projector(log_x)[0].T
     middle = log_x.mean()

@@ -2,7 +2,7 @@
 
 The compute multiplier at budget C is C_dense(L*(C)) / C: the compute at which the dense frontier
 reaches the loss the layer reaches with C, over C (the leverage of arXiv 2507.17702). It is computed
-for every bootstrap draw (see `isoflop`), from the minimum at each budget, and along C from the
+for every bootstrap sample (see `curves`), from the minimum at each budget, and along C from the
 fitted frontier. A minimum that is not to be trusted enters nothing.
 """
 
@@ -15,21 +15,21 @@ from typing import Literal
 
 import numpy as np
 
-from analysis.frontier import Frontier, fit_frontier
-from analysis.isoflop import Curve
-from analysis.parabola import EXPLAIN, Array, Estimate, estimate
+from isoflop.analysis.curves import Curve
+from isoflop.analysis.frontier import Frontier, fit_frontier
+from isoflop.analysis.parabola import EXPLAIN, Array, Estimate, estimate
 
 
 @dataclass(frozen=True)
 class Multiplier:
-    """Compute multipliers of one variant. Draws are indexed first: shape (1 + draws, ...)."""
+    """Compute multipliers of one variant, bootstrap samples first: shape (1 + samples, ...)."""
 
     budgets: Array  # (b,) whose optimum is to be trusted
-    at_budget: Array  # (1 + draws, b) from the minimum of each budget
+    at_budget: Array  # (1 + samples, b) from the minimum of each budget
     dense_largest: float  # FLOPs up to which the dense frontier was fitted
     compute: Array  # (g,) a grid over the budgets; empty with fewer than two of them
-    band: Array  # (1 + draws, g) from the fitted frontier
-    slope: Array  # (1 + draws,) of log10(multiplier) per decade of compute; nan with one budget
+    band: Array  # (1 + samples, g) from the fitted frontier
+    slope: Array  # (1 + samples,) of log10(multiplier) per decade of compute; nan with one budget
 
     @property
     def reach(self) -> float:
@@ -37,10 +37,10 @@ class Multiplier:
         return float(self.at_budget[0, -1] * self.budgets[-1] / self.dense_largest)
 
     @property
-    def trend(self) -> Literal["grows", "fades", "not resolved"]:
+    def trend(self) -> Literal["grows", "fades", "inconclusive"]:
         """Whether the gain grows or fades with compute."""
         _, low, high = estimate(self.slope)
-        return "grows" if low > 0 else "fades" if high < 0 else "not resolved"
+        return "grows" if low > 0 else "fades" if high < 0 else "inconclusive"
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Crossing:
     below: str
     above: str
     compute: Estimate
-    resolved: bool  # whether each is ahead at its end of the range in 95% of the draws
+    resolved: bool  # whether each is ahead at its end of the range in 95% of the samples
 
 
 def rank(

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from bench.record import Flops, Measured, Parameters, Record, Size
+from isoflop.results.record import Flops, Measured, Parameters, Record, Size
 
 E, A, B, ALPHA, BETA = 1.8, 120.0, 240.0, 0.32, 0.32
 CONTEXT, BATCH, VOCABULARY, DEPTH = 256, 8, 1024, 4
@@ -80,7 +80,7 @@ def simulate(
     return records
 
 
-def bracket(
+def rate_sweep(
     variant: str,
     rates: Sequence[float],
     best: float,

@@ -10,17 +10,21 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from bench.data import hash_of_windows
-from bench.data import prepare as tokens_of
-from bench.plan import Cell, find_layer, plan
-from bench.record import read_record, write_whole
-from bench.run import missing
-from bench.suite import Name, Suite, Variant, first_seeds, load_suite, suite_path, to_toml
+from isoflop.bench.data import hash_of_windows
+from isoflop.bench.data import prepare as tokens_of
+from isoflop.bench.layers import find_layer
+from isoflop.bench.plan import Cell, plan
+from isoflop.bench.run import missing
+from isoflop.bench.suite import Name, Suite, Variant, first_seeds, load_suite, suite_path, to_toml
+from isoflop.results.errors import IsoflopError
+from isoflop.results.record import read_record, write_whole
 
-ROOT = Path(__file__).parent.parent  # of a checkout, whose results/ holds the shipped records
+SHIPPED = (
+    Path(__file__).resolve().parents[1] / "results" / "submissions"
+)  # of a checkout or a wheel
 
 
-class CompareError(Exception):
+class CompareError(IsoflopError):
     """No comparison is possible; one line says why and what to do."""
 
 
@@ -183,7 +187,7 @@ def variant_name(layer: str, options: dict[str, Any]) -> str:
 
 
 def _dense(suite: Suite, where: str) -> str:
-    """The name of the baseline, as `analysis.analyse` finds it."""
+    """The name of the baseline, as `isoflop.analysis.analyse` finds it."""
     dense = sorted(name for name, one in suite.variants.items() if one.layer == "dense")
     if "dense" in dense:
         return "dense"
@@ -195,7 +199,7 @@ def _dense(suite: Suite, where: str) -> str:
 def _records_of(suite: str, baseline: list[Cell]) -> Path:
     """The first folder with all records of the baseline: the user's own run, then submissions."""
     submitted = Path("results/submissions")
-    folders = [Path("runs") / suite / "records", submitted, ROOT / submitted]
+    folders = [Path("runs") / suite / "records", submitted, SHIPPED]
     for folder in folders:
         paths = [_record_in(folder, cell) for cell in baseline]
         if all(path is not None and read_record(path).status == "finished" for path in paths):

@@ -14,15 +14,16 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from bench.record import write_whole
-from bench.suite import Corpus
+from isoflop.bench.suite import Corpus
+from isoflop.results.errors import IsoflopError
+from isoflop.results.record import write_whole
 
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_SAMPLE = 50_000_000  # characters of training text that the tokenizer is trained on
 LOCAL_READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
 
-class DataError(Exception):
+class DataError(IsoflopError):
     """A corpus that cannot be used: one line saying which, why, and what would do."""
 
 

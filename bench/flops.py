@@ -1,6 +1,6 @@
 """Exact FLOPs: fvcore traces the reference path on the meta device, strictly, with our handles.
 
-Convention (`bench.record.FLOP_CONVENTION`): 1 multiply-add = 2 FLOPs; attention counted in full,
+Convention (`FLOP_CONVENTION` in every record): 1 multiply-add = 2 FLOPs; attention counted in full,
 not halved for causality; head counted; embedding lookup 0; norms, activations, softmax and top-k
 0; training = 3 x forward; recomputation not counted.
 """
@@ -17,10 +17,11 @@ from fvcore.nn.jit_handles import get_shape
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import Config, Decoder
+from isoflop.models import Config, Decoder
+from isoflop.results.errors import IsoflopError
 
 
-class FlopError(Exception):
+class FlopError(IsoflopError):
     """An op that nobody counts, or a formula and a trace that differ; the message says which."""
 
 

@@ -21,9 +21,11 @@ from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.flops import FlopError, verify_flops
-from bench.plan import Cell, complete_options, find_layer
-from models import LAYERS, Config, Decoder, Layer
+from isoflop.bench.flops import FlopError, verify_flops
+from isoflop.bench.layers import complete_options, find_layer
+from isoflop.bench.plan import Cell
+from isoflop.models import LAYERS, Config, Decoder, Layer
+from isoflop.results.errors import IsoflopError
 
 WIDTHS = (32, 48)  # at which FLOPs are counted; all else is at the first
 BATCH, TIME, VOCABULARY = 8, 12, 40  # the batch suits expert choice with an expansion of 1, 2, 4, 8
@@ -32,7 +34,7 @@ BFLOAT16 = 0.1  # norm of the change under bfloat16 autocast over the norm of th
 COMPILED = 1e-4  # change under torch.compile over the largest output
 
 
-class LintError(Exception):
+class LintError(IsoflopError):
     """A layer that must not be trained; one line says what to fix."""
 
 
@@ -227,7 +229,7 @@ def _bfloat16(subject: _Subject) -> str:
     if not change <= BFLOAT16:
         return (
             f"bfloat16 autocast changes the output by {change:.0%}: compute routing scores and "
-            "softmax in float32, see models.layer.full_precision"
+            "softmax in float32, see isoflop.models.layer.full_precision"
         )
     return ""
 
@@ -357,7 +359,7 @@ def with_class(name: str) -> str:
         raise LintError(f"{name}: {error.strerror}") from None
     except (SyntaxError, UnicodeDecodeError) as error:
         raise LintError(f"{name}: not Python: {error}") from None
-    layers, reason = [], "no public class derived from models.Layer"
+    layers, reason = [], "no public class derived from isoflop.Layer"
     for node in tree.body:
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
             try:

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
-import math
-import sys
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from time import perf_counter
-from types import ModuleType
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-from pydantic import TypeAdapter, ValidationError
-
-from bench.flops import build_on_meta
-from bench.record import Flops, Parameters, Size
-from bench.suite import Corpus, Suite, SuiteError, Training
-from models import LAYERS, Config, Layer
+from isoflop.bench.flops import build_on_meta
+from isoflop.bench.layers import complete_options, find_layer, source_hash
+from isoflop.bench.suite import Corpus, Suite, SuiteError, Training
+from isoflop.models import Config
+from isoflop.results.record import Flops, Parameters, Size
 
 RESULTS_VERSION = 1  # part of every cell id: raise it when a change to the code changes results
 
@@ -68,70 +60,6 @@ class Cell:
         )
 
 
-def find_layer(name: str) -> type[Layer]:
-    """A layer by registered name, by entry point `isoflop.layers`, or as path/to/file.py:Class.
-
-    Raises:
-        ValueError: there is none, or its file does not give it.
-    """
-    if name in LAYERS:
-        return LAYERS[name]
-    path, _, attribute = name.rpartition(":")
-    if not path.endswith(".py"):
-        for point in importlib.metadata.entry_points(group="isoflop.layers", name=name):
-            return _checked(point.load(), name)
-        raise ValueError(
-            f"no layer {name!r}; known: {', '.join(sorted(LAYERS))}, or path/to/file.py:Class"
-        )
-    if not Path(path).is_file():
-        raise ValueError(f"no file {path}")
-    # A private module name: a user's own `models` or `bench` must not shadow ours. An edited file
-    # is another module.
-    source = Path(path).read_bytes()
-    module_name = f"_isoflop_layer_{hashlib.sha256(path.encode() + source).hexdigest()[:12]}"
-    if module_name not in sys.modules:
-        module = ModuleType(module_name)
-        module.__file__ = path
-        sys.modules[module_name] = module
-        try:
-            # From the source, never from bytecode lying beside it: the source is what is hashed.
-            exec(compile(source, path, "exec"), vars(module))
-        except Exception as error:
-            del sys.modules[module_name]
-            raise ValueError(f"{path} cannot be imported: {error!r}") from None
-    layer = getattr(sys.modules[module_name], attribute, None)
-    return _checked(layer, f"{Path(path).name}:{attribute}")  # wherever the file lies
-
-
-def _checked(layer: Any, name: str) -> type[Layer]:
-    if not (isinstance(layer, type) and issubclass(layer, Layer)):
-        raise ValueError(f"{name} is not a class derived from models.Layer")
-    # A class derived from one of ours inherits its name, which would file it under that.
-    layer.name = vars(layer).get("name") or name
-    return layer
-
-
-def complete_options(layer: type[Layer], options: dict[str, Any]) -> dict[str, Any]:
-    """The options with the layer's defaults.
-
-    Raises:
-        ValueError: one line, for an unknown option or a value it cannot take.
-    """
-    known = ", ".join(field.name for field in fields(layer.Options)) or "none"
-    unknown = [key for key in options if key not in layer.Options.__dataclass_fields__]
-    if unknown:
-        raise ValueError(f"{unknown[0]}: unknown option of layer {layer.name}; known: {known}")
-    try:
-        # As JSON, since strict mode there takes a table for a dataclass, yet no "4" for a number.
-        text = json.dumps(options, default=str)
-        return asdict(TypeAdapter(layer.Options).validate_json(text, strict=True))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise ValueError(f"{key}: {message}" if key else message) from None
-
-
 def plan(suite: Suite, where: str) -> list[Cell]:
     """The cells of a suite, in the order they run: cheapest budgets first, large cells first.
 
@@ -159,8 +87,8 @@ def plan(suite: Suite, where: str) -> list[Cell]:
     return sorted(cells, key=lambda cell: cell.budget)
 
 
-def bracket(suite: Suite, where: str) -> list[Cell]:
-    """The learning-rate bracket: every variant at the [tune] cell, at each factor of its rate.
+def sweep_cells(suite: Suite, where: str) -> list[Cell]:
+    """The learning-rate sweep: every variant at the [tune] cell, at each factor of its rate.
 
     Raises:
         SuiteError: the suite has no [tune], or a cell does not fit.
@@ -195,7 +123,7 @@ def make_cell(
     budget_key: str,
     factor: float = 1.0,
 ) -> Cell:
-    """One cell. `factor` multiplies its learning rate, for a bracket.
+    """One cell. `factor` multiplies its learning rate, for a sweep.
 
     Raises:
         SuiteError: naming `variant_key` or `budget_key`.
@@ -236,7 +164,7 @@ def make_cell(
     decides = {
         "version": RESULTS_VERSION,
         "layer": variant.layer.rpartition(":")[2],  # where a file lies changes nothing
-        "source": _source_hash(variant.layer),
+        "source": source_hash(variant.layer),
         "options": options,
         "placement": suite.placement,
         "shape": backbone,
@@ -265,70 +193,3 @@ def make_cell(
         layer_bytes_per_token=2 * parameters.layer_active,
         row_bytes_per_token=2 * (parameters.layer_active - parameters.layer_total + tables),
     )
-
-
-def _source_hash(layer: str) -> str | None:
-    """The content of a user's layer file, so that an edited layer is trained anew."""
-    path = layer.rpartition(":")[0]
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] if path else None
-
-
-@dataclass(frozen=True)
-class Device:
-    """What a device can do, for predictions."""
-
-    name: str
-    flops: float  # bf16 matrix FLOPs per second
-    bandwidth: float  # bytes per second
-    memory: float  # bytes
-    step_overhead: float  # seconds per step and block that no FLOP explains
-    utilisation: float = 0.35  # of `flops`, that a training step reaches
-
-
-# Public figures of the makers, dense bf16; `plan --device` takes these names.
-DEVICES = {
-    device.name: device
-    for device in (
-        Device("a100", 312e12, 2.0e12, 80e9, 2e-4),
-        Device("h100", 990e12, 3.35e12, 80e9, 2e-4),
-        Device("h200", 990e12, 4.8e12, 141e9, 2e-4),
-        Device("rtx4090", 165e12, 1.0e12, 24e9, 2e-4),
-    )
-}
-
-
-def predict_seconds(cell: Cell, device: Device) -> float:
-    """Training time: compute, the traffic of gathered rows, the optimiser, a cost per step.
-
-    A rough figure, for deciding whether to start: within a factor of two or three.
-    """
-    compute = cell.flops / (device.flops * device.utilisation)
-    # Forward, and both sides of backward; a dense weight is read once for the whole batch.
-    rows = 3 * max(0, cell.row_bytes_per_token) * cell.tokens / device.bandwidth
-    optimiser = cell.steps * 28 * cell.parameters.total / device.bandwidth
-    overhead = cell.steps * cell.size.depth * device.step_overhead
-    return compute + rows + optimiser + overhead
-
-
-def predict_bytes(cell: Cell) -> float:
-    """Peak memory: parameters, gradients and two moments in fp32, activations, logits. Rough."""
-    sequences = cell.training.micro_batch or cell.training.batch
-    tokens = sequences * cell.training.context
-    activations = tokens * cell.size.depth * cell.size.width * 34 * 2
-    logits = tokens * cell.corpus.vocabulary * 10
-    return 16 * cell.parameters.total + activations + logits
-
-
-def local_cpu() -> Device:
-    """One core of this CPU, its matrix rate measured in a moment."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    a = torch.randn(512, 512, dtype=torch.bfloat16)
-    rates = []
-    for _ in range(5):
-        start = perf_counter()
-        for _ in range(10):
-            a @ a
-        rates.append(10 * 2 * 512**3 / (perf_counter() - start))
-    torch.set_num_threads(before)
-    return Device("cpu", max(rates), 8e9, math.inf, 2e-3)

@@ -25,10 +25,9 @@ from typing import Any
 
 import torch
 
-from bench.data import hash_of_windows, open_tokens, prepare
-from bench.plan import Cell
-from bench.record import Measured, Record, read_record, write_record
-from bench.train import (
+from isoflop.bench.data import hash_of_windows, open_tokens, prepare
+from isoflop.bench.plan import Cell
+from isoflop.bench.train import (
     Progress,
     describe,
     device_name,
@@ -36,6 +35,8 @@ from bench.train import (
     train_cell,
     versions,
 )
+from isoflop.results.errors import IsoflopError
+from isoflop.results.record import Measured, Record, read_record, write_record
 
 # Freed blocks stay with the process: small steps otherwise spend a third of their time on the
 # page faults of fresh memory. Read by glibc when a process starts; harmless elsewhere.
@@ -46,7 +47,7 @@ ALLOCATOR = {
 }
 
 
-class RunError(Exception):
+class RunError(IsoflopError):
     """The suite cannot go on, for a reason outside the cells: a full disk, an unwritable folder."""
 
 
@@ -164,7 +165,7 @@ def workers() -> Iterator[ForkServerContext | SpawnContext]:
         else:
             context = multiprocessing.get_context("forkserver")
             # The optimiser imports torch._dynamo on first use, which takes more than a second.
-            context.set_forkserver_preload(["bench.train", "torch._dynamo"])
+            context.set_forkserver_preload(["isoflop.bench.train", "torch._dynamo"])
             with _interrupts(signal.SIG_IGN):  # inherited by every worker
                 multiprocessing.forkserver.ensure_running()
             yield context

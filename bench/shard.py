@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from bench.suite import SuiteError
+from isoflop.bench.suite import SuiteError
 
 if TYPE_CHECKING:
-    from bench.plan import Cell
+    from isoflop.bench.plan import Cell
 
 
 def share(cells: list[Cell], shard: str) -> list[Cell]:

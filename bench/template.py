@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import Layer
+from isoflop import Layer
 
 
 class MyLayer(Layer):

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bench.data import Sampler, Tokens, bits_per_byte, hash_of_windows
-from bench.plan import Cell
-from bench.record import Measured, Record
-from bench.suite import Training
-from models import Decoder
+from isoflop.bench.data import Sampler, Tokens, bits_per_byte, hash_of_windows
+from isoflop.bench.plan import Cell
+from isoflop.bench.suite import Training
+from isoflop.models import Decoder
+from isoflop.results.record import Measured, Record
 
 CURVE_POINTS = 64  # entries of a record's loss curve
 CHECKPOINT_SECONDS = 600.0  # a cell that takes longer saves its state this often
@@ -360,7 +360,7 @@ def git_revision() -> str | None:
     """The revision of the code that runs, with `+` if it has uncommitted changes."""
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import Layer
-from models.product_keys import ProductKeys, QueryNorm, check_product_keys
-from models.sparse import value_sum
+from isoflop import Layer
+from isoflop.models.ops import value_sum
+from isoflop.models.product_keys import ProductKeys, QueryNorm, check_product_keys
 
 
 class MemoryPlus(Layer):

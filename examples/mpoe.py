@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import Layer
-from models.layer import full_precision
+from isoflop import Layer
+from isoflop.models.layer import full_precision
 
 OUTER = 4  # the largest size of an outer mode
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import Layer
-from models.layer import full_precision
+from isoflop import Layer
+from isoflop.models.layer import full_precision
 
 
 def entmax15(z: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models import Layer
-from models.layer import full_precision
-from models.sparse import expert_ffn
+from isoflop import Layer
+from isoflop.models.layer import full_precision
+from isoflop.models.ops import expert_ffn
 
 
 class XMoE(Layer):

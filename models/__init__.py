@@ -1,11 +1,14 @@
 """What is trained: a decoder and the feed-forward layers put in it. Pure torch."""
 
-from models.decoder import Config, Decoder
-from models.dense import Dense
-from models.layer import LAYERS, Layer, register
-from models.moe import ExpertChoiceMoE, MoE
-from models.peer import PEER
-from models.pkm import PKM
+if __name__ != "isoflop.models":  # imported twice, its classes and operators would exist twice
+    raise ImportError("import this folder as isoflop.models, not as models")
+
+from isoflop.models.decoder import Config, Decoder
+from isoflop.models.dense import Dense
+from isoflop.models.layer import LAYERS, Layer, full_precision, register
+from isoflop.models.moe import ExpertChoiceMoE, MoE
+from isoflop.models.peer import PEER
+from isoflop.models.pkm import PKM
 
 __all__ = [
     "LAYERS",
@@ -17,5 +20,6 @@ __all__ = [
     "ExpertChoiceMoE",
     "Layer",
     "MoE",
+    "full_precision",
     "register",
 ]

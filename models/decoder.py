@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.dense import Dense, init_linear
-from models.layer import Layer
+from isoflop.models.dense import Dense, init_linear
+from isoflop.models.layer import Layer
 
 ROTARY_BASE = 10_000.0
 

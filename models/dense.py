@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layer import Layer, register
+from isoflop.models.layer import Layer, register
 
 
 def init_linear(weight: Tensor) -> None:

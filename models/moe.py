@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.dense import init_linear
-from models.layer import Layer, full_precision, register
-from models.sparse import expert_ffn
+from isoflop.models.dense import init_linear
+from isoflop.models.layer import Layer, full_precision, register
+from isoflop.models.ops import expert_ffn
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from models.layer import Layer, register
-from models.product_keys import ProductKeys, QueryNorm, check_product_keys
-from models.sparse import expert_mix
+from isoflop.models.layer import Layer, register
+from isoflop.models.ops import expert_mix
+from isoflop.models.product_keys import ProductKeys, QueryNorm, check_product_keys
 
 
 @register("peer")

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.layer import Layer, register
-from models.product_keys import ProductKeys, QueryNorm, check_product_keys
-from models.sparse import value_sum
+from isoflop.models.layer import Layer, register
+from isoflop.models.ops import value_sum
+from isoflop.models.product_keys import ProductKeys, QueryNorm, check_product_keys
 
 
 @register("pkm")

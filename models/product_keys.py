@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from models.layer import full_precision
-from models.sparse import product_key_topk
+from isoflop.models.layer import full_precision
+from isoflop.models.ops import product_key_topk
 
 QueryNorm = Literal["batch", "layer", "none"]
 

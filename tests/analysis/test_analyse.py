@@ -2,9 +2,9 @@
 
 import pytest
 
-from analysis.analyse import analyse
-from analysis.isoflop import AnalysisError
-from analysis.simulate import bracket, simulate
+from isoflop.analysis.analyse import analyse
+from isoflop.analysis.curves import AnalysisError
+from isoflop.analysis.simulate import rate_sweep, simulate
 
 BUDGETS = (1e14, 4e14, 1.6e15)
 OCTAVES = (-1.0, -0.5, 0.0, 0.5, 1.0)
@@ -15,16 +15,16 @@ def test_the_baseline_is_dense() -> None:
     with pytest.raises(AnalysisError, match="dense-gelu, dense-swiglu is the baseline"):
         analyse(records)
     named = simulate({"dense-gelu": 1.2, "dense": 1.0}, BUDGETS, octaves=OCTAVES)
-    analysis = analyse(named, draws=50)
+    analysis = analyse(named, samples=50)
     assert analysis.baseline == "dense"
     assert analysis.variants == ("dense", "dense-gelu")
-    none = analyse(simulate({"moe": 1.0}, BUDGETS, octaves=OCTAVES), draws=50)
+    none = analyse(simulate({"moe": 1.0}, BUDGETS, octaves=OCTAVES), samples=50)
     assert none.standings[0].reason == "no dense baseline"
 
 
 def test_variants_are_ordered_as_people_count() -> None:
     truth = {"moe-g16": 1.0, "moe-g4": 1.0, "dense": 1.0, "moe": 1.0}
-    analysis = analyse(simulate(truth, BUDGETS, octaves=OCTAVES), draws=10)
+    analysis = analyse(simulate(truth, BUDGETS, octaves=OCTAVES), samples=10)
     assert analysis.variants == ("dense", "moe", "moe-g4", "moe-g16")
 
 
@@ -34,7 +34,7 @@ def test_a_variant_that_never_finished_is_still_shown() -> None:
         one.model_copy(update={"status": "failed", "loss": None}) if one.variant == "peer" else one
         for one in records
     ]
-    analysis = analyse(broken, draws=10)
+    analysis = analyse(broken, samples=10)
     assert [each.variant for each in analysis.standings] == ["dense", "peer"]
     assert "no finished cell" in analysis.standings[1].reason
     assert len(analysis.missing("peer")) == len(analysis.finished) == 15
@@ -44,11 +44,11 @@ def test_every_part_is_there() -> None:
     options = {f"moe-g{g}": {"granularity": g} for g in (1, 2, 4, 8)}
     truth = {"dense": 1.0, "moe-g1": 1.2, "moe-g2": 1.5, "moe-g4": 1.6, "moe-g8": 1.4}
     records = simulate(truth, BUDGETS, octaves=OCTAVES, options=options)
-    tune = bracket("dense", (5e-4, 1e-3, 2e-3), 1e-3)
-    analysis = analyse(records, tune, draws=50)
+    tune = rate_sweep("dense", (5e-4, 1e-3, 2e-3), 1e-3)
+    analysis = analyse(records, tune, samples=50)
     assert analysis.budgets == BUDGETS
-    assert set(analysis.rollouts) == set(truth)
-    assert [sweep.budget for sweep in analysis.sweeps] == list(BUDGETS)
-    assert [one.variant for one in analysis.brackets] == ["dense"]
+    assert set(analysis.holdouts) == set(truth)
+    assert [sweep.budget for sweep in analysis.granularity_sweeps] == list(BUDGETS)
+    assert [one.variant for one in analysis.rate_sweeps] == ["dense"]
     assert set(analysis.sensitivity) == set(truth)
-    assert analysis.draws == 50
+    assert analysis.samples == 50

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from analysis.fit import fit
-from analysis.frontier import REACH, fit_frontier
-from analysis.laws import LAWS
-from analysis.simulate import optimum
+from isoflop.analysis.frontier import REACH, fit_frontier
+from isoflop.analysis.laws import LAWS
+from isoflop.analysis.laws.fit import fit
+from isoflop.analysis.simulate import optimum
 
 BUDGETS = np.array([1e14, 4e14, 1.6e15, 6.4e15, 2.56e16])
 
@@ -44,10 +44,10 @@ def test_it_agrees_with_the_general_fit() -> None:
 
 
 def test_every_draw_is_fitted_by_itself() -> None:
-    draws = np.stack([law(BUDGETS), law(BUDGETS, floor=1.2, alpha=0.1)])
-    both = fit_frontier(BUDGETS, draws)
+    samples = np.stack([law(BUDGETS), law(BUDGETS, floor=1.2, alpha=0.1)])
+    both = fit_frontier(BUDGETS, samples)
     assert both
-    for row, losses in enumerate(draws):
+    for row, losses in enumerate(samples):
         alone = fit_frontier(BUDGETS, losses[None])
         assert alone
         assert both.floor[row] == pytest.approx(alone.floor[0], abs=1e-9)
@@ -98,8 +98,8 @@ def test_few_budgets_are_said_to_be_few() -> None:
 
 
 def test_inverting_undoes_predicting_within_reach() -> None:
-    draws = np.stack([law(BUDGETS), law(BUDGETS, floor=1.2)])
-    fitted = fit_frontier(BUDGETS, draws)
+    samples = np.stack([law(BUDGETS), law(BUDGETS, floor=1.2)])
+    fitted = fit_frontier(BUDGETS, samples)
     assert fitted
     compute = np.geomspace(1e13, 1e18, 7)
     np.testing.assert_allclose(

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from analysis.granularity import Sweep, sweeps
-from analysis.isoflop import fit_curves
-from analysis.simulate import simulate
+from isoflop.analysis.curves import fit_curves
+from isoflop.analysis.granularity import GranularitySweep, granularity_sweeps
+from isoflop.analysis.simulate import simulate
 
 BUDGETS = (1e14, 4e14)
 OCTAVES = (-1.0, -0.5, 0.0, 0.5, 1.0)
@@ -13,13 +13,13 @@ OCTAVES = (-1.0, -0.5, 0.0, 0.5, 1.0)
 
 def swept(
     values: tuple[int, ...], best: float, noise: float = 0.003, random: int = 0
-) -> list[Sweep]:
+) -> list[GranularitySweep]:
     """A suite whose multiplier is a parabola in log G, highest at `best`."""
     names = {f"moe-g{value}": value for value in values}
     truth = {name: 1.5 * np.exp(-0.1 * np.log(g / best) ** 2) for name, g in names.items()}
     options = {name: {"granularity": g, "expansion": 8} for name, g in names.items()}
     records = simulate(truth, BUDGETS, octaves=OCTAVES, options=options, noise=noise, random=random)
-    return list(sweeps(fit_curves(records, draws=300)[0]))
+    return list(granularity_sweeps(fit_curves(records, samples=300)[0]))
 
 
 def test_the_best_granularity_is_found_inside() -> None:
@@ -52,12 +52,12 @@ def test_three_values_are_drawn_but_too_few_to_trust() -> None:
 def test_variants_that_differ_in_more_than_granularity_are_no_sweep() -> None:
     options = {f"moe-g{g}": {"granularity": g, "expansion": 4 * g} for g in (1, 2, 4, 8)}
     records = simulate(dict.fromkeys(options, 1.0), BUDGETS, octaves=OCTAVES, options=options)
-    assert sweeps(fit_curves(records, draws=10)[0]) == ()
+    assert granularity_sweeps(fit_curves(records, samples=10)[0]) == ()
 
 
 def test_untrusted_optima_are_left_out() -> None:
     options = {f"moe-g{g}": {"granularity": g} for g in (1, 2, 4, 8)}
     records = simulate(dict.fromkeys(options, 1.0), BUDGETS[:1], octaves=OCTAVES, options=options)
     kept = [one for index, one in enumerate(records) if one.variant != "moe-g2" or index % 5 < 3]
-    (sweep,) = sweeps(fit_curves(kept, draws=10)[0])
+    (sweep,) = granularity_sweeps(fit_curves(kept, samples=10)[0])
     assert sweep.values.tolist() == [1, 4, 8]

@@ -1,9 +1,9 @@
-"""Parabolas, their lowest points, and estimates from draws."""
+"""Parabolas, their lowest points, and estimates from samples."""
 
 import numpy as np
 import pytest
 
-from analysis.parabola import estimate, fit_parabola, projector
+from isoflop.analysis.parabola import estimate, fit_parabola, projector
 
 LOG_X = np.log([1.0, 2.0, 4.0, 8.0, 16.0])
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from analysis.analyse import analyse
-from analysis.parabola import estimate
-from analysis.ranking import Standing
-from analysis.simulate import simulate
-from bench.record import Record
+from isoflop.analysis.analyse import analyse
+from isoflop.analysis.parabola import estimate
+from isoflop.analysis.ranking import Standing
+from isoflop.analysis.simulate import simulate
+from isoflop.results.record import Record
 
 BUDGETS = (1e14, 4e14, 1.6e15)
 OCTAVES = (-1.0, -0.5, 0.0, 0.5, 1.0)
@@ -18,7 +18,7 @@ def changed(one: Record, **fields: object) -> Record:
 
 
 def standings(records: list[Record]) -> dict[str, Standing]:
-    return {one.variant: one for one in analyse(records, draws=300).standings}
+    return {one.variant: one for one in analyse(records, samples=300).standings}
 
 
 def test_noise_free_multipliers_are_the_truth() -> None:
@@ -66,7 +66,7 @@ def test_a_trend_within_the_noise_is_not_resolved() -> None:
     records = simulate({"dense": 1.0, "peer": 1.5}, BUDGETS, octaves=OCTAVES, noise=0.02, random=3)
     multiplier = standings(records)["peer"].multiplier
     assert multiplier
-    assert multiplier.trend == "not resolved"
+    assert multiplier.trend == "inconclusive"
 
 
 def test_overlapping_intervals_share_a_rank() -> None:
@@ -90,7 +90,7 @@ def test_an_untrusted_optimum_has_no_rank_and_a_reason(status: str) -> None:
             if status == "concave":
                 one = changed(one, loss=3.5 - 0.01 * (size - 2) ** 2)
         spoilt.append(one)
-    analysis = analyse(spoilt, draws=50)
+    analysis = analyse(spoilt, samples=50)
     last = analysis.standings[-1]
     assert (last.variant, last.rank, last.headline) == ("peer", None, None)
     assert last.reason

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.plan import Cell, plan
-from bench.record import Measured, Record
-from bench.suite import Suite
-from bench.train import describe
+from isoflop.bench.plan import Cell, plan
+from isoflop.bench.suite import Suite
+from isoflop.bench.train import describe
+from isoflop.results.record import Measured, Record
 
 TINY: dict[str, Any] = {
     "name": "tiny",

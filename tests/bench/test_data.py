@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.data import (
+from isoflop.bench.data import (
     DataError,
     Sampler,
     Tokens,
@@ -15,7 +15,7 @@ from bench.data import (
     open_tokens,
     prepare,
 )
-from bench.suite import Corpus
+from isoflop.bench.suite import Corpus
 
 
 @pytest.fixture

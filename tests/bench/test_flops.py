@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.flops import FlopError, backward_ratio, build_on_meta, traced_flops, verify_flops
-from models import LAYERS, Config, Layer
+from isoflop.bench.flops import FlopError, backward_ratio, build_on_meta, traced_flops, verify_flops
+from isoflop.models import LAYERS, Config, Layer
 
 # Every registered layer, each option that changes its FLOPs at least once.
 VARIANTS: list[tuple[str, dict[str, Any]]] = [

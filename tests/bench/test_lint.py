@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.lint import (
+from isoflop.bench.lint import (
     CHECKS,
     ESSENTIAL,
     LintError,
@@ -19,7 +19,7 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 GOOD = """\
 import torch
 from torch import nn
-from models import Layer
+from isoflop import Layer
 
 class Mine(Layer):
     def __init__(self, d_model, **options):
@@ -246,7 +246,7 @@ def test_the_class_is_found_if_there_is_one(tmp_path: Path) -> None:
     failing.write_text(f"1 / 0\n{GOOD}")
     for bad, text in (
         (two, "which layer: Mine, Other"),
-        (none, "no public class derived from models.Layer"),
+        (none, "no public class derived from isoflop.Layer"),
         (wrong, "not Python"),
         (failing, "ZeroDivisionError"),
         (tmp_path / "absent.py", "No such file"),

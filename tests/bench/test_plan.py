@@ -3,21 +3,15 @@ from pathlib import Path
 
 import pytest
 
-from bench.plan import (
-    DEVICES,
-    bracket,
-    complete_options,
-    find_layer,
-    plan,
-    predict_bytes,
-    predict_seconds,
-)
-from bench.suite import SuiteError
-from models import PEER, Layer
+from isoflop.bench.cost import DEVICES, predict_bytes, predict_seconds
+from isoflop.bench.layers import complete_options, find_layer
+from isoflop.bench.plan import plan, sweep_cells
+from isoflop.bench.suite import SuiteError
+from isoflop.models import PEER, Layer
 from tests.bench.cells import TINY, tiny_cells, tiny_suite
 
 LAYER_FILE = """
-from models import Layer
+from isoflop import Layer
 
 class Nothing(Layer):
     "Adds nothing."
@@ -81,12 +75,12 @@ def test_the_learning_rate_follows_the_transfer_rule() -> None:
 
 def test_a_bracket_varies_the_rate_of_the_tune_cell() -> None:
     tune = {"size": "s", "budget": 5e8, "factors": [0.5, 1.0, 2.0], "seeds": [0, 1]}
-    cells = bracket(tiny_suite(tune=tune), "tiny.toml")
+    cells = sweep_cells(tiny_suite(tune=tune), "tiny.toml")
     assert len({cell.id for cell in cells}) == 2 * 3 * 2
     assert {cell.learning_rate for cell in cells} == {5e-3, 1e-2, 2e-2}
     assert tiny_cells()[0].id in {cell.id for cell in cells}
     with pytest.raises(SuiteError, match=r"tiny.toml: tune: missing"):
-        bracket(tiny_suite(), "tiny.toml")
+        sweep_cells(tiny_suite(), "tiny.toml")
 
 
 def test_an_id_does_not_change_with_where_a_layer_file_lies(tmp_path: Path) -> None:
@@ -126,8 +120,8 @@ def test_a_layer_file_is_used_without_touching_the_package(tmp_path: Path) -> No
     ("text", "attribute", "message"),
     [
         ("raise RuntimeError('no')", "A", "cannot be imported: RuntimeError"),
-        ("A = 3", "A", "is not a class derived from models.Layer"),
-        ("", "A", "is not a class derived from models.Layer"),
+        ("A = 3", "A", "is not a class derived from isoflop.Layer"),
+        ("", "A", "is not a class derived from isoflop.Layer"),
     ],
 )
 def test_a_bad_layer_file_is_refused(

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.record import read_records
-from bench.run import ALLOCATOR, Event, RunError, _interrupt_afterwards, missing, run_cells
-from models import LAYERS
+from isoflop.bench.run import ALLOCATOR, Event, RunError, _interrupt_afterwards, missing, run_cells
+from isoflop.models import LAYERS
+from isoflop.results.record import read_records
 from tests.bench.cells import TINY, tiny_cells
 
 # Cells of a second or two, so that there is time to kill them.
@@ -41,7 +41,7 @@ again = { layer = "dense", learning_rate = 2e-2 }
 def start(folder: Path) -> subprocess.Popen[str]:
     (folder / "suite.toml").write_text(SUITE)
     return subprocess.Popen(
-        [sys.executable, "-m", "bench", "run", "suite.toml", "--out", "out"],
+        [sys.executable, "-m", "isoflop", "run", "suite.toml", "--out", "out"],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": os.getcwd()},
         stdout=subprocess.PIPE,
@@ -171,8 +171,8 @@ def test_records_do_not_depend_on_the_process(tmp_path: Path) -> None:
     """A worker's record is that of the cell trained here."""
     import torch
 
-    from bench.data import prepare
-    from bench.train import train_cell
+    from isoflop.bench.data import prepare
+    from isoflop.bench.train import train_cell
 
     cell = tiny_cells()[0]
     finish(tmp_path / "records")

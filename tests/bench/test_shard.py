@@ -1,8 +1,8 @@
 import pytest
 
-from bench.plan import Cell, bracket, plan
-from bench.shard import share
-from bench.suite import SuiteError, load_suite
+from isoflop.bench.plan import Cell, plan, sweep_cells
+from isoflop.bench.shard import share
+from isoflop.bench.suite import SuiteError, load_suite
 from tests.bench.cells import tiny_cells
 
 SUITES = ["ci", "quick"]
@@ -57,7 +57,7 @@ def test_cells_of_the_same_id_are_dealt_out_once_each() -> None:
 
 
 def test_brackets_are_shared_too() -> None:
-    cells = bracket(load_suite("quick"), "quick")
+    cells = sweep_cells(load_suite("quick"), "quick")
     assert sorted(c.id for k in (1, 2, 3) for c in share(cells, f"{k}/3")) == sorted(
         cell.id for cell in cells
     )

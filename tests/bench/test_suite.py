@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
-from bench.plan import plan
-from bench.suite import SHIPPED, SuiteError, load_suite
+from isoflop.bench.plan import plan
+from isoflop.bench.suite import SHIPPED, SuiteError, load_suite
 
 GOOD = """
 [training]

@@ -9,13 +9,13 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-import bench.train
-from bench.data import Tokens, prepare
-from bench.plan import Cell, plan
-from bench.record import Record, read_record, write_record
-from bench.suite import Training, load_suite
-from bench.train import Progress, Trainer, learning_rate_at, make_optimizer, train_cell
-from models import Decoder
+import isoflop.bench.train
+from isoflop.bench.data import Tokens, prepare
+from isoflop.bench.plan import Cell, plan
+from isoflop.bench.suite import Training, load_suite
+from isoflop.bench.train import Progress, Trainer, learning_rate_at, make_optimizer, train_cell
+from isoflop.models import Decoder
+from isoflop.results.record import Record, read_record, write_record
 from tests.bench.cells import TINY, tiny_cells
 
 CPU = torch.device("cpu")
@@ -108,19 +108,19 @@ def test_a_cell_resumes_from_its_checkpoint_with_the_same_result(
 ) -> None:
     cell = tiny_cells()[1]
     whole = train_cell(cell, tokens, CPU, tmp_path / "a")
-    monkeypatch.setattr(bench.train, "CHECKPOINT_SECONDS", 0.0)
-    save, saved = bench.train._Run._save, []
+    monkeypatch.setattr(isoflop.bench.train, "CHECKPOINT_SECONDS", 0.0)
+    save, saved = isoflop.bench.train._Run._save, []
 
     class KilledError(BaseException):
         pass
 
-    def save_then_die(run: bench.train._Run) -> None:
+    def save_then_die(run: isoflop.bench.train._Run) -> None:
         save(run)
         saved.append(run.step)
         if len(saved) == 3:
             raise KilledError
 
-    monkeypatch.setattr(bench.train._Run, "_save", save_then_die)
+    monkeypatch.setattr(isoflop.bench.train._Run, "_save", save_then_die)
     with pytest.raises(KilledError):
         train_cell(cell, tokens, CPU, tmp_path / "b")
     assert 0 < saved[-1] < cell.steps
@@ -244,8 +244,10 @@ def test_reports_together_hold_the_curve_once_also_of_a_resumed_cell(
 ) -> None:
     cell = tiny_cells()[0]
     clock = iter(range(10**9))
-    monkeypatch.setattr(bench.train, "perf_counter", lambda: float(next(clock)))  # report each time
-    monkeypatch.setattr(bench.train, "CHECKPOINT_SECONDS", 10.0)
+    monkeypatch.setattr(
+        isoflop.bench.train, "perf_counter", lambda: float(next(clock))
+    )  # report each time
+    monkeypatch.setattr(isoflop.bench.train, "CHECKPOINT_SECONDS", 10.0)
     seen: list[Progress] = []
 
     def stop(progress: Progress) -> None:

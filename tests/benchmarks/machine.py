@@ -8,7 +8,7 @@ from functools import cache
 
 import torch
 
-from bench.train import device_name
+from isoflop.bench.train import device_name
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
@@ -46,7 +46,7 @@ def matmul_rate() -> float:
 
 
 def describe() -> dict[str, object]:
-    """`analysis.performance.Machine`: what a reader needs to know, and nothing of whose it is."""
+    """A `Machine` of `isoflop.analysis.report.benchmarks`: the device, and not whose it is."""
     return {
         "kind": "GPU" if GPU else "CPU",
         "device": device_name(DEVICE),

@@ -15,9 +15,9 @@ from statistics import median
 import numpy as np
 import pytest
 
-from analysis.fit import fit
-from analysis.laws import CHINCHILLA
-from analysis.table import read_table
+from isoflop.analysis.laws.dense import CHINCHILLA
+from isoflop.analysis.laws.fit import fit
+from isoflop.analysis.laws.table import read_table
 
 pytest.importorskip("pytest_benchmark")
 

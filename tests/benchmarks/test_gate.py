@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bench.stopwatch import ROOT, Ratio, race
+from isoflop.bench.gate.stopwatch import ROOT, Ratio, race
 
 RUNS = 10
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis.simulate import bracket, simulate
-from bench.record import write_record
+from isoflop.analysis.simulate import rate_sweep, simulate
+from isoflop.results.record import write_record
 
 pytest.importorskip("pytest_benchmark")
 
@@ -45,10 +45,11 @@ def test_report(benchmark, tmp_path, truth, budgets, seeds, count, limit):
     for record in records:
         write_record(directory / "records", record)
     for variant in truth:
-        for record in bracket(variant, (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3), 1e-3):
+        for record in rate_sweep(variant, (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3), 1e-3):
             write_record(directory / "tune", record)
     code = (
-        "import sys, pathlib; from analysis.report import report; report(pathlib.Path(sys.argv[1]))"
+        "import sys, pathlib; from isoflop.analysis.report.derive import report; "
+        "report(pathlib.Path(sys.argv[1]))"
     )
     root, before = Path(__file__).parents[2], processor_seconds()
     benchmark.pedantic(

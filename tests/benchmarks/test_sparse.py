@@ -3,7 +3,7 @@
     .ci/speed NAME
 
 builds the kernels, checks them, times them, stores in results/benchmarks/NAME.json what
-`analysis.performance` derives tables from, and prints these.
+`isoflop.analysis.report.benchmarks` derives tables from, and prints these.
 
 One process; every round times each rival, then us: forward (no gradients), and forward + backward.
 Bytes are of the rows that must be read and written: with e bytes an element and M pairs of width d,
@@ -28,10 +28,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from analysis.performance import COLUMNS, Measurements, heading, side_rows, table
-from bench.stopwatch import peak_bytes
-from models import PEER, PKM
-from models.sparse import expert_ffn, expert_mix, value_sum
+from isoflop.analysis.report.benchmarks import COLUMNS, Measurements, heading, side_rows, table
+from isoflop.bench.gate.stopwatch import peak_bytes
+from isoflop.models import PEER, PKM
+from isoflop.models.ops import expert_ffn, expert_mix, value_sum
 from tests.benchmarks.machine import DEVICE, DTYPE, GPU, describe, seconds
 
 pytest.importorskip("pytest_benchmark")
@@ -81,7 +81,7 @@ class Side:
         self.times["step"].append(seconds(self.step))
 
     def medians(self, name: str) -> dict[str, Any]:
-        """`analysis.performance.Times`."""
+        """`isoflop.analysis.report.benchmarks.Times`."""
         return {
             "side": name,
             "forward_seconds": median(self.times["forward"]),

@@ -15,13 +15,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench.data import prepare
-from bench.plan import DEVICES, Cell, plan
-from bench.run import workers
-from bench.suite import Suite, load_suite
-from bench.train import Trainer, train_cell
-from models import sparse
-from models.decoder import causal_attention
+from isoflop.bench.cost import DEVICES
+from isoflop.bench.data import prepare
+from isoflop.bench.plan import Cell, plan
+from isoflop.bench.run import workers
+from isoflop.bench.suite import Suite, load_suite
+from isoflop.bench.train import Trainer, train_cell
+from isoflop.models import ops
+from isoflop.models.decoder import causal_attention
 from tests.benchmarks.machine import DEVICE, GPU, matmul_rate, seconds
 
 CPU = torch.device("cpu")
@@ -72,7 +73,7 @@ def test_step_reaches_a_third_of_the_matmul_rate(benchmark: Any) -> None:
 def test_step_on_a_gpu(benchmark: Any, variant: str) -> None:
     """The largest size of the `h100` suite, width 768: dense at 40% or more of the bf16 peak.
 
-    The peak is the maker's figure or, of a GPU that `bench.plan` does not know, a large product's.
+    The peak is the maker's figure or, of a GPU that `bench.cost` does not know, a large product's.
     """
     cell = next(
         c for c in plan(load_suite("h100"), "h100") if (c.variant, c.size.name) == (variant, "xl")
@@ -139,14 +140,14 @@ def plain_operators(patch: pytest.MonkeyPatch) -> None:
         ("pkm", "value_sum"),
         ("product_keys", "product_key_topk"),
     ):
-        plain = partial(getattr(sparse, name), backend="reference")
+        plain = partial(getattr(ops, name), backend="reference")
         patch.setattr(f"models.{module}.{name}", plain)
 
 
 def plain(patch: pytest.MonkeyPatch) -> None:
     """As one writes it who does not care for speed: torch's attention, too."""
     plain_operators(patch)
-    patch.setattr("models.decoder.causal_attention", fused)
+    patch.setattr("isoflop.models.decoder.causal_attention", fused)
 
 
 SIDES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {

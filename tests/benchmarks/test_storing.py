@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from analysis.performance import Machine
+from isoflop.analysis.report.benchmarks import Machine
 from tests.benchmarks import machine
 from tests.benchmarks.conftest import (
     pytest_benchmark_update_json,

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models import LAYERS, Config, Decoder
-from models.decoder import blocks_with_layer, causal_attention
+from isoflop.models import LAYERS, Config, Decoder
+from isoflop.models.decoder import blocks_with_layer, causal_attention
 
 # One small set of options per registered layer; a new layer must be added here.
 OPTIONS = {

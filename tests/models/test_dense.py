@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models import Dense
+from isoflop.models import Dense
 
 
 def test_gelu_is_two_matrices() -> None:

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models import Dense, ExpertChoiceMoE, MoE
+from isoflop.models import Dense, ExpertChoiceMoE, MoE
 
 BOTH = pytest.mark.parametrize("kind", [MoE, ExpertChoiceMoE])
 

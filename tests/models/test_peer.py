@@ -1,7 +1,7 @@
 import torch
 import torch.nn.functional as F
 
-from models import PEER
+from isoflop.models import PEER
 
 
 def test_definition() -> None:

@@ -1,6 +1,6 @@
 import torch
 
-from models import PKM
+from isoflop.models import PKM
 
 
 def test_definition() -> None:

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from models.product_keys import ProductKeys
-from models.sparse import product_key_topk
+from isoflop.models.ops import product_key_topk
+from isoflop.models.product_keys import ProductKeys
 
 
 def search(first: torch.Tensor, second: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

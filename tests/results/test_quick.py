@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.plan import plan
-from bench.record import FLOP_CONVENTION, read_records
-from bench.submission import problems
-from bench.suite import load_suite
+from isoflop.bench.plan import plan
+from isoflop.bench.submissions.verify import problems
+from isoflop.bench.suite import load_suite
+from isoflop.results.record import FLOP_CONVENTION, read_records
 
 SUBMISSION = Path(__file__).parents[2] / "results" / "submissions" / "quick-baselines"
 RECORDS = SUBMISSION / "records"

@@ -1,0 +1,1 @@
+"""From an analysis to figures, tables, the leaderboard and one page."""

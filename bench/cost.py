@@ -1,0 +1,72 @@
+"""What a cell costs in seconds and bytes, before it runs. Rough figures, for deciding."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+
+from isoflop.bench.plan import Cell
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a device can do, for predictions."""
+
+    name: str
+    flops: float  # bf16 matrix FLOPs per second
+    bandwidth: float  # bytes per second
+    memory: float  # bytes
+    step_overhead: float  # seconds per step and block that no FLOP explains
+    utilisation: float = 0.35  # of `flops`, that a training step reaches
+
+
+# Public figures of the makers, dense bf16; `plan --device` takes these names.
+DEVICES = {
+    device.name: device
+    for device in (
+        Device("a100", 312e12, 2.0e12, 80e9, 2e-4),
+        Device("h100", 990e12, 3.35e12, 80e9, 2e-4),
+        Device("h200", 990e12, 4.8e12, 141e9, 2e-4),
+        Device("rtx4090", 165e12, 1.0e12, 24e9, 2e-4),
+    )
+}
+
+
+def predict_seconds(cell: Cell, device: Device) -> float:
+    """Training time: compute, the traffic of gathered rows, the optimiser, a cost per step.
+
+    A rough figure, for deciding whether to start: within a factor of two or three.
+    """
+    compute = cell.flops / (device.flops * device.utilisation)
+    # Forward, and both sides of backward; a dense weight is read once for the whole batch.
+    rows = 3 * max(0, cell.row_bytes_per_token) * cell.tokens / device.bandwidth
+    optimiser = cell.steps * 28 * cell.parameters.total / device.bandwidth
+    overhead = cell.steps * cell.size.depth * device.step_overhead
+    return compute + rows + optimiser + overhead
+
+
+def predict_bytes(cell: Cell) -> float:
+    """Peak memory: parameters, gradients and two moments in fp32, activations, logits. Rough."""
+    sequences = cell.training.micro_batch or cell.training.batch
+    tokens = sequences * cell.training.context
+    activations = tokens * cell.size.depth * cell.size.width * 34 * 2
+    logits = tokens * cell.corpus.vocabulary * 10
+    return 16 * cell.parameters.total + activations + logits
+
+
+def local_cpu() -> Device:
+    """One core of this CPU, its matrix rate measured in a moment."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    a = torch.randn(512, 512, dtype=torch.bfloat16)
+    rates = []
+    for _ in range(5):
+        start = perf_counter()
+        for _ in range(10):
+            a @ a
+        rates.append(10 * 2 * 512**3 / (perf_counter() - start))
+    torch.set_num_threads(before)
+    return Device("cpu", max(rates), 8e9, math.inf, 2e-3)

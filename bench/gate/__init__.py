@@ -1,0 +1,1 @@
+"""Is this code what it was, in counts, losses, time and memory?"""

@@ -1,0 +1,1 @@
+"""Records bundled for the leaderboard, and all of it recomputed."""

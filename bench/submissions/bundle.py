@@ -1,0 +1,145 @@
+"""Bundling a results directory's finished cells as a submission."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from isoflop.bench.plan import plan, sweep_cells
+from isoflop.bench.submissions.verify import manifest_of, problems, read_folder
+from isoflop.bench.suite import Suite, Variant, first_seeds, load_suite, to_toml
+from isoflop.results.errors import IsoflopError
+from isoflop.results.manifest import MANIFEST, submissions
+from isoflop.results.record import Record, read_records, write_whole
+
+SUBMISSIONS = Path("results/submissions")
+
+
+class SubmissionError(IsoflopError):
+    """Nothing was submitted; one line says why and what to do."""
+
+
+def submit(name: str, source: Path, variants: Sequence[str] = (), top: Path = SUBMISSIONS) -> Path:
+    """Bundle the records of some variants, their suite and layer files, as `top/name`.
+
+    Args:
+        name: of the submission.
+        source: a results directory of `run` or `compare`.
+        variants: which; all of the directory that no submission to the suite has, if none.
+    Returns:
+        the new folder, whole, or not there at all if anything is raised or the process is killed.
+    Raises:
+        SubmissionError: it is incomplete, exists already, or would not pass `problems`.
+        SuiteError, RecordError, LintError, AnalysisError: something in it cannot be read or used.
+    """
+    target = top / name
+    if name.startswith(".") or Path(name).name != name:
+        raise SubmissionError(f"{name!r}: the name of a submission is that of a folder in {top}")
+    if target.exists():
+        raise SubmissionError(f"{target} exists already: give another name")
+    suite, records = _chosen(source, variants, top)
+    where = str(source / "suite.toml")
+    cells = plan(suite, where)
+    _complete(source / "records", records, {cell.id for cell in cells})
+    tune = [one for one in read_records(source / "tune") if one.variant in suite.variants]
+    rates = sweep_cells(suite, where) if tune else []
+    tuned = {record.variant for record in tune}
+    within = {cell.id for cell in rates if cell.variant in tuned}
+    tune = [record for record in tune if record.cell in within]  # others are of another sweep
+    _complete(source / "tune", tune, within)
+
+    top.mkdir(parents=True, exist_ok=True)
+    # One folder deeper than a submission, so that what a kill leaves is not taken for one.
+    with tempfile.TemporaryDirectory(dir=top, prefix=f".{name}.") as scratch:
+        folder = Path(scratch) / name
+        for kind, some in (("records", records), ("tune", tune)):
+            for record in some:
+                (folder / kind).mkdir(parents=True, exist_ok=True)
+                file = f"{record.cell}.json"
+                shutil.copyfile(source / kind / file, folder / kind / file)
+        write_whole(folder / "suite.toml", to_toml(_with_layers(suite, folder / "layers")))
+        manifest = manifest_of(read_folder(folder)[0])
+        write_whole(folder / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+        lines = problems(folder, beside=top)
+        if lines:
+            more = f" (and {len(lines) - 1} more)" if lines[1:] else ""
+            raise SubmissionError(lines[0].replace(str(folder), str(source)) + more)
+        folder.rename(target)
+    return target
+
+
+def _chosen(source: Path, variants: Sequence[str], top: Path) -> tuple[Suite, list[Record]]:
+    """The suite with the chosen variants and their seeds alone, and their records."""
+    records = read_records(source / "records")
+    if not records:
+        raise SubmissionError(f"{source / 'records'}: no records here; run a suite first")
+    suite = load_suite(str(source / "suite.toml"))
+    known = [one for one in suite.variants if any(record.variant == one for record in records)]
+    for variant in variants:
+        if variant not in known:
+            raise SubmissionError(
+                f"--variant: {source} has no records of a variant {variant!r} of its suite.toml; "
+                f"it has them of: {', '.join(known)}"
+            )
+    names = {record.suite for record in records if record.variant in (variants or known)}
+    if len(names) != 1:
+        raise SubmissionError(f"{source}: records of suites {', '.join(sorted(names))}")
+    (of,) = names
+    taken = {one: where for where, m in submissions(top, of).items() for one in m.variants}
+    for variant in variants:
+        if variant in taken:
+            raise SubmissionError(f"{taken[variant]} has variant {variant} of suite {of} already")
+    chosen = list(variants) or [one for one in known if one not in taken]
+    if not chosen:
+        raise SubmissionError(f"{source}: {top} has every variant of it already")
+    own = [record for record in records if record.variant in chosen]
+    seeds = {(one.variant, one.seed) for one in own}
+    most = max(sum(variant == one for variant, _ in seeds) for one in chosen)
+    budgets = [
+        budget.model_copy(update={"variants": [one for one in budget.variants if one in chosen]})
+        for budget in suite.budgets
+        if not budget.variants or set(budget.variants) & set(chosen)
+    ]
+    changes = {
+        "name": of,
+        "variants": {one: suite.variants[one] for one in chosen},
+        "budgets": budgets,
+        "seeds": first_seeds(suite, most),
+    }
+    return suite.model_copy(update=changes), own
+
+
+def _complete(where: Path, records: Sequence[Record], wanted: set[str]) -> None:
+    """Every record is of a wanted cell, and every wanted cell has one."""
+    others = [record for record in records if record.cell not in wanted]
+    if others:
+        raise SubmissionError(
+            f"{where}: {len(others)} records, such as {others[0].cell}.json of "
+            f"{others[0].variant}, are of no cell that suite.toml and the layer's file give now: "
+            "undo what was edited since, or train anew and remove them"
+        )
+    missing = wanted - {record.cell for record in records}
+    if missing:
+        raise SubmissionError(
+            f"{where}: {len(missing)} of {len(wanted)} cells have no record yet: train them first, "
+            "or choose complete variants with --variant"
+        )
+
+
+def _with_layers(suite: Suite, folder: Path) -> Suite:
+    """Copy layer files to `folder`; the suite names them there."""
+    variants: dict[str, Variant] = {}
+    sources: dict[str, str] = {}
+    for name, variant in suite.variants.items():
+        path, _, attribute = variant.layer.rpartition(":")
+        if path:
+            file = Path(path).name
+            if sources.setdefault(file, path) != path:
+                raise SubmissionError(f"two layer files are called {file}: submit them apart")
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / file)
+            variant = variant.model_copy(update={"layer": f"layers/{file}:{attribute}"})
+        variants[name] = variant
+    return suite.model_copy(update={"variants": variants})

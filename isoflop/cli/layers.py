@@ -1,0 +1,178 @@
+"""The verbs for those who bring a layer: `layers`, `new`, `lint`, `compare`, `submit`."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from dataclasses import asdict
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from isoflop.cli.console import Json, app, show
+from isoflop.cli.tensorboard import TensorBoard
+
+LayerArgument = Annotated[
+    str, typer.Argument(help="path/to/file.py, or path/to/file.py:Class, or a registered name.")
+]
+Options = Annotated[
+    list[str] | None,
+    typer.Option("--option", help="NAME=VALUE of the layer, in TOML; may be given again."),
+]
+
+
+@app.command()
+def layers(as_json: Json = False) -> None:
+    """What is registered, with options and their defaults."""
+    from dataclasses import fields
+
+    from isoflop.models import LAYERS
+
+    rows = []
+    for name, layer in sorted(LAYERS.items()):
+        options = [f"{f.name}={f.default!r}" for f in fields(layer.Options)]
+        summary = (layer.__doc__ or "").strip().splitlines()[0]
+        rows.append({"layer": name, "what": summary, "options": ", ".join(options)})
+    show(rows, "Layers", as_json)
+
+
+@app.command()
+def new(
+    path: Annotated[Path, typer.Argument(help="The file to write, such as my_layer.py.")],
+) -> None:
+    """Write a commented layer to start from, which runs as it is."""
+    from isoflop.bench.lint import LintError
+
+    name = class_name(path)
+    template = (files("isoflop.bench") / "template.py").read_text(encoding="utf-8")
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(template.replace("MyLayer", name))
+    except FileExistsError:
+        raise LintError(f"{path}: exists already; give another name") from None
+    except OSError as error:
+        raise LintError(f"{path}: {error.strerror}") from None
+    print(f"{path}: class {name}; next, `isoflop lint {path}`, then `isoflop compare {path}`")
+
+
+def class_name(path: Path) -> str:
+    """my_layer.py -> MyLayer.
+
+    Raises:
+        LintError: that is no Python class name.
+    """
+    from isoflop.bench.lint import LintError
+
+    name = "".join(word[:1].upper() + word[1:] for word in re.split(r"[^0-9A-Za-z]+", path.stem))
+    if path.suffix != ".py" or not name.isidentifier():
+        raise LintError(f"{path}: the name must end in .py and begin with a letter: my_layer.py")
+    return name
+
+
+@app.command()
+def lint(layer: LayerArgument, option: Options = None, as_json: Json = False) -> None:
+    """Check a layer before training it. Exit code 1 if a check fails."""
+    from isoflop.bench.lint import lint as run_checks
+    from isoflop.bench.lint import read_options, with_class
+
+    name = with_class(layer)
+    findings = run_checks(name, read_options(name, option or []))
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=1))
+    else:
+        for finding in findings:
+            print(f"{'ok' if finding.ok else 'FAIL':5}{finding.check:13}{finding.fix}".rstrip())
+    failed = [finding.check for finding in findings if not finding.ok]
+    if failed:
+        if not as_json:
+            print(f"{name}: to fix: {', '.join(failed)}")
+        raise typer.Exit(1)
+    if not as_json:
+        print(f"{name}: fit to be trained")
+
+
+@app.command()
+def compare(
+    layer: LayerArgument,
+    suite: Annotated[str, typer.Option(help="A suite's name, or a TOML file.")] = "quick",
+    option: Options = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=1e-9, help="Peak; the suite's for dense if not given.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds per cell of the new layer.")] = 1,
+    name: Annotated[
+        str | None, typer.Option(help="Of the new variant; the layer's with its options if not.")
+    ] = None,
+    tensorboard: TensorBoard = None,
+    as_json: Json = False,
+) -> None:
+    """Train a new layer's cells beside a suite's stored records: is it better than dense?"""
+    from isoflop.analysis.report.derive import COMPARISON, read_comparison, report
+    from isoflop.bench.compare import prepare
+    from isoflop.bench.lint import read_options, refuse, with_class
+    from isoflop.cli.progress import train
+    from isoflop.results.record import write_whole
+
+    layer = with_class(layer)
+    options = read_options(layer, option or [])
+    refuse(layer, options)
+    plan = prepare(layer, suite, learning_rate, seeds, options, name)
+    print(f"compared with the records in {plan.source}", file=sys.stderr)
+    plan.collect()
+    plan.check_text()
+    command = ["isoflop", "compare", layer, "--suite", suite, "--seeds", str(seeds)]
+    for key, value in (("--learning-rate", learning_rate), ("--name", name)):
+        command += [key, str(value)] if value is not None else []
+    for text in option or []:
+        command += ["--option", text]
+    asked = plan.asked() | {
+        "learning_rate_given": learning_rate is not None,
+        "command": shlex.join(command),
+    }
+    write_whole(plan.directory / COMPARISON, json.dumps(asked, indent=1) + "\n")
+    train(plan.cells, plan.directory, plan.records, str(plan.suite_file), tensorboard)
+    rows = report(plan.directory)
+    result = read_comparison(plan.directory / COMPARISON)
+    if as_json:
+        print(json.dumps(result, indent=1))
+        return
+    show(
+        [{key: row[key] for key in ("rank", "variant", "multiplier")} for row in rows], suite, False
+    )
+    print(result["sentence"])
+    for one in rows:  # what is wrong with the baseline matters as much
+        if one["variant"] in (result["variant"], result["baseline"]):
+            for flag in one["flags"]:
+                print(f"note: {one['variant']}: {flag}")
+    if learning_rate is None:
+        print(
+            f"note: learning rate {plan.learning_rate:g} is the suite's for {result['baseline']}, "
+            "not tuned for this layer; try --learning-rate"
+        )
+    print(f"figures and tables are in {plan.directory}")
+
+
+@app.command()
+def submit(
+    name: Annotated[str, typer.Argument(help="Of the new folder in results/submissions.")],
+    source: Annotated[
+        Path, typer.Option("--from", help="Results directory, such as runs/compare-MyLayer.")
+    ],
+    variant: Annotated[
+        list[str] | None, typer.Option(help="Which; all that nobody submitted if not given.")
+    ] = None,
+) -> None:
+    """Bundle records, layer file, versions and hashes for the leaderboard."""
+    from isoflop.bench.submissions.bundle import submit as bundle
+    from isoflop.results.manifest import read_manifest
+
+    folder = bundle(name, source, variant or ())
+    manifest = read_manifest(folder)
+    print(
+        f"{folder}: {', '.join(manifest.variants)} for suite {manifest.suite}; "
+        f"`isoflop report results/{manifest.suite}` puts it on the leaderboard"
+    )

@@ -1,0 +1,187 @@
+"""The verbs about a suite: `flops`, `plan`, `run`, `tune`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from isoflop.bench.suite import Suite, SuiteError, first_seeds, load_suite, suite_path
+from isoflop.cli.console import Json, app, show
+from isoflop.cli.reports import report
+from isoflop.cli.tensorboard import TensorBoard
+
+if TYPE_CHECKING:
+    from isoflop.bench.plan import Cell
+
+SuiteArgument = Annotated[str, typer.Argument(help="A shipped suite's name, or a TOML file.")]
+Out = Annotated[
+    Path | None, typer.Option("--out", help="Results directory; runs/<suite> if not given.")
+]
+Shard = Annotated[
+    str | None, typer.Option(metavar="K/N", help="Only this machine's share of the cells.")
+]
+Seeds = Annotated[
+    int | None,
+    typer.Option(min=1, show_default="its", help="Seeds per cell, the suite's own first."),
+]
+
+
+@app.command()
+def flops(suite: SuiteArgument = "quick", as_json: Json = False) -> None:
+    """Forward FLOPs per token of every variant and size, by formula and by fvcore's trace."""
+    from isoflop.bench.flops import backward_ratio, verify_flops
+
+    rows = []
+    seen = set()
+    for cell in load_cells(suite)[1]:
+        if (cell.variant, cell.size.name) in seen:
+            continue
+        seen.add((cell.variant, cell.size.name))
+        batch = cell.training.micro_batch or cell.training.batch
+        parts = verify_flops(cell.config, batch)
+        rows.append(
+            {
+                "variant": cell.variant,
+                "size": cell.size.name,
+                **parts,
+                "forward": sum(parts.values()),
+                "training": 3 * sum(parts.values()),
+                "counted_backward_ratio": backward_ratio(cell.config, batch),
+                "active_parameters": cell.parameters.active,
+                "total_parameters": cell.parameters.total,
+            }
+        )
+    show(rows, "FLOPs per token; formula and trace agree to the integer", as_json)
+
+
+@app.command()
+def plan(
+    suite: SuiteArgument = "quick",
+    device: Annotated[
+        str, typer.Option(help="cpu (this one), or a GPU: a100, h100, h200, rtx4090.")
+    ] = "cpu",
+    seeds: Seeds = None,
+    as_json: Json = False,
+) -> None:
+    """What would run and what it costs. Trains nothing."""
+    from isoflop.bench.cost import DEVICES, local_cpu, predict_bytes, predict_seconds
+    from isoflop.bench.data import find, prepare
+    from isoflop.bench.run import devices
+
+    if device != "cpu" and device not in DEVICES:
+        raise SuiteError(f"--device: no device {device!r}; known: cpu, {', '.join(DEVICES)}")
+    described, cells = load_cells(suite, seeds)
+    target = local_cpu() if device == "cpu" else DEVICES[device]
+    # A small local corpus is tokenised now; a hub corpus is only looked up in the cache.
+    local = described.corpus.source == "sotu" or Path(described.corpus.source).exists()
+    tokens = prepare(described.corpus) if local else find(described.corpus)
+    rows = [
+        {
+            "variant": cell.variant,
+            "size": cell.size.name,
+            "budget": cell.budget,
+            "seed": cell.seed,
+            "tokens": cell.tokens,
+            "steps": cell.steps,
+            "epochs": cell.tokens / len(tokens.train) if tokens else None,
+            "active_parameters": cell.parameters.active,
+            "total_parameters": cell.parameters.total,
+            "seconds": predict_seconds(cell, target),
+            "memory_bytes": predict_bytes(cell),
+        }
+        for cell in cells
+    ]
+    show(rows, f"{described.name} on {target.name}", as_json)
+    if as_json:
+        return
+    slots = len(devices()) if device == "cpu" else 1
+    seconds = sum(predict_seconds(cell, target) for cell in cells) / slots
+    memory = max(predict_bytes(cell) for cell in cells) * slots
+    print(
+        f"{len(cells)} cells, {sum(cell.flops for cell in cells):.3g} FLOPs, about "
+        f"{seconds / 60:.0f} min on {target.name} with {slots} at a time (a rough figure), "
+        f"{memory / 2**30:.1f} GiB at most"
+    )
+    if memory > target.memory:
+        print(f"more than the {target.memory / 1e9:.0f} GB there: set training.micro_batch")
+    if tokens is None:
+        print(f"epochs are not known: {described.corpus.source} is not in the cache yet")
+
+
+@app.command()
+def run(
+    suite: SuiteArgument = "quick",
+    out: Out = None,
+    seeds: Seeds = None,
+    shard: Shard = None,
+    tensorboard: TensorBoard = None,
+    as_json: Json = False,
+) -> None:
+    """Train the cells that have no record yet, then report."""
+    from isoflop.bench.lint import refuse_files
+    from isoflop.bench.shard import share
+    from isoflop.cli.progress import train
+
+    described, cells = load_cells(suite, seeds)
+    directory = out or Path("runs") / described.name
+    mine = share(cells, shard) if shard else cells
+    refuse_files(mine)
+    train(mine, directory, directory / "records", suite, tensorboard)
+    report(directory, as_json)
+    say_missing(cells, directory / "records")
+
+
+@app.command()
+def tune(
+    suite: SuiteArgument = "quick",
+    out: Out = None,
+    shard: Shard = None,
+    tensorboard: TensorBoard = None,
+    as_json: Json = False,
+) -> None:
+    """Learning-rate sweeps: each variant at the suite's tune cell, several rates and seeds."""
+    from isoflop.bench.plan import sweep_cells
+    from isoflop.bench.shard import share
+    from isoflop.cli.progress import train
+    from isoflop.results.record import read_record
+
+    described = load_suite(suite)
+    directory = out or Path("runs") / described.name
+    cells = sweep_cells(described, str(suite_path(suite)))
+    mine = share(cells, shard) if shard else cells
+    train(mine, directory, directory / "tune", suite, tensorboard)
+    losses: dict[tuple[str, float], list[float | None]] = {}
+    for cell in cells:
+        path = directory / "tune" / f"{cell.id}.json"
+        if path.exists():
+            losses.setdefault((cell.variant, cell.learning_rate), []).append(read_record(path).loss)
+    rows = []
+    for (variant, rate), found in losses.items():
+        finished = [loss for loss in found if loss is not None]
+        mean = sum(finished) / len(finished) if finished else None
+        row = {"variant": variant, "learning_rate": rate, "mean_loss": mean}
+        rows.append(row | {"seeds_finished": f"{len(finished)} of {len(found)}"})
+    show(rows, f"Learning-rate sweeps of {described.name}", as_json)
+    if not as_json:
+        print(f"`isoflop report {directory}` draws them beside the suite's records")
+    say_missing(cells, directory / "tune")
+
+
+def say_missing(cells: list[Cell], records: Path) -> None:
+    """On stderr, how many cells have no record: other machines may have yet to bring theirs."""
+    absent = sum(not (records / f"{cell.id}.json").exists() for cell in cells)
+    if absent:
+        print(f"{absent} of {len(cells)} cells have no record in {records} yet", file=sys.stderr)
+
+
+def load_cells(name: str, seeds: int | None = None) -> tuple[Suite, list[Cell]]:
+    """A suite and its cells, with so many seeds each if not the suite's own."""
+    from isoflop.bench.plan import plan
+
+    suite = load_suite(name)
+    if seeds:
+        suite = suite.model_copy(update={"seeds": first_seeds(suite, seeds)})
+    return suite, plan(suite, str(suite_path(name)))

@@ -1,7 +1,0 @@
-"""Fast operators of the sparse layers: PEER's mix, PKM's sum, their retrieval, MoE's experts."""
-
-from models.sparse.grouped import expert_ffn
-from models.sparse.mix import expert_mix, value_sum
-from models.sparse.topk import product_key_topk
-
-__all__ = ["expert_ffn", "expert_mix", "product_key_topk", "value_sum"]

@@ -1,0 +1,189 @@
+"""The record: one JSON file per finished cell, the source of truth for everything drawn from it.
+
+This module does not import torch, so that a laptop without it can read and analyse records.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from isoflop.results.errors import IsoflopError
+
+FLOP_CONVENTION = "full-attention, 3x forward"
+
+
+class RecordError(IsoflopError):
+    """A record that cannot be read; the message names the file and what is wrong."""
+
+
+class Frozen(BaseModel):
+    """What a stored file says: nothing unknown, nothing changed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Stored = TypeVar("Stored", bound=Frozen)
+
+
+class Size(Frozen):
+    """A backbone: `depth` blocks of width `width` with `heads` attention heads."""
+
+    name: str
+    width: Annotated[int, Field(gt=0)]
+    depth: Annotated[int, Field(gt=0)]
+    heads: Annotated[int, Field(gt=0)]
+
+
+class Parameters(Frozen):
+    """Parameter counts. `layer` is the layer under test, summed over the blocks that hold it."""
+
+    embedding: int
+    head: int
+    backbone: int  # attention, norms, and the dense FFN of every block that keeps it
+    layer_active: int  # parameters of the layer that one token uses
+    layer_total: int
+
+    @property
+    def active(self) -> int:
+        """Parameters that one token multiplies: head included, embedding table excluded."""
+        return self.head + self.backbone + self.layer_active
+
+    @property
+    def total(self) -> int:
+        return self.embedding + self.head + self.backbone + self.layer_total
+
+
+class Flops(Frozen):
+    """Forward FLOPs per token by part, under `FLOP_CONVENTION`."""
+
+    attention: int  # projections and the two full T x T products
+    ffn: int  # every FFN, the layer under test included, less its routing
+    routing: int  # router or retrieval of the layer under test
+    head: int
+
+    @property
+    def forward(self) -> int:
+        return self.attention + self.ffn + self.routing + self.head
+
+    @property
+    def training(self) -> int:
+        """Training FLOPs per token: forward plus a backward of twice the forward."""
+        return 3 * self.forward
+
+
+class Measured(Frozen):
+    """What depends on the machine and the day, and so is left out when two records are compared."""
+
+    device: str
+    threads: int | None = None  # CPU threads the cell trained with
+    started: str  # ISO 8601, UTC
+    seconds: float  # wall time of the whole cell
+    train_seconds: float  # of which forward, backward and optimiser
+    tokens_per_second: float | None  # training tokens over train_seconds
+    peak_memory_bytes: int | None
+    versions: dict[str, str]  # isoflop, torch, python, and what else decides the numbers
+    git_revision: str | None
+
+
+class Record(Frozen):
+    """One cell: what was asked, what was spent, what came out."""
+
+    schema_version: Literal[1] = 1
+    cell: str  # the cell id, also the file name: a hash of everything that can change the result
+    status: Literal["finished", "diverged", "failed"]
+    message: str | None = None  # for a cell that did not finish: what happened
+
+    suite: str
+    variant: str  # name in the suite, such as moe-g4
+    layer: str  # registered name, such as moe, or file.py:Class wherever the file lay
+    options: dict[str, Any]  # the layer's options, defaults included
+    placement: str | list[int]
+    size: Size
+    seed: int
+    corpus: str
+    vocabulary: int
+    context: int  # tokens per sequence
+    batch: int  # sequences per optimiser step
+
+    budget: float  # FLOPs asked for
+    flops: int  # FLOPs spent
+    flop_convention: str = FLOP_CONVENTION
+    tokens: int
+    steps: int
+    epochs: float
+    learning_rate: float  # peak
+    parameters: Parameters
+    flops_per_token: Flops
+    layer_bytes_per_token: int  # bytes of the layer's parameters that one token reads, in bf16
+
+    loss: float | None  # validation cross-entropy, nats per token
+    bits_per_byte: float | None
+    validation_hash: str | None
+    curve: list[tuple[int, float]]  # (step, mean training loss since the entry before)
+
+    measured: Measured
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write `text` to `path` so that a kill at any moment leaves the old file or the new one.
+
+    Raises:
+        OSError: the disk is full or not writable; nothing is left behind at `path`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_record(directory: Path, record: Record) -> Path:
+    """Write a record as `directory/<cell>.json`, whole or not at all."""
+    path = directory / f"{record.cell}.json"
+    write_whole(path, record.model_dump_json(indent=1) + "\n")
+    return path
+
+
+def read_record(path: Path) -> Record:
+    """Read one record.
+
+    Raises:
+        RecordError: see `read_stored`.
+    """
+    return read_stored(path, Record)
+
+
+def read_stored(path: Path, schema: type[Stored]) -> Stored:
+    """Read a JSON file that follows a schema.
+
+    Raises:
+        RecordError: the file is unreadable or does not follow the schema.
+    """
+    try:
+        return schema.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise RecordError(f"{path}: {where}: {first['msg']}") from None
+    except OSError as error:
+        raise RecordError(f"{path}: {error.strerror}") from None
+
+
+def read_records(directory: Path) -> list[Record]:
+    """Every record in a directory, ordered by file name.
+
+    Raises:
+        RecordError: a record is unreadable.
+    """
+    return [read_record(path) for path in sorted(directory.glob("[!.]*.json"))]

@@ -1,0 +1,167 @@
+"""Rows, table, and the flags that warn a reader."""
+
+import csv
+import io
+
+import pytest
+
+from isoflop.analysis.analyse import analyse
+from isoflop.analysis.report.leaderboard import as_csv, brief, headline, rows, table
+from isoflop.analysis.report.sections import markdown
+from isoflop.analysis.simulate import rate_sweep, simulate
+from isoflop.results.record import Record
+
+BUDGETS = (1e14, 4e14, 1.6e15, 6.4e15)
+OCTAVES = (-1.0, -0.5, 0.0, 0.5, 1.0)
+TRUTH = {"dense": 1.0, "peer": 1.5, "pkm": 0.7}
+RATES = (5e-4, 1e-3, 2e-3)
+
+
+@pytest.fixture
+def records() -> list[Record]:
+    return simulate(TRUTH, BUDGETS, octaves=OCTAVES)
+
+
+def flags(records: list[Record], variant: str, tune: list[Record] | None = None) -> str:
+    found = {row["variant"]: row for row in rows(analyse(records, tune or [], samples=200))}
+    return "; ".join(found[variant]["flags"])
+
+
+def test_rows_hold_what_the_records_hold(records: list[Record]) -> None:
+    analysis = analyse(records, samples=200)
+    peer, dense, pkm = rows(analysis)
+    assert [row["variant"] for row in (peer, dense, pkm)] == ["peer", "dense", "pkm"]
+    assert [row["rank"] for row in (peer, dense, pkm)] == [1, 2, 3]
+    assert peer["multiplier_low"] <= peer["multiplier"] <= peer["multiplier_high"]
+    assert dense["multiplier"] == 1
+    assert dense["trend_per_decade"] is None
+    top = analysis.standings[0].top
+    assert top
+    (nearest,) = top.cells[top.nearest]
+    assert peer["size"] == nearest.size.name
+    assert peer["active_parameters"] == nearest.parameters.active
+    assert peer["total_parameters"] == nearest.parameters.total
+    assert peer["layer_bytes_per_token"] == nearest.layer_bytes_per_token
+    assert peer["bits_per_byte"] == pytest.approx(nearest.bits_per_byte, rel=1e-4)
+    assert peer["tokens_per_second"] == pytest.approx(nearest.measured.tokens_per_second, rel=1e-4)
+    assert peer["loss_6.4e15"] == pytest.approx(top.parabola.loss.value, rel=1e-4)
+    assert peer["seeds"] == 1
+
+
+def test_seeds_of_the_nearest_cell_are_averaged() -> None:
+    records = simulate(TRUTH, BUDGETS, octaves=OCTAVES, seeds=2, noise=0.01)
+    analysis = analyse(records, samples=50)
+    row, top = rows(analysis)[0], analysis.standings[0].top
+    assert top
+    cell = top.cells[top.nearest]
+    bits = [one.bits_per_byte or 0 for one in cell]
+    assert row["seeds"] == 2
+    assert row["bits_per_byte"] == pytest.approx(sum(bits) / 2, rel=1e-4)
+    assert bits[0] != bits[1]
+
+
+def test_the_table_shows_them(records: list[Record]) -> None:
+    text = table(analyse(records, samples=200))
+    lines = text.splitlines()
+    assert "compute multiplier at 6.4e15 FLOPs" in lines[0]
+    assert lines[2].startswith("| 1 | peer | 1.")
+    assert "1 (baseline)" in lines[3]
+    assert len({line.count("|") for line in lines[:5]}) == 1
+
+
+def test_the_headline_is_the_result_in_words(records: list[Record]) -> None:
+    def said(truth: dict[str, float], trend: float = 0.0, noise: float = 0.003) -> str:
+        made = simulate(truth, BUDGETS, octaves=OCTAVES, trend=trend, noise=noise)
+        return headline(analyse(made, samples=200))
+
+    assert said(TRUTH, trend=0.1).startswith("At 6.4e15 FLOPs dense needs 1.")
+    assert said(TRUTH, trend=0.1).endswith("of peer for equal loss. The gain grows with compute.")
+    assert said(TRUTH, trend=-0.1).endswith("The gain fades with compute.")
+    assert "compute is inconclusive" in said(TRUTH, noise=0.02)
+    assert "moe are not significantly different from it" in said(TRUTH | {"moe": 1.495})
+    assert said({"dense": 1.0, "pkm": 0.7}) == "At 6.4e15 FLOPs no layer is ahead of dense."
+    one = simulate(TRUTH, BUDGETS[:1], octaves=OCTAVES)
+    assert headline(analyse(one, samples=10)).startswith("No compute multiplier at 1e14 FLOPs")
+
+
+def test_the_brief_table_is_for_a_terminal(records: list[Record]) -> None:
+    first, second, _ = brief(rows(analyse(records, samples=50)))
+    assert list(first) == [
+        "rank", "variant", "compute multiplier", "loss at 6.4e15", "bits per byte", "active",
+        "total", "tokens/s",
+    ]  # fmt: skip
+    assert first["compute multiplier"].startswith("1.")
+    assert first["loss at 6.4e15"].startswith("3.")
+    assert second["compute multiplier"] == "1 (baseline)"
+
+
+def test_the_brief_table_without_a_rank_has_the_largest_budget(records: list[Record]) -> None:
+    spoilt = [one for one in records if one.variant != "peer" or one.budget < BUDGETS[-1]]
+    found = rows(analyse([one for one in spoilt if one.variant != "dense"], samples=50))
+    assert [(row["rank"], row["variant"]) for row in found] == [(None, "peer"), (None, "pkm")]
+    assert "loss at 6.4e15" in brief(found)[0]
+
+
+def test_the_csv_comes_back(records: list[Record]) -> None:
+    spoilt = [one for one in records if one.variant != "pkm" or one.budget < BUDGETS[-1]]
+    found = rows(analyse(spoilt, samples=50))
+    read = list(csv.DictReader(io.StringIO(as_csv(found))))
+    assert float(read[0]["multiplier"]) == found[0]["multiplier"]
+    assert read[2]["multiplier"] == ""
+    assert read[2]["flags"].startswith("no finished cell")
+
+
+def test_a_winner_is_flagged_as_extrapolating_the_dense_frontier(records: list[Record]) -> None:
+    assert "dense frontier extrapolated 1.5x" in flags(records, "peer")
+    assert "extrapolated" not in flags(records, "pkm")
+    assert flags(records, "dense") == ""
+
+
+def test_a_law_that_fails_its_rollout_is_flagged(records: list[Record]) -> None:
+    bent = [
+        one.model_copy(update={"loss": (one.loss or 0) - 0.2})
+        if (one.variant, one.budget) == ("peer", BUDGETS[-1])
+        else one
+        for one in records
+    ]
+    assert "fails to predict the largest budget: +0.2" in flags(bent, "peer")
+    assert "fails" not in flags(records, "peer")
+
+
+def test_unfinished_cells_are_flagged(records: list[Record]) -> None:
+    index = next(i for i, one in enumerate(records) if one.variant == "peer")
+    wild = records[index].model_copy(
+        update={"status": "diverged", "loss": None, "message": "loss is nan at step 9\ntraceback"}
+    )
+    spoilt = [*records[:index], wild, *records[index + 1 :]]
+    assert "1 cell did not finish (diverged)" in flags(spoilt, "peer")
+    assert "diverged: loss is nan at step 9\n" in markdown(analyse(spoilt, samples=10))
+
+
+def test_an_untrusted_lower_budget_is_flagged(records: list[Record]) -> None:
+    kept = [
+        one
+        for index, one in enumerate(records)
+        if (one.variant, one.budget) != ("peer", BUDGETS[1]) or index % 5 < 3
+    ]
+    assert "left out at 4e14 FLOPs: fewer than 4 points" in flags(kept, "peer")
+
+
+def test_learning_rates_are_flagged(records: list[Record]) -> None:
+    tune = [*rate_sweep("dense", RATES, 1e-3), *rate_sweep("peer", RATES, 1e-2)]
+    assert "best learning rate 0.002 at the edge of its sweep" in flags(records, "peer", tune)
+    assert "learning rate not tuned" in flags(records, "pkm", tune)
+    assert flags(records, "dense", tune) == ""
+
+
+def test_sections_appear_where_there_is_something_to_say() -> None:
+    options = {f"moe-g{g}": {"granularity": g} for g in (1, 2, 4, 8)}
+    truth = {"dense": 1.0, "moe-g1": 1.2, "moe-g2": 1.5, "moe-g4": 1.6, "moe-g8": 1.4}
+    records = simulate(truth, BUDGETS, octaves=OCTAVES, options=options)
+    full = markdown(analyse(records, rate_sweep("dense", RATES, 1e-3), samples=100))
+    for title in ("Over scale", "Held-out budget", "Granularity", "Learning rates", "Notes"):
+        assert f"\n## {title}\n" in full
+    assert "moe at 6.4e15 FLOPs (G = 1, 2, 4, 8): best G 3." in full
+    bare = markdown(analyse(simulate({"dense": 1.0}, BUDGETS[:1]), samples=100))
+    for title in ("Held-out budget", "Granularity", "Learning rates"):
+        assert title not in bare

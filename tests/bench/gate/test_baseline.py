@@ -1,0 +1,212 @@
+"""The gate lets unchanged code pass and catches planted regressions.
+
+Time is planted in `tests/benchmarks/test_gate.py`, with real clocks; here it is simulated.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import isoflop.models.decoder
+from isoflop.bench.data import prepare
+from isoflop.bench.gate import baseline as gate
+from isoflop.bench.gate.baseline import (
+    Baseline,
+    Check,
+    GateError,
+    departures,
+    read_baseline,
+    write_baseline,
+)
+from isoflop.bench.gate.stopwatch import Ratio
+from isoflop.bench.plan import Cell, plan
+from isoflop.bench.suite import load_suite
+from isoflop.bench.train import train_cell
+from isoflop.models import Dense
+from tests.bench.cells import make_record
+
+STORED = Path(__file__).parents[3] / "results" / "ci" / "baseline.json"
+VARIANTS = [f"v{index}" for index in range(7)]
+SIGMA = {"xs": 0.1, "s": 0.1, "m": 0.05, "l": 0.01}  # nats between seeds, about those of `ci`
+GROUPS: list[tuple[str, object]] = [
+    (variant, (size, budget)) for variant in VARIANTS for size in SIGMA for budget in range(3)
+]
+SCALE = np.array([SIGMA[place[0]] for _, place in GROUPS])  # type: ignore[index]
+
+
+@pytest.fixture(scope="module")
+def cells() -> list[Cell]:
+    return plan(load_suite("ci"), "ci")
+
+
+def simulated(generator: np.random.Generator, seeds: int) -> np.ndarray:
+    """Losses (cells, seeds) of seeds that share some of their noise over cells."""
+    shared = generator.normal(size=seeds)
+    return 5 + SCALE[:, None] * (generator.normal(size=(len(GROUPS), seeds)) + 0.3 * shared)
+
+
+def passes(stored: Any, new: Any) -> bool:
+    of_variant, of_cell = departures(stored, new, GROUPS)
+    return all(one.ok for one in (*of_variant.values(), *of_cell))
+
+
+def test_losses_of_unchanged_code_pass() -> None:
+    generator = np.random.default_rng(0)
+    outcomes = [passes(simulated(generator, 8), simulated(generator, 1)[:, 0]) for _ in range(100)]
+    assert np.mean(outcomes) >= 0.9  # by design 0.99
+
+
+@pytest.mark.parametrize(
+    ("variants", "sizes", "shift"), [(VARIANTS[:1], list(SIGMA), 3), (VARIANTS[:1], ["l"], 6)]
+)
+def test_worse_losses_of_one_variant_or_size_fail(
+    variants: list[str], sizes: list[str], shift: float
+) -> None:
+    generator = np.random.default_rng(1)
+    worse = np.array([name in variants and place[0] in sizes for name, place in GROUPS])  # type: ignore[index]
+    outcomes = [
+        passes(simulated(generator, 8), simulated(generator, 1)[:, 0] + shift * SCALE * worse)
+        for _ in range(40)
+    ]
+    assert np.mean(outcomes) <= 0.1
+
+
+def test_each_stored_seed_passes_against_the_others() -> None:
+    """The A/A run on real losses: the code that is stored, with a seed the stored side lacks."""
+    stored = read_baseline(STORED)
+    losses = np.array([cell.losses for cell in stored.cells])
+    groups: list[tuple[str, object]] = [(c.variant, (c.size, c.budget)) for c in stored.cells]
+    assert len(stored.seeds) >= 5
+    for index in range(len(stored.seeds)):
+        of_variant, of_cell = departures(np.delete(losses, index, axis=1), losses[:, index], groups)
+        assert all(one.ok for one in (*of_variant.values(), *of_cell)), stored.seeds[index]
+
+
+def trained(cells: list[Cell], folder: Path) -> Check:
+    tokens = prepare(cells[0].corpus)
+    records = [train_cell(cell, tokens, torch.device("cpu"), folder) for cell in cells]
+    return gate.losses(read_baseline(STORED), records)
+
+
+def test_a_planted_worse_initialisation_fails(
+    cells: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = [cell for cell in cells if cell.variant == "dense" and cell.budget == 7e9]
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert trained(some, tmp_path).ok
+        whole = isoflop.models.decoder.Decoder.__init__
+
+        def worse(self: Any, *arguments: Any) -> None:
+            whole(self, *arguments)
+            with torch.no_grad():
+                for parameter in self.parameters():
+                    parameter.mul_(4)
+
+        monkeypatch.setattr(isoflop.models.decoder.Decoder, "__init__", worse)
+        found = trained(some, tmp_path)
+    finally:
+        torch.set_num_threads(before)
+    assert not found.ok
+    assert any(line.startswith("dense: worse than stored by ") for line in found.details)
+
+
+def test_counts_of_this_code_are_the_stored_ones(cells: list[Cell]) -> None:
+    found = gate.counts(read_baseline(STORED), cells)
+    assert (found.ok, found.details) == (True, [])
+
+
+def test_planted_flops_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    formula = Dense.flops_per_token
+    monkeypatch.setattr(Dense, "flops_per_token", lambda self: round(1.02 * formula(self)))
+    found = gate.counts(read_baseline(STORED), plan(load_suite("ci"), "ci"))
+    assert not found.ok
+    assert "dense l 7e+09 FLOPs: ffn 73728 is stored, 75202 counted" in found.details
+
+
+def test_cells_that_only_one_side_has_fail(cells: list[Cell]) -> None:
+    stored = read_baseline(STORED)
+    found = gate.counts(stored, [cell for cell in cells if cell.variant != "peer"])
+    assert "peer m 7e+09 FLOPs: stored, but no longer in the suite" in found.details
+    fewer = stored.model_copy(update={"cells": [c for c in stored.cells if c.variant != "pkm"]})
+    found = gate.counts(fewer, cells)
+    assert "pkm m 7e+09 FLOPs: not stored; --accept stores it" in found.details
+
+
+def of_seed(seed: int, **changes: Any) -> Any:
+    return make_record(seed=seed, loss=4.5 + 0.01 * (-1) ** seed, **changes)
+
+
+def test_a_baseline_is_written_and_read(tmp_path: Path) -> None:
+    path = tmp_path / "tiny" / "baseline.json"
+    written = write_baseline(path, [of_seed(seed) for seed in (2, 0, 1)])
+    assert read_baseline(path) == written
+    assert written.seeds == [0, 1, 2]
+    assert written.cells[0].losses == [4.51, 4.49, 4.51]
+    bad = make_record(status="diverged", loss=None, message="too high")
+    with pytest.raises(GateError, match="diverged: too high"):
+        write_baseline(path, [bad])
+    assert read_baseline(path) == written
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, r"baseline.json: No such file or directory; `isoflop check --accept` makes it"),
+        ("{", r"baseline.json: the file: Invalid JSON"),
+        ('{"suite": "ci"}', r"baseline.json: device: Field required"),
+    ],
+)
+def test_no_baseline_is_one_line(tmp_path: Path, text: str | None, message: str) -> None:
+    path = tmp_path / "baseline.json"
+    if text:
+        path.write_text(text)
+    with pytest.raises(GateError, match=message):
+        read_baseline(path)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Baseline:
+    return write_baseline(tmp_path / "baseline.json", [of_seed(seed) for seed in range(4)])
+
+
+def test_losses_that_cannot_be_judged_fail(tiny: Baseline) -> None:
+    assert gate.losses(tiny, [of_seed(4)]).ok
+    for record, said in (
+        (make_record(status="failed", loss=None, message="out of memory"), "failed: out of memory"),
+        (of_seed(0, validation_hash="0"), "scored on other text than the stored losses"),
+        (of_seed(0, variant="other"), "no stored losses; --accept stores them"),
+        (make_record(loss=4.6), "loss 4.6000, 4.5000 is stored: z = +"),
+        (make_record(loss=4.4), "better than stored by 0.1000 nats on average: z = -"),
+    ):
+        found = gate.losses(tiny, [record])
+        assert not found.ok
+        assert any(said in line for line in found.details), found.details
+
+
+def test_the_summary_shows_what_failed_first_and_the_tables_folded(tiny: Baseline) -> None:
+    slow = gate.ratios(
+        "step time",
+        "ms",
+        1e3,
+        [Ratio("dense", 0.01, 0.0101, 1.01, 1.03), Ratio("peer", 0.02, 0.022, 1.1, 1.03)],
+        ["mine"],
+    )
+    assert slow.text == "peer 1.100x of base at most; a regression above 1.030x; not in base: mine"
+    text = gate.markdown([gate.losses(tiny, [of_seed(4)]), slow])
+    assert text.startswith("### isoflop check: **failed**\n")
+    assert "| losses | ok | 1 losses within" in text
+    assert "| step time | **FAIL** | peer 1.100x of base" in text
+    assert "- peer: 1.100x, beyond 1.030x" in text
+    assert "| peer | 20 | 22 | 1.100 | 1.030 |" in text
+    assert text.index("- peer") < text.index("<details>")
+    many = Check("counts", False, "many", [f"line {index}" for index in range(30)])
+    assert gate.shown(many)[-1] == "and 11 more"
+    assert len(gate.shown(many)) == 20
+    assert "passed" in gate.markdown([gate.losses(tiny, [of_seed(4)])])
+    assert json.loads(json.dumps(gate.as_json([slow])))[0]["ok"] is False
