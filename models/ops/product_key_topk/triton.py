@@ -2,8 +2,8 @@
 """Product-key retrieval in Triton: scores and their top k without writing the scores.
 
 A first kernel multiplies a block of half-queries with tiles of sub-keys and keeps each half-query's
-best k of what it has seen, as 64-bit integers that order by score, then by lower index: so equal
-scores give the same choice on every run. A second kernel adds up the pairs of ranks (i, j), counted
+best k so far, as 64-bit integers that order by score, then by lower index: so equal scores give the
+same choice on every run. A second kernel adds up the pairs of ranks (i, j), counted
 from 1, with i * j <= k, the only ones that can win, and keeps the best k of those.
 """
 
@@ -16,8 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from isoflop.models.ops import triton_mix
-from isoflop.models.ops.bag_topk import as_value_sum, candidate_ranks, table_to_keys
+from isoflop.models.ops.product_key_topk.chosen import as_value_sum, table_to_keys
+from isoflop.models.ops.product_key_topk.reference import candidate_ranks
+from isoflop.models.ops.value_sum import triton as value_sum
 
 # half-queries and sub-keys scored at a time, by 8 warps: twice as many do not fit in registers
 BLOCK_M, TILE = 32, 64
@@ -137,7 +138,7 @@ def _ranks_on(device: torch.device, k: int, half: int) -> Tensor:
     return candidate_ranks(k, half).to(device, torch.int32)
 
 
-def product_key_topk(query_SHMC: Tensor, keys_SHCN: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def forward(query_SHMC: Tensor, keys_SHCN: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Scores [H, M, k], falling, float32, and the sub-keys of each half, [2, H, M, k], int32."""
     _, H, M, C = query_SHMC.shape
     n = keys_SHCN.shape[-1]
@@ -186,11 +187,11 @@ def product_key_topk(query_SHMC: Tensor, keys_SHCN: Tensor, k: int) -> tuple[Ten
     return score, index
 
 
-def product_key_topk_backward(
+def backward(
     dscore_HMk: Tensor, query_SHMC: Tensor, keys_SHCN: Tensor, index_SHMk: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The gradients of query and keys."""
     table, query, index, dscore = as_value_sum(dscore_HMk, query_SHMC, keys_SHCN, index_SHMk)
-    dquery = triton_mix.value_sum(table, index, dscore)
-    dtable, _ = triton_mix.value_sum_backward(query, table, index, dscore)
+    dquery = value_sum.forward(table, index, dscore)
+    dtable, _ = value_sum.backward(query, table, index, dscore)
     return dquery.view_as(query_SHMC), table_to_keys(dtable, keys_SHCN)

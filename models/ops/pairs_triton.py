@@ -1,11 +1,10 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs
-"""The expert mix and the value sum in Triton, for training on a GPU.
+"""Triton kernels of the operators on (token, table row) pairs, for training on a GPU.
 
 Forward is token-major: a program keeps one token in registers and streams its rows. Backward is
 expert-major: after one stable sort of the pairs by table row, a program keeps one expert's two rows
 in registers, streams its tokens, and writes its gradient rows once, without atomics; the gradient
-of x is a value sum again. In bytes read per pair, rows of D elements: 2 forward, 4 + 1 backward
-(1 and 2 for the value sum).
+of x is a value sum again. The value sum runs the same kernels, without the half that MIX adds.
 
 An expert with more than SPLIT pairs is cut into tasks of at most SPLIT, whose float32 partial rows
 a last kernel adds up in order. How many tasks there are is known to the device alone: launches are
@@ -32,7 +31,7 @@ _INV_SQRT_2PI: tl.constexpr = tl.constexpr(0.3989422804014327)
 
 
 @triton.jit
-def _activate(a, GELU: tl.constexpr):
+def activate(a, GELU: tl.constexpr):
     if GELU:
         return 0.5 * a * (1.0 + tl.math.erf(a * _INV_SQRT_2))
     else:
@@ -40,7 +39,7 @@ def _activate(a, GELU: tl.constexpr):
 
 
 @triton.jit
-def _activate_derivative(a, GELU: tl.constexpr):
+def activate_derivative(a, GELU: tl.constexpr):
     if GELU:
         density = _INV_SQRT_2PI * tl.exp(-0.5 * a * a)
         return 0.5 * (1.0 + tl.math.erf(a * _INV_SQRT_2)) + a * density
@@ -49,7 +48,7 @@ def _activate_derivative(a, GELU: tl.constexpr):
 
 
 @triton.jit
-def _token_major(
+def token_major(
     x_ptr,  # [M, D], read if MIX
     up_ptr,  # [N, D], read if MIX
     down_ptr,  # [N, D]
@@ -83,13 +82,13 @@ def _token_major(
             up = tl.load(up_ptr + place, mask=mask, other=0.0).to(tl.float32)
             hidden = tl.sum(up * x[None, :], axis=1)
             tl.store(hidden_ptr + m * P + p, hidden, mask=in_p)
-            weight *= _activate(hidden, GELU)
+            weight *= activate(hidden, GELU)
         y += tl.sum(weight[:, None] * down, axis=0)
     tl.store(y_ptr + m * D + d, y.to(y_ptr.dtype.element_ty), mask=in_d)
 
 
 @triton.jit
-def _expert_major(
+def expert_major(
     dy_ptr,  # [M, D]
     x_ptr,  # [M, D], read if MIX
     down_ptr,  # [N, D]
@@ -147,10 +146,10 @@ def _expert_major(
         if MIX:
             x = tl.load(x_ptr + place, mask=mask, other=0.0).to(tl.float32)
             hidden = tl.load(hidden_ptr + pair, mask=in_p, other=0.0)
-            dhidden = dgate * weight * _activate_derivative(hidden, GELU)
+            dhidden = dgate * weight * activate_derivative(hidden, GELU)
             tl.store(dhidden_ptr + pair, dhidden, mask=in_p)
             dup += tl.sum(dhidden[:, None] * x, axis=0)
-            h = _activate(hidden, GELU)
+            h = activate(hidden, GELU)
             weight *= h
             dgate *= h
         tl.store(dgate_ptr + pair, dgate.to(dgate_ptr.dtype.element_ty), mask=in_p)
@@ -167,7 +166,7 @@ def _expert_major(
 
 
 @triton.jit
-def _add_parts(
+def add_parts(
     part_ptr,  # [tasks, D] float32
     row_ptr,  # [N, D], written where a row was split
     task_row_ptr,
@@ -191,21 +190,21 @@ def _add_parts(
     tl.store(row_ptr + n * D + d, total.to(row_ptr.dtype.element_ty), mask=in_d)
 
 
-class _Launch(NamedTuple):
-    """Tile sizes: up to 16 rows a step, and no more than 8192 elements in registers a tile."""
+class Tiles(NamedTuple):
+    """Up to 16 rows per step, and at most 8192 elements of a tile in registers."""
 
     BLOCK_D: int
     BLOCK_P: int
     num_warps: int
 
 
-def _launch(D: int, pairs: int) -> _Launch:
+def tile_sizes(D: int, pairs: int) -> Tiles:
     block_d = max(16, triton.next_power_of_2(D))
     block_p = max(1, min(16, 8192 // block_d, triton.next_power_of_2(pairs)))
-    return _Launch(block_d, block_p, num_warps=8 if block_d * block_p >= 8192 else 4)
+    return Tiles(block_d, block_p, num_warps=8 if block_d * block_p >= 8192 else 4)
 
 
-class _Tasks(NamedTuple):
+class Tasks(NamedTuple):
     """The pairs sorted by row, and the split of long rows into tasks of at most SPLIT pairs."""
 
     order: Tensor  # [M * P] int64
@@ -214,7 +213,8 @@ class _Tasks(NamedTuple):
     first: Tensor  # [N + 1] int32
 
 
-def _plan(index_MP: Tensor, n_rows: int) -> _Tasks:
+def plan_tasks(index_MP: Tensor, n_rows: int) -> Tasks:
+    """Sort the pairs, and split the long rows, without waiting for the device."""
     device, pairs = index_MP.device, index_MP.numel()
     keys, order = index_MP.flatten().sort(stable=True)
     rows = torch.arange(n_rows + 1, device=device, dtype=keys.dtype)
@@ -224,10 +224,10 @@ def _plan(index_MP: Tensor, n_rows: int) -> _Tasks:
     first = torch.nn.functional.pad(tasks.cumsum(0, dtype=torch.int32), (1, 0))
     # a split row has more than SPLIT pairs, so fewer tasks than 2 * its pairs / SPLIT
     places = torch.arange(max(1, 2 * pairs // SPLIT), device=device, dtype=torch.int32)
-    return _Tasks(order, offset, torch.searchsorted(first[1:], places, right=True), first)
+    return Tasks(order, offset, torch.searchsorted(first[1:], places, right=True), first)
 
 
-def _backward(
+def row_gradients(
     dy_MD: Tensor,
     x_MD: Tensor | None,
     down_ND: Tensor,
@@ -239,15 +239,15 @@ def _backward(
     """The gradients of down, gate, up and the hidden values (the last two empty for a sum)."""
     N, D = down_ND.shape
     P = index_MP.shape[1]
-    plan = _plan(index_MP, N)
+    plan = plan_tasks(index_MP, N)
     tasks = plan.row.shape[0]
     mix = x_MD is not None
     ddown_ND, dgate_MP = torch.empty_like(down_ND), torch.empty_like(gate_MP)
     dup_ND = torch.empty_like(down_ND) if mix else down_ND.new_empty(0)
     dhidden_MP = torch.empty_like(gate_MP if mix else gate_MP[:0])
     parts = down_ND.new_empty((2 if mix else 1, tasks, D), dtype=torch.float32)
-    launch = _launch(D, index_MP.numel())
-    _expert_major[(tasks + N,)](
+    tiles = tile_sizes(D, index_MP.numel())
+    expert_major[(tasks + N,)](
         dy_MD,
         x_MD if mix else dy_MD,
         down_ND,
@@ -270,84 +270,11 @@ def _backward(
         MIX=mix,
         GELU=gelu,
         SPLIT=SPLIT,
-        **launch._asdict(),
+        **tiles._asdict(),
     )
-    block = min(128, launch.BLOCK_D)
+    block = min(128, tiles.BLOCK_D)
     for part, row_ND in ((parts[0], ddown_ND), (parts[-1], dup_ND))[: parts.shape[0]]:
-        _add_parts[(tasks, triton.cdiv(D, block))](
+        add_parts[(tasks, triton.cdiv(D, block))](
             part, row_ND, plan.row, plan.first, N, D, BLOCK_D=block
         )
     return ddown_ND, dgate_MP, dup_ND, dhidden_MP
-
-
-def expert_mix(
-    x_MD: Tensor, up_ND: Tensor, down_ND: Tensor, index_MP: Tensor, gate_MP: Tensor, activation: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y [M, D], and for the backward pass the hidden values; no order, backward sorts."""
-    M, P = index_MP.shape
-    D = x_MD.shape[1]
-    y_MD = torch.empty_like(x_MD)
-    hidden = torch.empty_like(gate_MP).flatten()
-    _token_major[(M,)](
-        x_MD,
-        up_ND,
-        down_ND,
-        index_MP,
-        gate_MP,
-        hidden,
-        y_MD,
-        P,
-        D,
-        MIX=True,
-        GELU=activation == "gelu",
-        **_launch(D, P)._asdict(),
-    )
-    return y_MD, hidden, index_MP.new_empty(0, dtype=torch.int64)
-
-
-def expert_mix_backward(
-    dy_MD: Tensor,
-    x_MD: Tensor,
-    up_ND: Tensor,
-    down_ND: Tensor,
-    index_MP: Tensor,
-    gate_MP: Tensor,
-    hidden: Tensor,
-    order: Tensor,
-    activation: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of x, up, down and gate."""
-    ddown_ND, dgate_MP, dup_ND, dhidden_MP = _backward(
-        dy_MD, x_MD, down_ND, index_MP, gate_MP, hidden, activation == "gelu"
-    )
-    return value_sum(up_ND, index_MP, dhidden_MP), dup_ND, ddown_ND, dgate_MP
-
-
-def value_sum(values_ND: Tensor, index_MP: Tensor, gate_MP: Tensor) -> Tensor:
-    """sum_p gate[m, p] * values[index[m, p]], [M, D]."""
-    M, P = index_MP.shape
-    D = values_ND.shape[1]
-    y_MD = values_ND.new_empty(M, D)
-    _token_major[(M,)](
-        values_ND,
-        values_ND,
-        values_ND,
-        index_MP,
-        gate_MP,
-        gate_MP,
-        y_MD,
-        P,
-        D,
-        MIX=False,
-        GELU=False,
-        **_launch(D, P)._asdict(),
-    )
-    return y_MD
-
-
-def value_sum_backward(
-    dy_MD: Tensor, values_ND: Tensor, index_MP: Tensor, gate_MP: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The gradients of values and gate."""
-    dvalues_ND, dgate_MP, _, _ = _backward(dy_MD, None, values_ND, index_MP, gate_MP, None, False)
-    return dvalues_ND, dgate_MP

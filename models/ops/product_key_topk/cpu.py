@@ -2,7 +2,7 @@
 
 `torch.topk` is the slowest part of a retrieval on few threads. numpy sorts float64 with vector
 instructions, and a float64 has room for a float32 score and, in the low bits of its significand,
-its index: so sorting the one sorts the other, exactly.
+its index: so sorting the packed numbers sorts scores and indices together, exactly.
 """
 
 from __future__ import annotations
@@ -14,23 +14,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from isoflop.models.ops import bag_mix
+from isoflop.models.ops.pairs import row_sums, sort_pairs
+from isoflop.models.ops.product_key_topk.chosen import as_value_sum, table_to_keys
+from isoflop.models.ops.product_key_topk.reference import candidate_ranks
+from isoflop.models.ops.value_sum import cpu as value_sum
 
 SPARE_BITS = 52 - 23  # of a float64's significand over a float32's
-BLOCK = 2**17  # scores packed and sorted at a time, which a core's own cache holds
-THREADS = 8  # torch.topk uses all threads, numpy one: from here on it is the faster
-# times k, the sub-keys from which gradients of the chosen alone are faster than of all
+BLOCK = 2**17  # scores packed and sorted at a time, so that they stay in a core's own cache
+THREADS = 8  # torch.topk uses all threads, numpy a single one: from here on torch is faster
+# sub-keys per chosen sub-key (n / k) from which gradients of the chosen alone are faster
 SPARSE_FROM = 8
 
 
-Rows = Callable[[slice], Tensor]  # some rows of a matrix, which may be computed only then
+Rows = Callable[[slice], Tensor]  # computes some rows of a matrix when asked for them
 
 
 def largest(rows: Rows, R: int, n: int, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each of R rows of n, finite, float32, in falling order, and their indices,
-    [R, k] each.
+    """The k largest of each of R rows of n finite float32 numbers, in falling order.
 
-    Rows are asked for block by block: of a product no more is there at once than a cache holds.
+    Rows are asked for block by block: no more of a product exists at once than a cache holds.
+
+    Returns:
+        the numbers and their indices, [R, k] each.
     """
     step = max(1, BLOCK // n)
     packed_Rk = np.empty((R, k))
@@ -57,14 +62,14 @@ def topk(rows: Rows, R: int, n: int, k: int) -> tuple[Tensor, Tensor]:
     return score_Rk, index_Rk
 
 
-def product_key_topk(query_SHMC: Tensor, keys_SHCN: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def forward(query_SHMC: Tensor, keys_SHCN: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Scores [H, M, k], falling, and the sub-keys of each half, [2, H, M, k], int32."""
     _, H, M, C = query_SHMC.shape
     S, n = keys_SHCN.shape[1], keys_SHCN.shape[-1]
     half = min(k, n)
     fast = query_SHMC.dtype == torch.float32 and n < 2**SPARE_BITS
     choose = largest if fast and torch.get_num_threads() < THREADS else topk
-    # one product for all heads where they share the keys
+    # a single product for all heads where they share the keys
     tops = [
         choose(partial(_products, query_RC, keys_CN), len(query_RC), n, half)
         for query_HMC, keys_HCN in zip(query_SHMC, keys_SHCN, strict=True)
@@ -85,17 +90,7 @@ def _products(query_RC: Tensor, keys_CN: Tensor, rows: slice) -> Tensor:
     return query_RC[rows] @ keys_CN
 
 
-def candidate_ranks(k: int, half: int) -> Tensor:
-    """The ranks (i, j), from 0, of the pairs that can be among the best k, [2, pairs].
-
-    With both halves sorted, pair (i, j) has (i + 1) (j + 1) pairs at least as good as itself (its
-    own included), so only those with (i + 1) (j + 1) <= k can be needed: 50 of 256 for k = 16.
-    """
-    pairs = [(i, j) for i in range(half) for j in range(min(half, k // (i + 1)))]
-    return torch.tensor(pairs).t().contiguous()
-
-
-def product_key_topk_backward(
+def backward(
     dscore_HMk: Tensor, query_SHMC: Tensor, keys_SHCN: Tensor, index_SHMk: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The gradients of query and keys."""
@@ -108,32 +103,7 @@ def product_key_topk_backward(
         dkeys = query_SHMC.transpose(2, 3) @ dscore_SHMN
         return dquery, dkeys.sum(1, keepdim=True) if S == 1 else dkeys
     table, query, index, dscore = as_value_sum(dscore_HMk, query_SHMC, keys_SHCN, index_SHMk)
-    dquery = bag_mix.value_sum(table, index, dscore)
-    pairs = bag_mix.sort_pairs(index, table.shape[0])
-    dtable = bag_mix.row_sums(pairs, query, dscore.flatten().index_select(0, pairs.order))
+    dquery = value_sum.forward(table, index, dscore)
+    pairs = sort_pairs(index, table.shape[0])
+    dtable = row_sums(pairs, query, dscore.flatten().index_select(0, pairs.order))
     return dquery.view_as(query_SHMC), table_to_keys(dtable, keys_SHCN)
-
-
-def as_value_sum(
-    dscore_HMk: Tensor, query_SHMC: Tensor, keys_SHCN: Tensor, index_SHMk: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradient of the queries as a value sum over one table of all sub-keys.
-
-    Returns:
-        the table [2 S n, C], and for the 2 H M half-queries as its tokens: themselves, the rows
-        [.., k], int32, and the gates [.., k].
-    """
-    _, H, _, C = query_SHMC.shape
-    S, n = keys_SHCN.shape[1], keys_SHCN.shape[-1]
-    table_NC = keys_SHCN.transpose(2, 3).reshape(2 * S * n, C)
-    half = torch.arange(2, device=table_NC.device, dtype=torch.int32)[:, None]
-    head = torch.arange(H, device=table_NC.device, dtype=torch.int32) % S
-    row_SHMk = index_SHMk + n * (half * S + head)[..., None, None]
-    gate_SHMk = dscore_HMk.expand_as(index_SHMk)
-    return table_NC, query_SHMC.flatten(0, 2), row_SHMk.flatten(0, 2), gate_SHMk.flatten(0, 2)
-
-
-def table_to_keys(table_NC: Tensor, like_SHCN: Tensor) -> Tensor:
-    """`as_value_sum`'s table as keys [2, S, C, n]."""
-    _, S, C, n = like_SHCN.shape
-    return table_NC.view(2, S, n, C).transpose(2, 3).contiguous()

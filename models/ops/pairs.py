@@ -1,13 +1,16 @@
-"""The expert mix and the value sum on a CPU, without a [tokens, pairs, d] tensor.
+"""What the operators on (token, table row) pairs share: choice of back end, and work on a CPU.
 
-Two stock operators carry all the work: `F.embedding_bag` sums weighted rows, and
+A token has P pairs, each with the index of a table row and a gate. On a CPU two stock operators
+carry all the work, without a [tokens, pairs, d] tensor: `F.embedding_bag` sums weighted rows, and
 `torch.sparse.sampled_addmm` takes the dot products of the pairs that a CSR pattern names. After one
-stable sort of the pairs by expert, an expert is a bag of tokens: so the gradients of the tables are
-bag sums too, each row written once, and the dot products read each table row once, in order.
+stable sort of the pairs by row, a row is a bag of tokens: so the gradients of the tables are bag
+sums too, each row written once, and the dot products read each table row once, in order.
 
 Everything is computed in float32 (float64 for float64 input), under autocast too: the tables are
 float32 as they are, so a bfloat16 copy of them would cost more than it saves. Each output element
 is summed by one thread in a fixed order: results are bitwise repeatable.
+
+Sizes: M tokens, P pairs per token (heads * k), N rows (experts or slots), D model width.
 """
 
 from __future__ import annotations
@@ -20,9 +23,51 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from isoflop.models.ops.backends import choose_backend, cpu_obstacle, triton_obstacle
+
+BACKENDS = ("auto", "reference", "cpu", "dense", "triton")
+
+# "dense" is the fastest while N is at most this many times P: measured on a CPU; on a GPU an
+# estimate from arithmetic, not measured
+DENSE_WITHIN = {"cpu": 4, "cuda": 8}
+
 # torch sorts integers by radix, several times faster, from this many elements on, so that it pays
 # to fill up to it from a quarter on
 RADIX_SORT_FROM = 2**15
+
+
+def choose_pair_backend(backend: str, table_ND: Tensor, index_MP: Tensor, gate_MP: Tensor) -> str:
+    """The back end to use for the expert mix or the value sum.
+
+    Raises:
+        ValueError: it is unknown or impossible, or the shapes of index and gate do not fit.
+    """
+    if index_MP.shape != gate_MP.shape or index_MP.dim() != 2:
+        raise ValueError(
+            f"index {tuple(index_MP.shape)} and gate {tuple(gate_MP.shape)} must both be [M, P]"
+        )
+    n_rows, n_pairs = table_ND.shape[0], index_MP.shape[1]
+    if backend == "auto" and n_rows <= DENSE_WITHIN.get(table_ND.device.type, 0) * n_pairs:
+        return "dense"
+    cpu = cpu_obstacle(table_ND)
+    if not cpu and n_rows < n_pairs:  # a sparse matrix holds no more elements than it has places
+        cpu = f"it needs as many rows as pairs per token: {n_pairs}"
+    return choose_backend(backend, BACKENDS, {"cpu": cpu, "triton": triton_obstacle(table_ND)})
+
+
+def working_dtype(backend: str, *tensors: Tensor) -> torch.dtype:
+    """What a back end computes in. Autocast applies to stock operators by itself."""
+    device = tensors[0].device.type
+    if backend == "triton" and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    dtypes = [t.dtype for t in tensors] + [torch.float32] * (backend == "cpu")
+    return functools.reduce(torch.promote_types, dtypes)
+
+
+def pair_matrix(weight_MP: Tensor, index_MP: Tensor, n_rows: int) -> Tensor:
+    """The [M, N] matrix with each pair's weight in its row's column, repeats added up."""
+    zeros = weight_MP.new_zeros(weight_MP.shape[0], n_rows)
+    return zeros.scatter_add(1, index_MP, weight_MP)
 
 
 def stable_argsort(keys: Tensor, n_keys: int) -> Tensor:
@@ -49,6 +94,7 @@ def sort_pairs(index_MP: Tensor, n_rows: int) -> Pairs:
 
 
 def pairs_in_order(order: Tensor, index_MP: Tensor, n_rows: int) -> Pairs:
+    """`sort_pairs` where the order, [M * P], is known already."""
     token = order.to(torch.int32).div_(index_MP.shape[1], rounding_mode="floor")
     offset = torch.zeros(n_rows + 1, dtype=torch.int32)
     offset[1:] = torch.bincount(index_MP.flatten(), minlength=n_rows).cumsum(0)
@@ -68,15 +114,10 @@ def pair_dots(table_ND: Tensor, x_MD: Tensor, pairs: Pairs) -> Tensor:
 
 @functools.cache
 def _silence_beta_warning() -> None:
-    """The first CSR tensor of a process warns that CSR is in beta: make one out of sight."""
+    """The first CSR tensor of a process warns that CSR is in beta: make one with warnings off."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.sparse_csr_tensor([0, 1], [0], [0.0], (1, 1), check_invariants=False)
-
-
-def value_sum(values_ND: Tensor, index_MP: Tensor, gate_MP: Tensor) -> Tensor:
-    """sum_p gate[m, p] * values[index[m, p]], [M, D]."""
-    return F.embedding_bag(index_MP, values_ND, per_sample_weights=gate_MP, mode="sum")
 
 
 def row_sums(pairs: Pairs, x_MD: Tensor, weight: Tensor) -> Tensor:
@@ -94,60 +135,3 @@ def row_sums(pairs: Pairs, x_MD: Tensor, weight: Tensor) -> Tensor:
 def unsort(values: Tensor, pairs: Pairs, like_MP: Tensor) -> Tensor:
     """Sorted pair values back as [M, P]."""
     return torch.empty_like(values).scatter_(0, pairs.order, values).view(like_MP.shape)
-
-
-def activate(a: Tensor, activation: str) -> Tensor:
-    return F.gelu(a) if activation == "gelu" else F.relu(a)
-
-
-def activate_backward(grad: Tensor, a: Tensor, activation: str) -> Tensor:
-    if activation == "gelu":
-        return torch.ops.aten.gelu_backward(grad, a)
-    return torch.ops.aten.threshold_backward(grad, a, 0)
-
-
-def expert_mix(
-    x_MD: Tensor, up_ND: Tensor, down_ND: Tensor, index_MP: Tensor, gate_MP: Tensor, activation: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y [M, D], and for the backward pass the hidden values and the order, both sorted [M * P]."""
-    pairs = sort_pairs(index_MP, up_ND.shape[0])
-    hidden = pair_dots(up_ND, x_MD, pairs)
-    weight_MP = gate_MP * activate(unsort(hidden, pairs, gate_MP), activation)
-    return value_sum(down_ND, index_MP, weight_MP), hidden, pairs.order
-
-
-def expert_mix_backward(
-    dy_MD: Tensor,
-    x_MD: Tensor,
-    up_ND: Tensor,
-    down_ND: Tensor,
-    index_MP: Tensor,
-    gate_MP: Tensor,
-    hidden: Tensor,
-    order: Tensor,
-    activation: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of x, up, down and gate."""
-    pairs = pairs_in_order(order, index_MP, up_ND.shape[0])
-    gate = gate_MP.flatten().index_select(0, order)
-    h = activate(hidden, activation)
-    dweight = pair_dots(down_ND, dy_MD, pairs)
-    dhidden = activate_backward(dweight * gate, hidden, activation)
-    return (
-        value_sum(up_ND, index_MP, unsort(dhidden, pairs, gate_MP)),
-        row_sums(pairs, x_MD, dhidden),
-        row_sums(pairs, dy_MD, gate * h),
-        unsort(dweight * h, pairs, gate_MP),
-    )
-
-
-def value_sum_backward(
-    dy_MD: Tensor, values_ND: Tensor, index_MP: Tensor, gate_MP: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The gradients of values and gate."""
-    pairs = sort_pairs(index_MP, values_ND.shape[0])
-    dgate = pair_dots(values_ND, dy_MD, pairs)
-    return (
-        row_sums(pairs, dy_MD, gate_MP.flatten().index_select(0, pairs.order)),
-        unsort(dgate, pairs, gate_MP),
-    )

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from isoflop.models.ops import expert_ffn, ops
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-TRITON = importlib.util.find_spec("triton") is not None
-DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
-ACTIVATIONS = ["gelu", "relu", "swiglu"]
-
-runs_triton = pytest.mark.skipif(
-    not TRITON or (DEVICE.type == "cpu" and not INTERPRETED),
-    reason="no GPU here, or triton is not installed",
+from isoflop.models.ops import expert_ffn
+from isoflop.models.ops.expert_ffn.gated_activation import (
+    gated_activation,
+    gated_activation_backward,
 )
+from tests.models.ops.devices import DEVICE, runs_triton
+
+ACTIVATIONS = ["gelu", "relu", "swiglu"]
 
 
 def gated(h: Tensor, gate: Tensor, activation: str) -> Tensor:
@@ -50,19 +42,19 @@ def operands(rows: int, width: int, activation: str, dtype: torch.dtype) -> tupl
 def test_triton_equals_float64(
     dtype: torch.dtype, width: int, activation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "isoflop.models.ops.triton_gated.TILE", 512
-    )  # so that 768 takes several tiles
+    from isoflop.models.ops.expert_ffn import triton
+
+    monkeypatch.setattr(triton, "TILE", 512)  # so that 768 takes several tiles
     for rows in (5, 37):
         h, gate, dy = operands(rows, width, activation, dtype)
         leaves = [h.requires_grad_(), gate.requires_grad_()]
-        y = ops.gated_activation(*leaves, activation, "triton")
-        found = [y, *torch.autograd.grad(y, leaves, dy)]
+        y = gated_activation(*leaves, activation)
+        actual = [y, *torch.autograd.grad(y, leaves, dy)]
         exact = [t.detach().double().requires_grad_() for t in leaves]
         y_exact = gated(*exact, activation)
         expected = [y_exact, *torch.autograd.grad(y_exact, exact, dy.double())]
-        assert [t.dtype for t in found] == [dtype, dtype, torch.float32]
-        for place, (a, b) in enumerate(zip(found, expected, strict=True)):
+        assert [t.dtype for t in actual] == [dtype, dtype, torch.float32]
+        for place, (a, b) in enumerate(zip(actual, expected, strict=True)):
             error = (a.double() - b).norm() / b.norm()
             # sums are in float32: only results in bfloat16 are rounded to it
             tolerance = 2**-8 if a.dtype == torch.bfloat16 else 1e-6
@@ -95,16 +87,16 @@ def test_triton_experts_equal_the_float64_reference(activation: str) -> None:
     expected = y_and_gradients("reference", leaves, index, dy, activation)
     leaves = [t.detach().float().requires_grad_() for t in leaves]
     with torch.profiler.profile() as profile:
-        found = y_and_gradients("grouped", leaves, index, dy, activation)
+        actual = y_and_gradients("grouped", leaves, index, dy, activation)
     assert "isoflop::gated_activation" in {event.name for event in profile.events()}
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(actual, expected, strict=True):
         assert (a.double() - b).norm() / b.norm() < 1e-5
 
 
 @runs_triton
 def test_triton_is_bitwise_repeatable() -> None:
     h, gate, dy = operands(300, 96, "gelu", torch.float32)
-    first, second = (ops.gated_activation_backward(dy, h, gate, "gelu", "triton") for _ in range(2))
+    first, second = (gated_activation_backward(dy, h, gate, "gelu") for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
@@ -120,41 +112,26 @@ def test_triton_experts_step_in_a_cuda_graph(activation: str) -> None:
     expected = y_and_gradients("grouped", leaves, index, dy, activation)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = y_and_gradients("grouped", leaves, index, dy, activation)
-    for t in found:
+        actual = y_and_gradients("grouped", leaves, index, dy, activation)
+    for t in actual:
         t.zero_()
     graph.replay()
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    for a, b in zip(found, exact, strict=True):
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+    for a, b in zip(actual, exact, strict=True):
         assert (a.double() - b).norm() / b.norm() < 2e-2
 
 
 @runs_triton
 def test_triton_operator_keeps_the_rules_of_torch_library() -> None:
     h, gate, _ = operands(5, 16, "swiglu", torch.float32)
-    arguments = h.requires_grad_(), gate.requires_grad_(), "swiglu", "triton"
-    torch.library.opcheck(ops.gated_activation, arguments)
+    arguments = h.requires_grad_(), gate.requires_grad_(), "swiglu"
+    torch.library.opcheck(gated_activation, arguments)
 
 
 def test_no_flops_are_counted() -> None:
     h, gate = torch.empty(5, 32, device="meta", requires_grad=True), torch.empty(5, device="meta")
     with FlopCounterMode(display=False) as counter:
-        y = ops.gated_activation(h, gate, "swiglu", "triton")
+        y = gated_activation(h, gate, "swiglu")
         y.sum().backward()
     assert (y.shape, h.grad.shape) == ((5, 16), h.shape)
     assert counter.get_total_flops() == 0
-
-
-@pytest.mark.skipif(not TRITON, reason="triton is not installed")
-@pytest.mark.skipif(INTERPRETED, reason="this runs in the interpreter already")
-@pytest.mark.timeout(600)
-def test_triton_in_the_interpreter() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-k", "triton", "--no-header", __file__],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert " passed" in done.stdout

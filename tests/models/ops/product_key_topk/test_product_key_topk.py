@@ -1,32 +1,17 @@
-"""Product-key retrieval: every back end against an exhaustive search.
-
-Triton's kernels run where there is a GPU, else in a second run of this file in its interpreter.
-"""
+"""Product-key retrieval: every back end against an exhaustive search."""
 
 from __future__ import annotations
-
-import importlib.util
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from isoflop.models.ops import bag_topk, ops, product_key_topk
+from isoflop.models.ops import product_key_topk
+from isoflop.models.ops.product_key_topk import cpu, op
+from tests.models.ops.devices import DEVICE, TRITON, runs_triton
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-TRITON = importlib.util.find_spec("triton") is not None
-DEVICE = torch.device("cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu")
-
-runs_triton = pytest.mark.skipif(
-    not TRITON or (DEVICE.type == "cpu" and not INTERPRETED),
-    reason="no GPU here, or triton is not installed",
-)
-
-BACKENDS = ["reference", "bag", pytest.param("triton", marks=runs_triton)]
+BACKENDS = ["reference", "cpu", pytest.param("triton", marks=runs_triton)]
 
 # heads, sets of sub-keys, tokens, width of a half-query, sub-keys, k
 CASES = [
@@ -41,9 +26,11 @@ CASES = [
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     if TRITON:
-        monkeypatch.setattr("isoflop.models.ops.triton_mix.SPLIT", 20)
-        monkeypatch.setattr("isoflop.models.ops.triton_topk.TILE", 16)
-    monkeypatch.setattr(bag_topk, "BLOCK", 100)
+        from isoflop.models.ops.product_key_topk import triton
+
+        monkeypatch.setattr("isoflop.models.ops.pairs_triton.SPLIT", 20)
+        monkeypatch.setattr(triton, "TILE", 16)
+    monkeypatch.setattr(cpu, "BLOCK", 100)
 
 
 def operands(
@@ -94,23 +81,23 @@ def test_equals_an_exhaustive_search(case: tuple[int, ...], kind: str, backend: 
 def test_gradients(
     backend: str, case: tuple[int, ...], sparse_from: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bag_topk, "SPARSE_FROM", sparse_from)
+    monkeypatch.setattr(cpu, "SPARSE_FROM", sparse_from)
     *sizes, k = case
     query, keys = operands(*sizes, seed=1)
     leaves = [t.requires_grad_() for t in (query, keys)]
     score, _ = search(*leaves, k, backend)
     dscore = torch.randn(score.shape, generator=torch.Generator().manual_seed(2))
-    found = torch.autograd.grad(score, leaves, dscore)
+    actual = torch.autograd.grad(score, leaves, dscore)
     exact = [t.detach().double().requires_grad_() for t in (query, keys)]
     expected = torch.autograd.grad(all_scores(*exact).topk(k).values, exact, dscore.double())
-    for a, b in zip(found, expected, strict=True):
+    for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("sparse_from", [0, 10**9])
-@pytest.mark.parametrize("backend", ["reference", "bag"])
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_gradcheck(backend: str, sparse_from: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bag_topk, "SPARSE_FROM", sparse_from)
+    monkeypatch.setattr(cpu, "SPARSE_FROM", sparse_from)
     leaves = [t.double().requires_grad_() for t in operands(2, 1, 3, 4, 5, seed=3)]
     assert torch.autograd.gradcheck(
         lambda query, keys: product_key_topk(query, keys, 3, backend)[0], leaves
@@ -121,8 +108,8 @@ def test_gradcheck(backend: str, sparse_from: int, monkeypatch: pytest.MonkeyPat
 def test_largest_equals_topk(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(7, n, generator=torch.Generator().manual_seed(n))
     for rows in (0, 3, 7):  # at a time
-        monkeypatch.setattr(bag_topk, "BLOCK", n * rows)
-        score, index = bag_topk.largest(x.__getitem__, 7, n, 4)
+        monkeypatch.setattr(cpu, "BLOCK", n * rows)
+        score, index = cpu.largest(x.__getitem__, 7, n, 4)
         assert torch.equal(score, x.topk(4).values)
         assert torch.equal(index, x.topk(4).indices)
 
@@ -131,7 +118,7 @@ def test_flops_are_counted_exactly() -> None:
     H, M, C, n, k = 3, 5, 8, 16, 4
     meta = torch.empty(2, H, M, C, device="meta"), torch.empty(2, 1, C, n, device="meta")
     with FlopCounterMode(display=False) as counter:
-        score, index = ops.product_key_topk(*meta, k, "triton")
+        score, index = op.forward(*meta, k, "triton")
     assert counter.get_total_flops() == 2 * (2 * H * M * C * n)
     assert (score.shape, index.shape) == ((H, M, k), (2, H, M, k))
     query, keys = operands(H, 1, M, C, n, seed=0)
@@ -139,21 +126,6 @@ def test_flops_are_counted_exactly() -> None:
     with FlopCounterMode(display=False) as counter:
         score.sum().backward()
     assert counter.get_total_flops() == 2 * (2 * 2 * H * M * C * k)  # of the chosen alone
-
-
-@pytest.mark.skipif(not TRITON, reason="triton is not installed")
-@pytest.mark.skipif(INTERPRETED, reason="this runs in the interpreter already")
-@pytest.mark.timeout(600)
-def test_triton_in_the_interpreter() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-k", "triton", "--no-header", __file__],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
-    assert " passed" in done.stdout
 
 
 def test_meta_takes_the_reference_path() -> None:
@@ -172,13 +144,13 @@ def test_compiles_whole() -> None:
 
 def test_operator_keeps_the_rules_of_torch_library() -> None:
     query, keys = (t.requires_grad_() for t in operands(2, 1, 20, 8, 32, seed=0))
-    torch.library.opcheck(ops.product_key_topk, (query, keys, 4, "bag"))
+    torch.library.opcheck(op.forward, (query, keys, 4, "cpu"))
 
 
 def test_bad_input_is_refused() -> None:
     query, keys = operands(2, 1, 3, 4, 9, seed=0)
-    with pytest.raises(ValueError, match="'bag' is impossible here: it runs on a CPU only, not on"):
-        product_key_topk(query.to("meta"), keys.to("meta"), 2, "bag")
+    with pytest.raises(ValueError, match="'cpu' is impossible here: it runs on a CPU only, not on"):
+        product_key_topk(query.to("meta"), keys.to("meta"), 2, "cpu")
     with pytest.raises(ValueError, match="'triton' is impossible here: it runs on CUDA only, not"):
         product_key_topk(query.to("meta"), keys.to("meta"), 2, "triton")
     with pytest.raises(ValueError, match="back end 'dense' is unknown: one of auto, reference"):
