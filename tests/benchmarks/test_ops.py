@@ -1,11 +1,12 @@
-"""The sparse operators against what else there is, on this machine's GPU or, without one, its CPU.
+"""Speed of the operators against other implementations, on a GPU or, without one, a CPU.
 
     .ci/speed NAME
 
 builds the kernels, checks them, times them, stores in results/benchmarks/NAME.json what
 `isoflop.analysis.report.benchmarks` derives tables from, and prints these.
 
-One process; every round times each rival, then us: forward (no gradients), and forward + backward.
+All in one process; every round times each rival, then ours: forward (no gradients), and forward +
+backward.
 Bytes are of the rows that must be read and written: with e bytes an element and M pairs of width d,
 2 e M d forward and three times that forward + backward for the expert mix, half of it for the value
 sum; for MoE experts their weights, and each row in, hidden and out.
@@ -53,8 +54,8 @@ MOES = [
 
 
 @dataclass
-class Side:
-    """One way to compute it: `forward`, and the leaves its gradients are asked of."""
+class Implementation:
+    """`forward`, the leaves that it has gradients of, and the times measured, in seconds."""
 
     forward: Callable[[], Tensor]
     leaves: list[Tensor]
@@ -71,7 +72,7 @@ class Side:
         self.forward()
 
     def warm_up(self) -> None:
-        """Compiles what compiles, and measures the memory one step adds to what is in use."""
+        """Compile, and measure the memory that a step adds to what is in use, in bytes."""
         self.step()
         self.infer()
         self.peak = peak_bytes(self.step)
@@ -92,16 +93,16 @@ class Side:
 
 @pytest.fixture(scope="module")
 def problems(request: pytest.FixtureRequest) -> Iterator[list[dict[str, Any]]]:
-    """What `race` adds to, printed at the end."""
-    raced: list[dict[str, Any]] = []
-    yield raced
-    if not raced:
+    """The results that `race` adds, printed at the end."""
+    results: list[dict[str, Any]] = []
+    yield results
+    if not results:
         return
     measured = Measurements.model_validate(
         {
             "machine_info": describe(),
             "datetime": str(date.today()),
-            "benchmarks": [{"extra_info": problem} for problem in raced],
+            "benchmarks": [{"extra_info": result} for result in results],
         }
     )
     rows = [row for problem in measured.problems() for row in side_rows(measured, problem)]
@@ -113,22 +114,22 @@ def race(
     benchmark: Any,
     problems: list[dict[str, Any]],
     problem: str,
-    sides: dict[str, Side],
+    implementations: dict[str, Implementation],
     bytes_forward: float,
     flops_forward: float = 0.0,
 ) -> dict[str, float]:
-    """Time all sides, the first of them ours; return each one's step time over ours."""
-    ours = next(iter(sides.values()))
+    """Time all implementations, the first of them ours; return their step times over ours."""
+    ours = next(iter(implementations.values()))
     failed = {}
-    for name, side in sides.items():
+    for name, implementation in implementations.items():
         try:
-            side.warm_up()
+            implementation.warm_up()
         except Exception as error:  # a rival's failure is a result, and no reason to lose ours
-            if side is ours:
+            if implementation is ours:
                 raise
             memory = isinstance(error, torch.OutOfMemoryError)
             failed[name] = "out of memory" if memory else type(error).__name__
-    timed = {name: side for name, side in sides.items() if name not in failed}
+    timed = {name: rival for name, rival in implementations.items() if name not in failed}
 
     def time_rivals() -> None:
         for rival in timed.values():
@@ -146,14 +147,14 @@ def race(
         "flops_forward": flops_forward,
         "ours": ours.medians("ours"),
         "others": [
-            {"side": name, "failed": failed[name]} if name in failed else side.medians(name)
-            for name, side in sides.items()
-            if side is not ours
+            {"side": name, "failed": failed[name]} if name in failed else rival.medians(name)
+            for name, rival in implementations.items()
+            if rival is not ours
         ],
     }
     problems.append(dict(benchmark.extra_info))
-    own = median(ours.times["step"])
-    return {name: median(side.times["step"]) / own for name, side in timed.items()}
+    step = median(ours.times["step"])
+    return {name: median(rival.times["step"]) / step for name, rival in timed.items()}
 
 
 def sizes(M: int, heads: int, k: int, N: int, d: int) -> str:
@@ -183,15 +184,20 @@ def test_expert_mix(
     dy = torch.randn_like(x)
     gather = torch.compile(expert_mix, dynamic=False)
 
-    def side(function: Callable[..., Tensor], backend: str) -> Side:
-        return Side(
+    def implementation(function: Callable[..., Tensor], backend: str) -> Implementation:
+        return Implementation(
             lambda: function(x, up, down, index, gate, "gelu", backend), [x, up, down, gate], dy
         )
 
-    sides = {"ours": side(expert_mix, "auto"), "gather, einsum": side(expert_mix, "reference")}
-    sides["gather, compiled"] = side(gather, "reference")
+    implementations = {
+        "ours": implementation(expert_mix, "auto"),
+        "gather, einsum": implementation(expert_mix, "reference"),
+        "gather, compiled": implementation(gather, "reference"),
+    }
     moved = 2 * M * heads * k * d * x.element_size()
-    ratios = race(benchmark, problems, f"expert mix: {sizes(M, heads, k, N, d)}", sides, moved)
+    ratios = race(
+        benchmark, problems, f"expert mix: {sizes(M, heads, k, N, d)}", implementations, moved
+    )
     if not GPU:
         assert ratios["gather, einsum"] > (6 if N == 128**2 else 4)
 
@@ -211,19 +217,21 @@ def test_value_sum(
             index, values, per_sample_weights=gate.to(DTYPE), mode="sum"
         ),
     }
-    sides = {name: Side(function, [values, gate], dy) for name, function in functions.items()}
+    implementations = {
+        name: Implementation(function, [values, gate], dy) for name, function in functions.items()
+    }
     moved = M * heads * k * d * values.element_size()
-    race(benchmark, problems, f"value sum: {sizes(M, heads, k, N, d)}", sides, moved)
+    race(benchmark, problems, f"value sum: {sizes(M, heads, k, N, d)}", implementations, moved)
 
 
-def layer_side(layer: nn.Module, x: Tensor) -> Side:
+def layer_implementation(layer: nn.Module, x: Tensor) -> Implementation:
     def forward() -> Tensor:
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=GPU):
             return layer(x)
 
     layer.to(DEVICE)
     trained = [p for p in layer.parameters() if p.requires_grad]
-    return Side(forward, [x, *trained], torch.randn_like(x))
+    return Implementation(forward, [x, *trained], torch.randn_like(x))
 
 
 @pytest.mark.parametrize(("M", "heads", "k", "N", "d"), GATHERS)
@@ -231,7 +239,7 @@ def layer_side(layer: nn.Module, x: Tensor) -> Side:
 def test_layer(
     benchmark: Any, problems: Any, name: str, M: int, heads: int, k: int, N: int, d: int
 ) -> None:
-    """Retrieval included, with queries of 2 * 64 on both sides."""
+    """Retrieval included; ours and the rival have queries of 2 * 64."""
     torch.manual_seed(0)
     (x,) = leaves((8, M // 8, d), dtype=torch.float32)
     options = {"heads": heads, "top_k": k, "d_key": 128}
@@ -244,29 +252,31 @@ def test_layer(
             dim_key=64,
             non_competing_scores=False,  # its default keeps one expert a head
         )
-        sides = {"ours": layer_side(PEER(d, n_experts=N, **options), x)}
-        sides["peer-pytorch"] = layer_side(rival, x)
+        implementations = {"ours": layer_implementation(PEER(d, n_experts=N, **options), x)}
+        implementations["peer-pytorch"] = layer_implementation(rival, x)
     else:
         rival = pytest.importorskip("product_key_memory").PKM(
             d, heads=heads, num_keys=math.isqrt(N), topk=k, dim_head=64
         )
-        sides = {"ours": layer_side(PKM(d, n_slots=N, **options), x)}
-        sides["product-key-memory"] = layer_side(rival, x)
+        implementations = {"ours": layer_implementation(PKM(d, n_slots=N, **options), x)}
+        implementations["product-key-memory"] = layer_implementation(rival, x)
     moved = (2 if name == "peer" else 1) * M * heads * k * d * DTYPE.itemsize
-    ratios = race(benchmark, problems, f"{name} layer: {sizes(M, heads, k, N, d)}", sides, moved)
+    ratios = race(
+        benchmark, problems, f"{name} layer: {sizes(M, heads, k, N, d)}", implementations, moved
+    )
     if name == "peer" and "peer-pytorch" in ratios:
         assert ratios["peer-pytorch"] > 5
 
 
-def liger_side(
+def liger_implementation(
     x: Tensor, w_in: Tensor, w_out: Tensor, index: Tensor, gate: Tensor, dy: Tensor
-) -> Side:
+) -> Implementation:
     """Liger keeps both weights transposed."""
     from liger_kernel.ops import LigerFusedMoEFunction
 
     up, down = (w.detach().transpose(1, 2).contiguous().requires_grad_() for w in (w_in, w_out))
     chosen = index.to(torch.int32)
-    return Side(
+    return Implementation(
         lambda: LigerFusedMoEFunction.apply(x, up, down, chosen, gate), [x, up, down, gate], dy
     )
 
@@ -282,7 +292,7 @@ def test_experts(benchmark: Any, problems: Any, M: int, E: int, K: int, d: int, 
     everything = [x, w_in, w_out, gate]
 
     def plain() -> Tensor:
-        """Sort, gather, grouped products, scatter: as torchtitan and transformers do it."""
+        """Sort, gather, grouped products and scatter, as torchtitan and transformers do."""
         order = index.flatten().argsort(stable=True)
         ends = torch.bincount(index.flatten(), minlength=E).cumsum(0).to(torch.int32)
         value, gated = F.grouped_mm(x[order // K], w_in, offs=ends).chunk(2, -1)
@@ -295,19 +305,21 @@ def test_experts(benchmark: Any, problems: Any, M: int, E: int, K: int, d: int, 
         return (F.silu(value) * gated) @ w_dense_out
 
     w_dense_in, w_dense_out = leaves((d, 2 * width * K), (width * K, d))
-    sides = {
-        "ours": Side(lambda: expert_ffn(x, w_in, w_out, index, gate, "swiglu"), everything, dy),
-        "grouped_mm, plain": Side(plain, everything, dy),
-        "dense of equal FLOPs": Side(dense, [x, w_dense_in, w_dense_out], dy),
+    implementations = {
+        "ours": Implementation(
+            lambda: expert_ffn(x, w_in, w_out, index, gate, "swiglu"), everything, dy
+        ),
+        "grouped_mm, plain": Implementation(plain, everything, dy),
+        "dense of equal FLOPs": Implementation(dense, [x, w_dense_in, w_dense_out], dy),
     }
     if GPU and importlib.util.find_spec("liger_kernel"):
-        sides["liger-kernel"] = liger_side(x, w_in, w_out, index, gate, dy)
+        implementations["liger-kernel"] = liger_implementation(x, w_in, w_out, index, gate, dy)
     moved = x.element_size() * (w_in.numel() + w_out.numel() + M * K * (2 * d + 3 * width))
     race(
         benchmark,
         problems,
         f"experts: T {M}, E {E}, K {K}, d {d}, width {width}",
-        sides,
+        implementations,
         moved,
         flops_forward=6 * M * K * d * width,
     )
