@@ -135,7 +135,7 @@ def test_a_bad_layer_file_is_refused(
 
 def test_a_class_derived_from_ours_has_a_name_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "derived.py"
-    path.write_text("from models import Dense\n\nclass Mine(Dense):\n    pass\n")
+    path.write_text("from isoflop.models import Dense\n\nclass Mine(Dense):\n    pass\n")
     assert find_layer(f"{path}:Mine").name == "derived.py:Mine"
     assert find_layer("dense").name == "dense"
 
