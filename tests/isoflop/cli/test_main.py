@@ -175,27 +175,6 @@ def test_two_shards_train_every_cell_once(tmp_path: Path, monkeypatch: pytest.Mo
     assert sweep.endswith("2 of 4 cells have no record in runs/tiny/tune yet\n")
 
 
-def test_report_needs_no_torch(tmp_path: Path) -> None:
-    """A laptop without torch redraws everything; here torch is there, and must stay unloaded."""
-    for seed in range(3):
-        write_record(tmp_path / "records", make_record(cell=f"cell{seed}", seed=seed))
-    code = (
-        "import sys; sys.modules['torch'] = None\n"  # importing it would raise
-        f"sys.argv = ['isoflop', 'report', {str(tmp_path)!r}]\n"
-        "from isoflop.cli.main import main; main()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "LEADERBOARD.md").exists()
-
-
 def test_check_notices_a_stale_file(tmp_path: Path) -> None:
     for seed in range(3):
         write_record(tmp_path / "records", make_record(cell=f"cell{seed}", seed=seed))

@@ -138,24 +138,6 @@ def test_what_went_wrong_comes_first(status: str) -> None:
     assert "no loss curve" in shown
 
 
-def test_show_loads_no_torch(folder: Path) -> None:
-    put("runs/a/records", "abc123")
-    code = (
-        "import sys; sys.modules['torch'] = None\n"
-        "sys.argv = ['isoflop', 'show', 'abc123']\n"
-        "from isoflop.cli.main import main; main()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr  # and dots that the encoding lacks do no harm
-
-
 def dots(drawing: str, lines: int) -> set[tuple[int, int]]:
     """(x, y) of every dot, from the top left."""
     drawn = set()
