@@ -10,7 +10,7 @@ from pathlib import Path
 from isoflop.bench.plan import plan, sweep_cells
 from isoflop.bench.submissions.verify import manifest_of, problems, read_folder
 from isoflop.bench.suite import Suite, Variant, first_seeds, load_suite, to_toml
-from isoflop.results.errors import IsoflopError
+from isoflop.results.errors import IsoflopError, did_you_mean
 from isoflop.results.manifest import MANIFEST, submissions
 from isoflop.results.record import Record, read_records, write_whole
 
@@ -80,8 +80,8 @@ def _chosen(source: Path, variants: Sequence[str], top: Path) -> tuple[Suite, li
     for variant in variants:
         if variant not in known:
             raise SubmissionError(
-                f"--variant: {source} has no records of a variant {variant!r} of its suite.toml; "
-                f"it has them of: {', '.join(known)}"
+                f"--variant: {source} has no records of a variant {variant!r} of its suite.toml"
+                f"{did_you_mean(variant, known)}; it has them of: {', '.join(known)}"
             )
     names = {record.suite for record in records if record.variant in (variants or known)}
     if len(names) != 1:

@@ -6,15 +6,18 @@ import json
 import re
 import shlex
 import sys
-from dataclasses import asdict
+from dataclasses import MISSING, Field, asdict, fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from isoflop.cli.console import Json, app, show
 from isoflop.cli.tensorboard import TensorBoard
+
+if TYPE_CHECKING:
+    from isoflop.models import Layer
 
 LayerArgument = Annotated[
     str, typer.Argument(help="path/to/file.py, or path/to/file.py:Class, or a registered name.")
@@ -27,17 +30,36 @@ Options = Annotated[
 
 @app.command()
 def layers(as_json: Json = False) -> None:
-    """What is registered, with options and their defaults."""
-    from dataclasses import fields
-
+    """Registered and installed layers, with options and their defaults."""
+    from isoflop.bench.layers import find_layer, plugins
     from isoflop.models import LAYERS
 
+    sources = dict.fromkeys(sorted(LAYERS), "isoflop")
+    for name, point in sorted(plugins().items()):
+        sources.setdefault(name, f"{point.dist.name} {point.dist.version}" if point.dist else "?")
     rows = []
-    for name, layer in sorted(LAYERS.items()):
-        options = [f"{f.name}={f.default!r}" for f in fields(layer.Options)]
-        summary = (layer.__doc__ or "").strip().splitlines()[0]
-        rows.append({"layer": name, "what": summary, "options": ", ".join(options)})
+    for name, source in sources.items():
+        try:
+            what, options = described(find_layer(name))
+        except ValueError as error:  # another package's fault must not hide the other layers
+            what, options = str(error), ""
+        rows.append({"layer": name, "from": source, "what": what, "options": options})
     show(rows, "Layers", as_json)
+
+
+def described(layer: type[Layer]) -> tuple[str, str]:
+    """The first line of a layer's docstring, and its options with their defaults."""
+    summary = next(iter((layer.__doc__ or "").strip().splitlines()), "")
+    return summary, ", ".join(
+        f"{option.name}={default_of(option)}" for option in fields(layer.Options)
+    )
+
+
+def default_of(option: Field[Any]) -> str:
+    """The default of an option as Python writes it, or `required`."""
+    if option.default is not MISSING:
+        return repr(option.default)
+    return "required" if option.default_factory is MISSING else repr(option.default_factory())
 
 
 @app.command()
@@ -144,10 +166,10 @@ def compare(
         [{key: row[key] for key in ("rank", "variant", "multiplier")} for row in rows], suite, False
     )
     print(result["sentence"])
-    for one in rows:  # what is wrong with the baseline matters as much
-        if one["variant"] in (result["variant"], result["baseline"]):
-            for flag in one["flags"]:
-                print(f"note: {one['variant']}: {flag}")
+    for row in rows:  # a fault of the baseline matters as much
+        if row["variant"] in (result["variant"], result["baseline"]):
+            for flag in row["flags"]:
+                print(f"note: {row['variant']}: {flag}")
     if learning_rate is None:
         print(
             f"note: learning rate {plan.learning_rate:g} is the suite's for {result['baseline']}, "

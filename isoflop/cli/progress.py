@@ -227,11 +227,11 @@ class _View:
 
     def _table(self, room: int) -> list[RenderableType]:
         """The part of the table that fits, around what is running, and a caption."""
-        entries = [one for row in self.entries.values() for one in row.values()]
+        entries = [entry for row in self.entries.values() for entry in row.values()]
         widths = [
-            max(len(_bad(one)) for one in entries),
-            max(len(f"{one.finished}/{one.cells}") for one in entries),
-            max(len(_loss(one)) for one in entries),
+            max(len(_bad(entry)) for entry in entries),
+            max(len(f"{entry.finished}/{entry.cells}") for entry in entries),
+            max(len(_loss(entry)) for entry in entries),
         ]
         width = sum(widths) + (2 if widths[0] else 1) + 2  # with the gap beside it
         name = self.console.width - width * len(self.budgets)

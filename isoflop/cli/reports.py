@@ -15,11 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from isoflop.cli.console import Json, app, readable, short, show
-from isoflop.results.errors import IsoflopError
+from isoflop.results.errors import IsoflopError, did_you_mean
 from isoflop.results.record import Record, RecordError, read_record
 
-# Where records are, the first wins: one's own runs, what is published, what others submitted.
-PLACES = [
+# Where `show` looks for a record; the first folder that has it wins.
+RECORD_FOLDERS = [
     f"{top}/{folder}"
     for top in ("runs/*", "results/*", "results/submissions/*")
     for folder in ("records", "tune")
@@ -30,20 +30,21 @@ CURVE_LINES = 12
 @app.command()
 def report(
     directory: Annotated[
-        Path | None, typer.Argument(help="Results directory; every one found if not given.")
+        Path | None,
+        typer.Argument(help="Results directory; all under runs/ and results/ if not given."),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Regenerate figures, tables and leaderboard from the records."""
     from isoflop.analysis.report import benchmarks as performance
     from isoflop.analysis.report import leaderboard
-    from isoflop.analysis.report.derive import report as draw
+    from isoflop.analysis.report.derive import report as write
     from isoflop.results import sources
 
-    found = [directory] if directory else sources.directories()
-    if not found:
+    directories = [directory] if directory else sources.directories()
+    if not directories:
         raise IsoflopError("runs, results: no records there yet; `isoflop run quick` makes some")
-    boards = {str(one): draw(one, Path("README.md")) for one in found}
+    boards = {str(folder): write(folder, Path("README.md")) for folder in directories}
     if directory is None:
         performance.report(performance.STORED, Path("README.md"))
     if as_json:
@@ -59,7 +60,7 @@ def report(
 
 @app.command()
 def fit(
-    runs: Annotated[Path, typer.Argument(help="CSV table of runs, one a row.")],
+    runs: Annotated[Path, typer.Argument(help="CSV table with a run in each row.")],
     law: Annotated[str, typer.Option(help="Which law; a wrong name lists them.")] = "chinchilla",
     delta: Annotated[
         float | None, typer.Option(help="Huber delta on log loss; the law's own if not given.")
@@ -76,7 +77,9 @@ def fit(
     from isoflop.analysis.laws.table import read_table
 
     if law not in LAWS:
-        raise IsoflopError(f"--law: no law {law!r}; known: {', '.join(LAWS)}")
+        raise IsoflopError(
+            f"--law: no law {law!r}{did_you_mean(law, LAWS)}; known: {', '.join(LAWS)}"
+        )
     wrong = [pair for pair in column or [] if "=" not in pair]
     if wrong:
         raise IsoflopError(f"--column: {wrong[0]!r} is not NAME=HEADER, such as N=params")
@@ -143,20 +146,20 @@ def find_record(cell: str) -> Path:
         return Path(cell)
     if cell.endswith(".json") or "/" in cell:
         raise RecordError(f"{cell}: no such file")
-    found: dict[str, Path] = {}
-    for place in PLACES:
-        for path in sorted(Path().glob(f"{place}/[!.]*.json")):
+    paths: dict[str, Path] = {}
+    for folder in RECORD_FOLDERS:
+        for path in sorted(Path().glob(f"{folder}/[!.]*.json")):
             if path.stem.startswith(cell):
-                found.setdefault(path.stem, path)
-    if cell in found:
-        return found[cell]
-    if not found:
-        raise RecordError(f"no record of a cell {cell!r} in {', '.join(PLACES)}")
-    if len(found) > 1:
-        names = sorted(found)
+                paths.setdefault(path.stem, path)
+    if cell in paths:
+        return paths[cell]
+    if not paths:
+        raise RecordError(f"no record of a cell {cell!r} in {', '.join(RECORD_FOLDERS)}")
+    if len(paths) > 1:
+        names = sorted(paths)
         more = f" and {len(names) - 8} more" if len(names) > 8 else ""
         raise RecordError(f"{cell!r} begins several cells: {', '.join(names[:8])}{more}")
-    return next(iter(found.values()))
+    return next(iter(paths.values()))
 
 
 def essentials(record: Record) -> dict[str, dict[str, str]]:
@@ -207,7 +210,9 @@ def essentials(record: Record) -> dict[str, dict[str, str]]:
             else f"{measured.tokens_per_second:,.0f}",
             "peak memory": "-" if memory is None else f"{memory / 2**20:,.0f} MiB",
             "started": measured.started,
-            "versions": ", ".join(f"{name} {one}" for name, one in measured.versions.items()),
+            "versions": ", ".join(
+                f"{name} {version}" for name, version in measured.versions.items()
+            ),
             "revision": measured.git_revision or "-",
         },
     }

@@ -1,4 +1,4 @@
-"""TensorBoard scalars of a run, one run folder a cell."""
+"""TensorBoard scalars of a run, a folder for each cell."""
 
 from __future__ import annotations
 
