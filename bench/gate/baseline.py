@@ -281,26 +281,6 @@ def ratios(
     return Check(name, not slow, text, details, table)
 
 
-def markdown(checks: Sequence[Check]) -> str:
-    """The gate's summary, fit for a comment on a pull request."""
-    verdict = "passed" if all(one.ok for one in checks) else "**failed**"
-    lines = [f"### isoflop check: {verdict}", "", "| check | | |", "| :-- | :-- | :-- |"]
-    lines += [f"| {one.name} | {'ok' if one.ok else '**FAIL**'} | {one.text} |" for one in checks]
-    for one in checks:
-        if not one.ok:
-            lines += ["", f"**{one.name}**", "", *(f"- {line}" for line in shown(one))]
-    for one in checks:
-        if one.table:
-            lines += ["", f"<details><summary>{one.name}</summary>", ""]
-            lines += [
-                "| " + " | ".join(one.table[0]) + " |",
-                "| :-- |" + " --: |" * (len(one.table[0]) - 1),
-            ]
-            lines += ["| " + " | ".join(row.values()) + " |" for row in one.table]
-            lines += ["", "</details>"]
-    return "\n".join(lines) + "\n"
-
-
 def shown(check: Check) -> Sequence[str]:
     """The details that a reader can use: the first of many."""
     if len(check.details) <= SHOWN:

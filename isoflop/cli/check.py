@@ -47,6 +47,7 @@ def check(
     from isoflop.bench.gate import baseline as gate
     from isoflop.bench.plan import plan
     from isoflop.bench.suite import load_suite, suite_path
+    from isoflop.cli.summary import markdown
 
     described = load_suite(suite)
     stored = Path("results") / described.name / "baseline.json"
@@ -70,7 +71,7 @@ def check(
         checks += timed(base, suite)
     if summary:
         summary.parent.mkdir(parents=True, exist_ok=True)
-        summary.write_text(gate.markdown(checks), encoding="utf-8")
+        summary.write_text(markdown(checks), encoding="utf-8")
     if as_json:
         print(json.dumps(gate.as_json(checks), indent=1))
     else:

@@ -52,8 +52,3 @@ def readable(value: Any) -> str:
     if value and (abs(value) >= 1e6 or abs(value) < 1e-2):
         return f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def short(value: float) -> str:
-    """FLOPs in three digits, such as 4.5e11."""
-    return f"{value:.3g}".replace("e+0", "e").replace("e+", "e")

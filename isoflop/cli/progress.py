@@ -20,11 +20,11 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Column, Table
 from rich.text import Text
 
+from isoflop.analysis.report.format import flops
 from isoflop.bench.flops import verify_flops
 from isoflop.bench.plan import Cell
 from isoflop.bench.run import Event, missing, run_cells
 from isoflop.bench.suite import suite_path
-from isoflop.cli.console import short
 from isoflop.cli.tensorboard import scalars
 from isoflop.results.record import Record, read_record, write_whole
 
@@ -176,7 +176,7 @@ class _View:
         with self.lock:
             cell = event.cell
             if cell.id not in self.bars:
-                name = f"{cell.variant} {cell.size.name} {short(cell.budget)} seed {cell.seed}"
+                name = f"{cell.variant} {cell.size.name} {flops(cell.budget)} seed {cell.seed}"
                 self.bars[cell.id] = self.progress.add_task(name, total=cell.steps, note="")
                 self.running[cell.id] = cell
             if event.progress is not None:
@@ -202,7 +202,7 @@ class _View:
             self.suite,
             completed=so_far,
             description=f"{self.ended} of {self.cells} cells",
-            note=f"{short(so_far)} of {short(self.total)} FLOPs",
+            note=f"{flops(so_far)} of {flops(self.total)} FLOPs",
         )
 
     def draw(self) -> RenderableType:
@@ -249,7 +249,7 @@ class _View:
         )
         table.add_column("variant", no_wrap=True, max_width=name)
         for budget in budgets:
-            table.add_column(short(budget), no_wrap=True, justify="right")
+            table.add_column(flops(budget), no_wrap=True, justify="right")
         for variant in variants:
             row = [_text(self.entries[budget][variant], widths) for budget in budgets]
             table.add_row(Text(variant), *row)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from isoflop.cli.console import Json, app, readable, short, show
+from isoflop.analysis.report.format import flops
+from isoflop.cli.console import Json, app, readable, show
 from isoflop.results.errors import IsoflopError, did_you_mean
 from isoflop.results.record import Record, RecordError, read_record
 
@@ -73,6 +75,8 @@ def fit(
 ) -> None:
     """Fit a scaling law to anybody's run table."""
     from isoflop.analysis.laws import LAWS
+    from isoflop.analysis.laws.bias import estimated_bias
+    from isoflop.analysis.laws.dense import CHINCHILLA_ISOFLOP
     from isoflop.analysis.laws.fit import fit as fit_law
     from isoflop.analysis.laws.table import read_table
 
@@ -84,9 +88,11 @@ def fit(
     if wrong:
         raise IsoflopError(f"--column: {wrong[0]!r} is not NAME=HEADER, such as N=params")
     rename = dict(pair.split("=", 1) for pair in column or [])
-    result = fit_law(
-        LAWS[law], read_table(runs, LAWS[law], rename), delta=delta, bootstrap=bootstrap
-    ).to_json()
+    table = read_table(runs, LAWS[law], rename)
+    result = fit_law(LAWS[law], table, delta=delta, bootstrap=bootstrap).to_json()
+    bias = estimated_bias(table) if law == CHINCHILLA_ISOFLOP.name else None
+    if bias:
+        result["bias"] = asdict(bias)
     if as_json:
         print(json.dumps(result, indent=1))
         return
@@ -101,6 +107,13 @@ def fit(
         f"{result['status']}; {result['n_points']} points, objective {result['objective']:.6g}, "
         f"Huber delta {result['delta']:g} on log loss, 95% intervals"
     )
+    if bias:
+        low, high = min(bias.size_ratio), max(bias.size_ratio)
+        print(
+            f"bias of the parabolas, on the chinchilla surface fitted to these runs and without "
+            f"noise: optimal sizes {low:.3f} to {high:.3f} times the true ones, exponent a "
+            f"{bias.exponent:+.4f}"
+        )
 
 
 @app.command("show")
@@ -118,7 +131,7 @@ def show_cell(
         sys.stdout.reconfigure(errors="replace")  # dots are not in every encoding
     console = Console(highlight=False)
     finished = record.status == "finished"
-    title = f"{record.variant}, size {record.size.name}, {short(record.budget)} FLOPs, "
+    title = f"{record.variant}, size {record.size.name}, {flops(record.budget)} FLOPs, "
     console.print(title + f"seed {record.seed}", style="bold", markup=False)
     console.print(str(path), style="dim", markup=False, soft_wrap=True)
     if not finished:
@@ -164,7 +177,7 @@ def find_record(cell: str) -> Path:
 
 def essentials(record: Record) -> dict[str, dict[str, str]]:
     """Group -> key -> value, in words."""
-    size, parts, flops, measured = (
+    size, parts, per_token, measured = (
         record.size,
         record.parameters,
         record.flops_per_token,
@@ -199,8 +212,9 @@ def essentials(record: Record) -> dict[str, dict[str, str]]:
         "counts": {
             "parameters": f"{parts.active:,} active, {parts.total:,} in total",
             "of which layer": f"{parts.layer_active:,} active, {parts.layer_total:,} in total",
-            "FLOPs per token": f"{flops.forward:,} forward: attention {flops.attention:,}, FFN "
-            f"{flops.ffn:,}, routing {flops.routing:,}, head {flops.head:,}",
+            "FLOPs per token": f"{per_token.forward:,} forward: attention "
+            f"{per_token.attention:,}, FFN {per_token.ffn:,}, routing {per_token.routing:,}, head "
+            f"{per_token.head:,}",
             "layer reads": f"{record.layer_bytes_per_token:,} bytes per token in bf16",
         },
         "measured": {

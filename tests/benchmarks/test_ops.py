@@ -29,7 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isoflop.analysis.report.benchmarks import COLUMNS, Measurements, heading, side_rows, table
+from isoflop.analysis.report.benchmarks import COLUMNS, LEFT, Measurements, heading, rows_of
+from isoflop.analysis.report.markdown import table
 from isoflop.bench.gate.stopwatch import peak_bytes
 from isoflop.models import PEER, PKM
 from isoflop.models.ops import expert_ffn, expert_mix, value_sum
@@ -105,9 +106,9 @@ def problems(request: pytest.FixtureRequest) -> Iterator[list[dict[str, Any]]]:
             "benchmarks": [{"extra_info": result} for result in results],
         }
     )
-    rows = [row for problem in measured.problems() for row in side_rows(measured, problem)]
+    rows = [row for problem in measured.problems() for row in rows_of(measured, problem)]
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
-        print(f"\n{heading(measured)}\n{table(COLUMNS, rows)}")
+        print(f"\n{heading(measured)}\n{table(COLUMNS, rows, LEFT)}")
 
 
 def race(

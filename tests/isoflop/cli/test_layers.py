@@ -222,13 +222,13 @@ def test_the_verdict_follows_from_the_records(
     if verdict == "inconclusive":
         assert result["low"] < 1 < result["high"]
         assert result["more_seeds"] > 0
-        # One more seed of either: two budgets, five sizes, two variants, each within 1% of it.
+        # Each more seed: two budgets, five sizes, two variants, within 1% of the FLOPs asked for.
         per_seed = result["more_flops"] / result["more_seeds"]
         assert per_seed == pytest.approx(2 * 5 * 4e10, rel=0.01)
-        assert f"at least {result['more_seeds']} more seed" in text
+        assert f"At least {result['more_seeds']} more seed" in text
     else:
         assert result["multiplier"] == pytest.approx(gain, rel=0.1)
-        assert f"{verdict} than dense" in text
+        assert f"significantly {verdict} than dense." in text
         assert result["more_seeds"] is None
     assert "not tuned for this layer" in text
     assert result["sentence"] in text
