@@ -26,24 +26,29 @@ def check(
         Path | None,
         typer.Argument(help="Results directory; all under runs/ and results/ if not given."),
     ] = None,
-    suite: Annotated[str, typer.Option(help="The suite that the gate counts and trains.")] = "ci",
+    suite: Annotated[
+        str, typer.Option(help="The suite whose cells are counted and trained.")
+    ] = "ci",
     losses: Annotated[
         bool,
-        typer.Option("--losses", help="Also train that suite: are its losses the stored ones?"),
+        typer.Option(
+            "--losses", help="Also train that suite and compare its losses with the stored ones."
+        ),
     ] = False,
     base: Annotated[
         str | None,
-        typer.Option(help="Also time this revision or checkout beside the code that runs."),
+        typer.Option(help="Also time this code against a baseline revision or checkout."),
     ] = None,
     summary: Annotated[
-        Path | None, typer.Option(help="Write the outcome there, as Markdown.")
+        Path | None, typer.Option(help="Write the result to this file, as Markdown.")
     ] = None,
     accept: Annotated[
-        bool, typer.Option("--accept", help="Store this code's counts and losses instead.")
+        bool,
+        typer.Option("--accept", help="Store this code's counts and losses as the new baseline."),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Do submissions agree, are generated files current, is the code no worse? Else exit code 1."""
+    """Check submissions, generated files and counts. Exit code 1 if a check fails."""
     from isoflop.bench.gate import baseline as gate
     from isoflop.bench.plan import plan
     from isoflop.bench.suite import load_suite, suite_path

@@ -24,13 +24,13 @@ LayerArgument = Annotated[
 ]
 Options = Annotated[
     list[str] | None,
-    typer.Option("--option", help="NAME=VALUE of the layer, in TOML; may be given again."),
+    typer.Option("--option", help="Option of the layer as NAME=VALUE, in TOML; may be repeated."),
 ]
 
 
 @app.command()
 def layers(as_json: Json = False) -> None:
-    """Registered and installed layers, with options and their defaults."""
+    """List registered and installed layers, with options and their defaults."""
     from isoflop.bench.layers import find_layer, plugins
     from isoflop.models import LAYERS
 
@@ -123,11 +123,12 @@ def compare(
     suite: Annotated[str, typer.Option(help="A suite's name, or a TOML file.")] = "quick",
     option: Options = None,
     learning_rate: Annotated[
-        float | None, typer.Option(min=1e-9, help="Peak; the suite's for dense if not given.")
+        float | None, typer.Option(min=1e-9, help="Peak; that of dense in the suite if not given.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds per cell of the new layer.")] = 1,
     name: Annotated[
-        str | None, typer.Option(help="Of the new variant; the layer's with its options if not.")
+        str | None,
+        typer.Option(help="Name of the new variant; the layer with its options if not given."),
     ] = None,
     tensorboard: TensorBoard = None,
     as_json: Json = False,
@@ -180,12 +181,13 @@ def compare(
 
 @app.command()
 def submit(
-    name: Annotated[str, typer.Argument(help="Of the new folder in results/submissions.")],
+    name: Annotated[str, typer.Argument(help="Name of the new folder in results/submissions.")],
     source: Annotated[
         Path, typer.Option("--from", help="Results directory, such as runs/compare-MyLayer.")
     ],
     variant: Annotated[
-        list[str] | None, typer.Option(help="Which; all that nobody submitted if not given.")
+        list[str] | None,
+        typer.Option(help="A variant, may be repeated; all not yet submitted if not given."),
     ] = None,
 ) -> None:
     """Bundle records, layer file, versions and hashes for the leaderboard."""

@@ -63,17 +63,20 @@ def report(
 @app.command()
 def fit(
     runs: Annotated[Path, typer.Argument(help="CSV table with a run in each row.")],
-    law: Annotated[str, typer.Option(help="Which law; a wrong name lists them.")] = "chinchilla",
+    law: Annotated[
+        str, typer.Option(help="Name of the law; a wrong name lists them.")
+    ] = "chinchilla",
     delta: Annotated[
-        float | None, typer.Option(help="Huber delta on log loss; the law's own if not given.")
+        float | None, typer.Option(help="Huber delta on log loss; the law's default if not given.")
     ] = None,
-    bootstrap: Annotated[int, typer.Option(min=0, help="Refits for the intervals.")] = 0,
+    bootstrap: Annotated[int, typer.Option(min=0, help="Bootstrap samples for the intervals.")] = 0,
     column: Annotated[
-        list[str] | None, typer.Option(help="NAME=HEADER: where the table calls a column otherwise")
+        list[str] | None,
+        typer.Option(help="NAME=HEADER: the table's header for a column of the law."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Fit a scaling law to anybody's run table."""
+    """Fit a scaling law to a table of runs."""
     from isoflop.analysis.laws import LAWS
     from isoflop.analysis.laws.bias import estimated_bias
     from isoflop.analysis.laws.dense import CHINCHILLA_ISOFLOP
@@ -121,7 +124,7 @@ def show_cell(
     cell: Annotated[str, typer.Argument(help="A cell's id, its beginning, or a record's file.")],
     as_json: Json = False,
 ) -> None:
-    """One record, with its loss curve."""
+    """Show a record, with its loss curve."""
     path = find_record(cell)
     record = read_record(path)
     if as_json:

@@ -43,7 +43,7 @@ def suites(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """The suites that come with isoflop, and what they cost. Trains nothing."""
+    """List the suites that come with isoflop, and what they cost. Trains nothing."""
     if fields:
         show(suite_fields(), "Keys of a suite file", as_json)
         return
@@ -67,7 +67,7 @@ def suites(
 
 @app.command()
 def flops(suite: SuiteArgument = "quick", as_json: Json = False) -> None:
-    """Forward FLOPs per token of every variant and size, by formula and by fvcore's trace."""
+    """Show forward FLOPs per token of every variant and size, by formula and by fvcore's trace."""
     from isoflop.bench.flops import backward_ratio, verify_flops
 
     rows = []
@@ -100,7 +100,7 @@ def plan(
     seeds: Seeds = None,
     as_json: Json = False,
 ) -> None:
-    """What would run and what it costs. Trains nothing."""
+    """Show the cells of a suite and what they cost. Trains nothing."""
     from isoflop.bench.cost import predict_bytes, predict_seconds
     from isoflop.bench.data import find, prepare
 
@@ -172,7 +172,7 @@ def tune(
     tensorboard: TensorBoard = None,
     as_json: Json = False,
 ) -> None:
-    """Learning-rate sweep: every variant at the [tune] cell, at several rates and seeds."""
+    """Train the learning-rate sweep of the suite: one cell of every variant, at several rates."""
     from isoflop.bench.plan import sweep_cells
     from isoflop.bench.shard import share
     from isoflop.cli.progress import train
