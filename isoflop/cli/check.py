@@ -116,11 +116,11 @@ def derived(directory: Path | None) -> Check:
 def trained(cells: list[Cell], suite: str) -> list[Record]:
     """Records of cells, trained afresh: a record that is there does not tell of today's code."""
     from isoflop.cli.progress import train
-    from isoflop.results.record import read_records
+    from isoflop.results.record import load_records
 
     with tempfile.TemporaryDirectory(prefix="isoflop-check-") as folder:
         train(cells, Path(folder), Path(folder) / "records", suite)
-        return read_records(Path(folder) / "records")
+        return load_records(Path(folder) / "records")
 
 
 def raced(base: str, suite: str) -> list[Check]:

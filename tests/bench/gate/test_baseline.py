@@ -158,8 +158,8 @@ def test_a_baseline_is_written_and_read(tmp_path: Path) -> None:
     ("text", "message"),
     [
         (None, r"baseline.json: No such file or directory; `isoflop check --accept` makes it"),
-        ("{", r"baseline.json: the file: Invalid JSON"),
-        ('{"suite": "ci"}', r"baseline.json: device: Field required"),
+        ("{", r"baseline.json: Invalid JSON"),
+        ('{"suite": "ci"}', r"baseline.json: device: missing"),
     ],
 )
 def test_no_baseline_is_one_line(tmp_path: Path, text: str | None, message: str) -> None:
