@@ -30,6 +30,9 @@ class Frozen(BaseModel):
 Stored = TypeVar("Stored", bound=Frozen)
 
 
+Point = tuple[str, str, float]  # variant, size and budget: a point of an isoFLOP curve
+
+
 class CellKey(NamedTuple):
     """What tells the cells of a suite apart for a reader; the id tells all cells apart."""
 
@@ -37,6 +40,11 @@ class CellKey(NamedTuple):
     size: str  # its name
     budget: float  # FLOPs asked for
     seed: int
+
+    @property
+    def point(self) -> Point:
+        """The key without the seed."""
+        return self.variant, self.size, self.budget
 
 
 class Size(Frozen):

@@ -90,7 +90,7 @@ def submitted(directory: Path | None) -> list[Check]:
     if not folders:
         return []
     lines = [line for folder in folders for line in problems(folder)]
-    text = f"every hash, count and fit of {', '.join(map(str, folders))} agrees"
+    text = f"every hash and count of {', '.join(map(str, folders))} agrees"
     if lines:
         text = f"{len(lines)} disagreements; derived files are not judged"
     return [Check("submissions", not lines, text, lines)]

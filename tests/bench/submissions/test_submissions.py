@@ -430,7 +430,7 @@ def test_check_prints_the_lines_and_ends_with_one(here: Path) -> None:
     report(Path("results/tiny"))
     done = CliRunner().invoke(app, ["check"])
     assert done.exit_code == 0, done.output
-    assert "ok   submissions: every hash, count and fit of results/submissions/base" in done.stdout
+    assert "ok   submissions: every hash and count of results/submissions/base" in done.stdout
     assert "ok   derived files: " in done.stdout
     lower_the_loss(here / "mine")
     done = CliRunner().invoke(app, ["check"])
