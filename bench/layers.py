@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from isoflop.models import LAYERS, Layer
-from isoflop.results.errors import did_you_mean
+from isoflop.results.errors import did_you_mean, explain
 
 
 def plugins() -> dict[str, importlib.metadata.EntryPoint]:
@@ -120,10 +120,7 @@ def complete_options(layer: type[Layer], options: dict[str, Any]) -> dict[str, A
         text = json.dumps(options, default=str)
         return asdict(TypeAdapter(layer.Options).validate_json(text, strict=True))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise ValueError(f"{key}: {message}" if key else message) from None
+        raise ValueError(explain(error)) from None
 
 
 def source_hash(layer: str) -> str | None:

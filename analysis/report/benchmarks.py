@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from isoflop.analysis.report.derive import embed
 from isoflop.analysis.report.markdown import table
-from isoflop.results.errors import IsoflopError
+from isoflop.results.errors import IsoflopError, explain
 
 STORED = Path("results/benchmarks")
 UNMEASURED = {
@@ -146,11 +146,8 @@ def read(path: Path) -> Measurements:
     try:
         return Measurements.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise PerformanceError(
-            f"{path}: {where}: {first['msg']}; tests/benchmarks writes such files"
-        ) from None
+        reason = explain(error, Measurements)
+        raise PerformanceError(f"{path}: {reason}; tests/benchmarks write such files") from None
     except OSError as error:
         raise PerformanceError(f"{path}: {error.strerror}") from None
 

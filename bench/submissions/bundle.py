@@ -12,7 +12,7 @@ from isoflop.bench.submissions.verify import manifest_of, problems, read_folder
 from isoflop.bench.suite import Suite, Variant, first_seeds, load_suite, to_toml
 from isoflop.results.errors import IsoflopError, did_you_mean
 from isoflop.results.manifest import MANIFEST, submissions
-from isoflop.results.record import Record, read_records, write_whole
+from isoflop.results.record import Record, load_records, write_whole
 
 SUBMISSIONS = Path("results/submissions")
 
@@ -43,7 +43,7 @@ def submit(name: str, source: Path, variants: Sequence[str] = (), top: Path = SU
     where = str(source / "suite.toml")
     cells = plan(suite, where)
     _complete(source / "records", records, {cell.id for cell in cells})
-    tune = [one for one in read_records(source / "tune") if one.variant in suite.variants]
+    tune = [one for one in load_records(source / "tune") if one.variant in suite.variants]
     rates = sweep_cells(suite, where) if tune else []
     tuned = {record.variant for record in tune}
     within = {cell.id for cell in rates if cell.variant in tuned}
@@ -72,7 +72,7 @@ def submit(name: str, source: Path, variants: Sequence[str] = (), top: Path = SU
 
 def _chosen(source: Path, variants: Sequence[str], top: Path) -> tuple[Suite, list[Record]]:
     """The suite with the chosen variants and their seeds alone, and their records."""
-    records = read_records(source / "records")
+    records = load_records(source / "records")
     if not records:
         raise SubmissionError(f"{source / 'records'}: no records here; run a suite first")
     suite = load_suite(str(source / "suite.toml"))

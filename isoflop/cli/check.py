@@ -126,11 +126,11 @@ def generated(directory: Path | None) -> Check:
 def trained(cells: list[Cell], suite: str) -> list[Record]:
     """Records of cells, trained anew: a stored record says nothing about today's code."""
     from isoflop.cli.progress import train
-    from isoflop.results.record import read_records
+    from isoflop.results.record import load_records
 
     with tempfile.TemporaryDirectory(prefix="isoflop-check-") as folder:
         train(cells, Path(folder), Path(folder) / "records", suite)
-        return read_records(Path(folder) / "records")
+        return load_records(Path(folder) / "records")
 
 
 def timed(base: str, suite: str) -> list[Check]:

@@ -17,7 +17,7 @@ from isoflop.bench.lint import LintError
 from isoflop.bench.plan import Cell
 from isoflop.bench.train import describe
 from isoflop.cli.main import app
-from isoflop.results.record import Record, read_records, write_record
+from isoflop.results.record import Record, load_records, write_record
 from tests.bench.cells import make_record
 
 ROOT = Path(__file__).parents[3]
@@ -133,7 +133,7 @@ def test_compare_trains_only_the_new_cells_beside_the_stored_records(folder: Pat
     assert (result["learning_rate"], result["learning_rate_given"]) == (0.01, False)
     assert result["verdict"] == "no multiplier"  # one size is no curve
     assert "1 of 1 cells to train" in done.stderr
-    records = read_records(Path("runs/compare-Mine/records"))
+    records = load_records(Path("runs/compare-Mine/records"))
     assert sorted(record.variant for record in records) == ["Mine", "dense", "moe"]
     mine = next(record for record in records if record.variant == "Mine")
     assert mine.status == "finished"
@@ -147,7 +147,7 @@ def test_compare_trains_only_the_new_cells_beside_the_stored_records(folder: Pat
     assert "nothing to train: all 1 cells" in again.stderr
     assert again.stdout == done.stdout
     assert "is current" in invoke("check", "runs/compare-Mine")
-    assert len(read_records(Path("runs/tiny/records"))) == 2  # the stored ones are left alone
+    assert len(load_records(Path("runs/tiny/records"))) == 2  # the stored ones are left alone
 
 
 def test_records_of_other_text_are_refused_before_any_training(folder: Path) -> None:
@@ -245,7 +245,7 @@ def test_an_edited_layer_is_another_and_its_records_come_back_with_it(folder: Pa
     original = path.read_text()
     path.write_text(original + "\n# another\n")
     prepare("mine.py:Mine", "tiny.toml", None, 1).collect()
-    assert {record.variant for record in read_records(plan.records)} == {"dense", "moe"}
+    assert {record.variant for record in load_records(plan.records)} == {"dense", "moe"}
     path.write_text(original)
     prepare("mine.py:Mine", "tiny.toml", None, 1).collect()
     assert {p.name for p in plan.records.glob("*.json")} == before

@@ -69,7 +69,7 @@ def test_an_ambiguous_beginning_lists_the_candidates() -> None:
         ("zz", "isoflop: no record of a cell 'zz' in runs/*/records, runs/*/tune, results/*/"),
         ("*", "isoflop: no record of a cell '*' in "),
         ("nowhere/x.json", "isoflop: nowhere/x.json: no such file"),
-        ("bad.json", "isoflop: bad.json: the file: Invalid JSON"),
+        ("bad.json", "isoflop: bad.json: Invalid JSON"),
     ],
 )
 def test_what_cannot_be_shown_is_one_line(folder: Path, cell: str, message: str) -> None:
