@@ -188,7 +188,8 @@ def checkout_of(revision: str) -> Iterator[Path]:
     """A folder with the code of a revision: itself if it is one, else a worktree for a while.
 
     Raises:
-        StopwatchError: neither a folder nor a revision here.
+        StopwatchError: neither a folder nor a revision here, or older than the package `isoflop`:
+            its process would find the installed one, and time that.
     """
     if Path(revision, "isoflop").is_dir():
         yield Path(revision)
@@ -202,6 +203,10 @@ def checkout_of(revision: str) -> Iterator[Path]:
                 f"--base: {revision!r} is neither a checkout nor a revision: {said}"
             )
         try:
+            if not Path(folder, "isoflop").is_dir():
+                raise StopwatchError(
+                    f"--base: {revision} is older than the package `isoflop` and cannot be timed"
+                )
             yield Path(folder)
         finally:
             remove = ["git", "-C", str(ROOT), "worktree", "remove", "--force", folder]

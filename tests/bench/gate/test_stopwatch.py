@@ -64,15 +64,21 @@ def test_a_revision_is_checked_out_for_a_while(
         subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True)
 
     git("init", "-q")
-    (tmp_path / "bench").mkdir()
-    (tmp_path / "bench" / "a.py").write_text("old")
+    git("commit", "-qm", "before the package", "--allow-empty")
+    (tmp_path / "isoflop").mkdir()
+    (tmp_path / "isoflop" / "a.py").write_text("old")
     git("add", ".")
     git("commit", "-qm", "first")
-    (tmp_path / "bench" / "a.py").write_text("new")
+    (tmp_path / "isoflop" / "a.py").write_text("new")
     monkeypatch.setattr(stopwatch, "ROOT", tmp_path)
     with checkout_of("HEAD") as folder:
-        assert (folder / "bench" / "a.py").read_text() == "old"
+        assert (folder / "isoflop" / "a.py").read_text() == "old"
     assert not folder.exists()
+    with (
+        pytest.raises(StopwatchError, match="--base: HEAD~1 is older than the package `isoflop`"),
+        checkout_of("HEAD~1"),
+    ):
+        pass
     with checkout_of(str(tmp_path)) as folder:
         assert folder == tmp_path
     with (
