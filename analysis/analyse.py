@@ -1,9 +1,9 @@
-"""All that a report shows, from records: curves, ranks, holdouts, sweeps, sweeps."""
+"""Everything that a report shows, from records: curves, ranks, extrapolation tests and sweeps."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from isoflop.analysis.curves import AnalysisError, Noise, fit_curves
@@ -11,21 +11,22 @@ from isoflop.analysis.granularity import GranularitySweep, granularity_sweeps
 from isoflop.analysis.holdout import HoldOut, hold_out
 from isoflop.analysis.learning_rates import RateSweep, Sensitivity, rate_sweeps, sensitivity
 from isoflop.analysis.ranking import Crossing, Standing, crossings, rank
+from isoflop.results.baseline import find_baseline
 from isoflop.results.record import Record
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """What the records of one suite say."""
+    """The results of one suite."""
 
     records: tuple[Record, ...]
-    variants: tuple[str, ...]  # the baseline, then by name, then the one under comparison
+    variants: tuple[str, ...]  # the baseline first, then by name, the candidate last
     budgets: tuple[float, ...]  # FLOPs asked for, increasing
-    headline: float  # the budget of the ranking: the largest of the highlight, or of any but dense
+    headline: float  # FLOPs, the budget of the ranking: the largest of any variant but the baseline
     baseline: str | None  # the dense variant
-    highlight: str | None  # the variant under comparison, which figures and page bring out
+    highlight: str | None  # the candidate of a comparison; then its largest budget is the headline
     noise: Noise
-    samples: int
+    samples: int  # bootstrap samples
     standings: tuple[Standing, ...]  # best first; those without a rank last
     crossings: tuple[Crossing, ...]
     holdouts: dict[str, tuple[HoldOut, ...]]  # by variant
@@ -36,19 +37,20 @@ class Analysis:
     @property
     def in_order(self) -> list[Standing]:
         """The standings in the order of `variants`."""
-        return sorted(self.standings, key=lambda each: self.variants.index(each.variant))
+        return sorted(self.standings, key=lambda standing: self.variants.index(standing.variant))
 
     @property
     def compared(self) -> tuple[float, ...]:
-        """The budgets up to that of the headline; the baseline may have larger ones."""
+        """The budgets up to that of the ranking; the baseline may have larger ones."""
         return tuple(budget for budget in self.budgets if budget <= self.headline)
 
     @property
     def finished(self) -> list[Record]:
+        """The records of finished cells."""
         return [record for record in self.records if record.status == "finished"]
 
     def missing(self, variant: str) -> list[Record]:
-        """Cells of a variant that diverged or failed."""
+        """The records of a variant's cells that diverged or failed."""
         return [
             record
             for record in self.records
@@ -63,21 +65,24 @@ def analyse(
     highlight: str | None = None,
     samples: int = 1000,
 ) -> Analysis:
-    """Fit, compare, rank and validate every variant of `records`.
+    """Fit, compare, rank and test every variant of `records`.
 
     Args:
         records: of one suite.
-        tune: its learning-rate sweep.
-        highlight: the variant under comparison, if this is one.
-        samples: bootstrap samples.
+        tune: records of its learning-rate sweeps.
+        highlight: the candidate, if this is a comparison.
+        samples: number of bootstrap samples.
 
     Raises:
-        AnalysisError: the records must not be compared (see `isoflop.check`), or several dense
-            variants leave it open which is the baseline.
+        AnalysisError: the records may not be compared (see `curves.check`), or it is ambiguous
+            which of several dense variants is the baseline.
     """
     curves, noise = fit_curves(records, samples=samples)
     samples = samples if noise.degrees else 0
-    baseline = _baseline(records)
+    try:
+        baseline = find_baseline({record.variant: record.layer for record in records})
+    except ValueError as error:
+        raise AnalysisError(str(error)) from None
     variants = sorted(
         {record.variant for record in records},
         key=lambda name: (name != baseline, name == highlight, _natural(name)),
@@ -88,11 +93,11 @@ def analyse(
     }
     # The baseline may have been given more, so that its frontier reaches the others' losses.
     names = set(variants)
-    judged = names & {highlight} or names - {baseline} or names
-    headline = max(one.budget for one in records if one.variant in judged)
+    ranked = names & {highlight} or names - {baseline} or names
+    headline = max(record.budget for record in records if record.variant in ranked)
     standings = rank(by_variant, baseline, headline)
-    found = rate_sweeps(tune, records, noise, samples)
-    found = tuple(sorted(found, key=lambda sweep: sweep.variant == highlight))
+    sweeps = rate_sweeps(tune, records, noise, samples)
+    sweeps = tuple(sorted(sweeps, key=lambda sweep: sweep.variant == highlight))
     return Analysis(
         records=tuple(records),
         variants=tuple(variants),
@@ -105,20 +110,15 @@ def analyse(
         standings=standings,
         crossings=crossings(standings),
         holdouts={
-            variant: hold_out(own, [one for one in records if one.variant == variant])
-            for variant, own in by_variant.items()
+            variant: hold_out(
+                variant_curves, [record for record in records if record.variant == variant]
+            )
+            for variant, variant_curves in by_variant.items()
         },
         granularity_sweeps=granularity_sweeps(curves),
-        rate_sweeps=found,
-        sensitivity=sensitivity(standings, found, baseline),
+        rate_sweeps=sweeps,
+        sensitivity=sensitivity(standings, sweeps, baseline),
     )
-
-
-def _baseline(records: Iterable[Record]) -> str | None:
-    dense = sorted({record.variant for record in records if record.layer == "dense"})
-    if len(dense) > 1 and "dense" not in dense:
-        raise AnalysisError(f"which of {', '.join(dense)} is the baseline? name one `dense`")
-    return None if not dense else "dense" if "dense" in dense else dense[0]
 
 
 def _natural(name: str) -> list[tuple[str, int]]:

@@ -1,14 +1,14 @@
 """The frontier of a variant: loss at the compute-optimal size, L*(C) = E + A C^-alpha.
 
-Least squares on the losses, for all bootstrap samples of the minima at once (see `curves`; sample 0
-is the data). `laws.fit` with its frontier law does the same for one table, on log losses and with
-Huber's loss; with four minima that loss acts as the absolute value, whose minimum jumps from sample
-to sample.
+The law is fitted by least squares to the minima of the isoFLOP curves, for all bootstrap samples at
+once (see `curves`; sample 0 is the data). `laws.fit` fits the same law to a table of runs, to log
+losses with the Huber loss. That would not do here: with four minima the Huber loss acts like the
+absolute value, and its minimum jumps from sample to sample.
 
-With three budgets the three constants pass through the minima exactly and nothing is left to check
-the law with; the status says so. A pure power law (E = 0) would leave something, but bends where
-losses do not: on a surface with E = 1.8 and three budgets a factor 4 apart it reads a multiplier of
-1.5 as 1.40 and one of 2.5 as 2.15, with intervals that exclude the truth.
+With three budgets the three constants fit the minima exactly, which leaves no residual to check the
+law with; the status says so. A pure power law (E = 0) would leave a residual but has the wrong
+shape: on a surface with E = 1.8 and three budgets a factor of 4 apart, it gives 1.40 for a
+multiplier of 1.5 and 2.15 for one of 2.5, with intervals that exclude the truth.
 """
 
 from __future__ import annotations
@@ -17,41 +17,46 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from isoflop.analysis.parabola import Array
+from isoflop.analysis.estimate import Array
 
-REACH = 100.0  # the dense frontier is not followed further beyond its budgets than this factor
-ALPHAS = np.geomspace(0.01, 1.0, 60)
+REACH = 100.0  # the frontier is extrapolated by at most this factor beyond its budgets
+ALPHAS = np.geomspace(0.01, 1.0, 60)  # the grid that brackets the best exponent
 
 
 @dataclass(frozen=True)
 class Frontier:
-    """L(C) = floor + scale (C / unit)^-alpha, one law per sample; arrays (1 + samples,)."""
+    """L(C) = floor + scale (C / unit)^-alpha, for each sample: arrays of shape (1 + samples,)."""
 
-    budgets: Array  # (b,) it was fitted to
+    budgets: Array  # (b,) FLOPs, that it was fitted to
     floor: Array  # irreducible loss E
     scale: Array
     alpha: Array
-    unit: float
-    status: str
+    unit: float  # FLOPs
+    status: str  # "ok", or what to know before using the law
 
     @property
     def falls(self) -> bool:
-        """Whether the loss of sample 0 falls with compute."""
+        """Whether the loss falls with compute, in the fit to the data."""
         return bool(self.scale[0] * self.alpha[0] > 0)
 
     def predict(self, compute: Array) -> Array:
-        """Loss, shape (1 + samples, len(compute))."""
+        """The loss at `compute` (FLOPs, shape (n,)): shape (1 + samples, n), nats per token."""
         power = (compute / self.unit) ** -self.alpha[:, None]
         return self.floor[:, None] + self.scale[:, None] * power
 
     def invert(self, loss: Array) -> Array:
-        """Compute at which each sample's law reaches its `loss` (shape (1 + samples, ...)).
+        """The compute (FLOPs) at which each sample's law reaches `loss`.
 
-        Held to REACH times beyond the budgets the law was fitted to: a loss under the floor, which
-        the law never reaches, gives the upper end.
+        The result is limited to a factor of REACH beyond the budgets of the fit. A loss below the
+        floor, which the law never reaches, gives the upper limit.
+
+        Args:
+            loss: shape (1 + samples, ...), also that of the result.
         """
         shape = (-1,) + (1,) * (loss.ndim - 1)
-        floor, scale, alpha = (each.reshape(shape) for each in (self.floor, self.scale, self.alpha))
+        floor, scale, alpha = (
+            parameter.reshape(shape) for parameter in (self.floor, self.scale, self.alpha)
+        )
         excess = np.maximum((loss - floor) / scale, 1e-300)
         with np.errstate(over="ignore"):
             compute = self.unit * excess ** (-1 / alpha)
@@ -59,7 +64,7 @@ class Frontier:
 
 
 def fit_frontier(budgets: Array, losses: Array) -> Frontier | None:
-    """Fit L(C) to the minima of each sample by least squares; None with fewer than two budgets.
+    """Fit L(C) to the minima of each sample by least squares. With one budget there is no fit.
 
     Args:
         budgets: FLOPs, shape (b,).
@@ -74,25 +79,28 @@ def fit_frontier(budgets: Array, losses: Array) -> Frontier | None:
         alpha = -(logs @ log_c) / (log_c @ log_c)
         scale = np.exp(logs.mean(axis=1))
         floor = np.zeros_like(scale)
-        return Frontier(budgets, floor, scale, alpha, unit, "power law: only 2 budgets")
+        return Frontier(
+            budgets, floor, scale, alpha, unit, "power law without a floor: only 2 budgets"
+        )
 
     def project(alpha: Array) -> tuple[Array, Array, Array, Array]:
-        """For exponents of shape (..., samples): the best floor >= 0 and scale, the squared error
-        they leave, and the sign of its derivative in alpha."""
+        """The best floor >= 0 and scale for exponents of shape (..., samples), their squared
+        error, and the sign of its derivative with respect to alpha."""
         basis = np.exp(-alpha[..., None] * log_c)
         centred = basis - basis.mean(axis=-1, keepdims=True)
         scale = (centred * losses).sum(axis=-1) / (centred**2).sum(axis=-1)
         floor = losses.mean(axis=-1) - scale * basis.mean(axis=-1)
-        without = (basis * losses).sum(axis=-1) / (basis**2).sum(axis=-1)
-        scale = np.where(floor < 0, without, scale)
+        without_floor = (basis * losses).sum(axis=-1) / (basis**2).sum(axis=-1)
+        scale = np.where(floor < 0, without_floor, scale)
         floor = np.maximum(floor, 0)
-        left = losses - floor[..., None] - scale[..., None] * basis
-        return floor, scale, (left**2).sum(axis=-1), scale * (left * log_c * basis).sum(axis=-1)
+        residual = losses - floor[..., None] - scale[..., None] * basis
+        slope = scale * (residual * log_c * basis).sum(axis=-1)
+        return floor, scale, (residual**2).sum(axis=-1), slope
 
     best = project(ALPHAS[:, None])[2].argmin(axis=0)
     low = np.log(ALPHAS[np.maximum(best - 1, 0)])
     high = np.log(ALPHAS[np.minimum(best + 1, len(ALPHAS) - 1)])
-    for _ in range(45):  # bisection, every sample at once
+    for _ in range(45):  # bisection, for all samples at once
         middle = (low + high) / 2
         rising = project(np.exp(middle))[3] > 0
         low, high = np.where(rising, low, middle), np.where(rising, middle, high)
@@ -100,9 +108,9 @@ def fit_frontier(budgets: Array, losses: Array) -> Frontier | None:
     floor, scale, _, _ = project(alpha)
     status = "ok"
     if len(budgets) == 3:
-        status = "3 budgets: the law passes through them, unchecked"
+        status = "3 budgets: an exact fit, which cannot be checked"
     elif floor[0] == 0:
-        status = "no floor found: a power law"
+        status = "floor at 0: a pure power law"
     elif not ALPHAS[1] < alpha[0] < ALPHAS[-2]:
-        status = "exponent at the edge of what is searched"
+        status = "exponent at the edge of the search range"
     return Frontier(budgets, floor, scale, alpha, unit, status)

@@ -1,10 +1,10 @@
-"""Whether the comparison was fair: the learning-rate sweep of each variant, and its tuning gap.
+"""Whether the comparison is fair: each variant's learning-rate sweep and its tuning gap.
 
-A sweep is one small cell trained at several learning rates. Where its best value lies at its edge,
-a better one may lie beyond. Inside, noise hides which rate is best: each bootstrap sample gives
-every mean loss the noise of its runs, and the loss at the rate used less the sample's lowest is the
-tuning gap. Subtracting it from every variant's loss at the largest budget shows how far the ranking
-depends on it.
+A learning-rate sweep trains one small cell at several learning rates. If the best rate lies at the
+edge of the sweep, a better one may lie beyond it. Otherwise noise decides which rate looks best: a
+bootstrap sample adds the noise of its runs to every mean loss, and the loss at the rate that the
+suite used minus the lowest loss of the sample is the tuning gap. Subtracting it from the loss of
+every variant at the largest budget shows how much the ranking depends on tuning.
 """
 
 from __future__ import annotations
@@ -16,121 +16,121 @@ from dataclasses import dataclass
 import numpy as np
 
 from isoflop.analysis.curves import AnalysisError, Noise
-from isoflop.analysis.parabola import Array, Estimate, estimate
+from isoflop.analysis.estimate import CENTRAL_95, Array, Estimate, estimate
 from isoflop.analysis.ranking import Standing
 from isoflop.results.record import Record, Size
 
-Group = Mapping[float, Sequence[Record]]  # records of one sweep by learning rate
+Runs = Mapping[float, Sequence[Record]]  # the records of one sweep by learning rate
 
 
 @dataclass(frozen=True)
 class RateSweep:
-    """One variant's learning rates at one cell."""
+    """The learning-rate sweep of one variant at one cell."""
 
     variant: str
     size: Size
-    budget: float
+    budget: float  # FLOPs asked for
     rates: Array  # (r,) increasing
     losses: Array  # (r,) mean over seeds, nats; inf where a run diverged
-    errors: Array  # (r,) standard error of that mean; 0 if the noise is not known
-    used: (
-        int  # index of the rate the suite used at this cell, or of the best if it has no such cell
-    )
+    errors: Array  # (r,) standard error of the mean, nats; 0 if the noise is unknown
+    used: int  # index of the rate that the suite uses at this cell; of the best if it has no such
     best: int  # index of the lowest loss
-    best_rates: tuple[float, float]  # the rates that are best in 95% of the samples lie within
-    left: Array  # (1 + samples,) loss at the rate used less the lowest, nats
+    best_rates: tuple[float, float]  # 95% interval of the best rate
+    tuning_gap: Array  # (1 + samples,) loss at the rate used minus the lowest, nats
 
     @property
     def at_edge(self) -> bool:
-        """Whether the best rate is the lowest or highest tried."""
+        """Whether the best rate is the lowest or the highest of the sweep."""
         return self.best in (0, len(self.rates) - 1)
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What sweeps do to one ranked variant."""
+    """How a ranked variant depends on the tuning of learning rates."""
 
-    multiplier: Estimate  # with every variant's own `left` taken off its loss
-    rank_interval: tuple[
-        int, int
-    ]  # 95% range of its place among the ranked, from the noise of runs
-    rank_interval_tuned: tuple[int, int]  # the same, with the noise of the sweeps added
+    multiplier: Estimate  # with the tuning gap of every variant subtracted from its loss
+    rank_interval: tuple[int, int]  # 95% interval of its rank, from the noise of the suite's runs
+    rank_interval_tuned: tuple[int, int]  # the same with the tuning gaps subtracted
 
 
 def rate_sweeps(
     tune: Sequence[Record], records: Sequence[Record], noise: Noise, samples: int
 ) -> tuple[RateSweep, ...]:
-    """The sweeps of `tune`, by variant, then budget and size.
+    """The sweeps in `tune`, by variant, then budget and size.
 
     Args:
-        tune: records of the sweep cells.
-        records: of the suite: the rate used is that of the same variant, size and budget there.
-        noise: of the suite, for sweeps that have no second seed of their own; with one seed
-            there too it is the departure from parabolas, which is more than that of runs.
-        samples: bootstrap samples.
+        tune: records of the sweeps.
+        records: of the suite. The rate used is that of the same variant, size and budget there.
+        noise: of the suite, for sweeps with one seed. If the suite has one seed too, this is the
+            departure from parabolas, which is larger than the noise of runs.
+        samples: number of bootstrap samples.
 
     Raises:
-        AnalysisError: the records of one sweep have different validation sets.
+        AnalysisError: the records of a sweep have different validation sets.
     """
-    groups: dict[tuple[str, float, str], dict[float, list[Record]]] = defaultdict(dict)
-    for one in tune:
-        if one.status != "failed":
-            group = groups[one.variant, one.budget, one.size.name]
-            group.setdefault(one.learning_rate, []).append(one)
-    deviation = _deviation(groups.values()) or noise.seed or noise.fit
+    sweeps: dict[tuple[str, float, str], dict[float, list[Record]]] = defaultdict(dict)
+    for record in tune:
+        if record.status != "failed":
+            runs = sweeps[_cell(record)]
+            runs.setdefault(record.learning_rate, []).append(record)
+    deviation = _deviation(sweeps.values()) or noise.seed or noise.fit
     generator = np.random.default_rng(1)
     result = []
-    for cell, group in sorted(groups.items()):
-        same = [
-            one.learning_rate for one in records if (one.variant, one.budget, one.size.name) == cell
-        ]
-        if any(one.status == "finished" for runs in group.values() for one in runs):
-            result.append(_bracket(group, same[0] if same else None, deviation, generator, samples))
+    for cell, runs in sorted(sweeps.items()):
+        used = next((record.learning_rate for record in records if _cell(record) == cell), None)
+        if any(record.status == "finished" for seeds in runs.values() for record in seeds):
+            result.append(_sweep(runs, used, deviation, generator, samples))
     return tuple(result)
 
 
-def _bracket(
-    group: Group, used: float | None, deviation: float, generator: np.random.Generator, samples: int
+def _cell(record: Record) -> tuple[str, float, str]:
+    return record.variant, record.budget, record.size.name
+
+
+def _sweep(
+    runs: Runs, used: float | None, deviation: float, generator: np.random.Generator, samples: int
 ) -> RateSweep:
-    runs = [one for each in group.values() for one in each]
-    hashes = {one.validation_hash: one.cell for one in runs if one.status == "finished"}
+    records = [record for seeds in runs.values() for record in seeds]
+    hashes = {
+        record.validation_hash: record.cell for record in records if record.status == "finished"
+    }
     if len(hashes) > 1:
         files = " and ".join(f"tune/{cell}.json" for cell in hashes.values())
         raise AnalysisError(f"records of different validation_hash cannot be compared: {files}")
-    rates = np.array(sorted(group))
-    losses = np.array([_mean_loss(group[rate]) for rate in rates])
-    errors = np.array([deviation / np.sqrt(len(group[rate])) for rate in rates])
+    rates = np.array(sorted(runs))
+    losses = np.array([_mean_loss(runs[rate]) for rate in rates])
+    errors = np.array([deviation / np.sqrt(len(runs[rate])) for rate in rates])
     best = int(np.argmin(losses))
     at = best if used is None else int(np.argmin(np.abs(np.log(rates / used))))
     noisy = losses + errors * generator.standard_normal((samples, len(rates)))
-    every = np.vstack([losses, noisy])
-    low, high = np.quantile(every.argmin(axis=1), [0.025, 0.975], method="inverted_cdf")
+    sampled = np.vstack([losses, noisy])
+    low, high = np.quantile(sampled.argmin(axis=1), CENTRAL_95, method="inverted_cdf")
     return RateSweep(
-        variant=runs[0].variant,
-        size=runs[0].size,
-        budget=runs[0].budget,
+        variant=records[0].variant,
+        size=records[0].size,
+        budget=records[0].budget,
         rates=rates,
         losses=losses,
         errors=errors,
         used=at,
         best=best,
         best_rates=(float(rates[int(low)]), float(rates[int(high)])),
-        left=every[:, at] - every.min(axis=1),
+        tuning_gap=sampled[:, at] - sampled.min(axis=1),
     )
 
 
 def _mean_loss(runs: Sequence[Record]) -> float:
-    if any(one.status == "diverged" for one in runs):
+    if any(record.status == "diverged" for record in runs):
         return np.inf
-    return float(np.mean([one.loss for one in runs if one.loss is not None]))
+    return float(np.mean([record.loss for record in runs if record.loss is not None]))
 
 
-def _deviation(groups: Iterable[Group]) -> float:
-    """Pooled standard deviation between seeds of one rate, nats; 0 if none has two."""
+def _deviation(sweeps: Iterable[Runs]) -> float:
+    """Pooled standard deviation between seeds at one rate, nats; 0 if no rate has two seeds."""
     squares, degrees = 0.0, 0
-    for group in groups:
-        for runs in group.values():
-            losses = np.array([one.loss for one in runs if one.loss is not None])
+    for runs in sweeps:
+        for seeds in runs.values():
+            losses = np.array([record.loss for record in seeds if record.loss is not None])
             if len(losses) > 1:
                 squares += float(((losses - losses.mean()) ** 2).sum())
                 degrees += len(losses) - 1
@@ -138,45 +138,45 @@ def _deviation(groups: Iterable[Group]) -> float:
 
 
 def sensitivity(
-    standings: Sequence[Standing], found: Sequence[RateSweep], baseline: str | None
+    standings: Sequence[Standing], sweeps: Sequence[RateSweep], baseline: str | None
 ) -> dict[str, Sensitivity]:
-    """How multiplier and place of each ranked variant depend on the sweeps.
+    """How the multiplier and the rank of each ranked variant depend on the sweeps.
 
-    The nats a variant may have left at the sweep's cell are taken off its loss at the largest
-    budget, all variants at once, the baseline's off its whole frontier. A variant without a sweep
-    keeps its loss.
+    The tuning gap at the cell of the sweep is subtracted from the variant's loss at the largest
+    budget, for all variants at once; that of the baseline from its whole frontier. A variant
+    without a sweep keeps its loss.
     """
-    ranked = [each for each in standings if each.headline and each.top]
-    reference = next((each.frontier for each in ranked if each.variant == baseline), None)
-    if not found or reference is None:
+    ranked = [standing for standing in standings if standing.headline and standing.top]
+    reference = next((s.frontier for s in ranked if s.variant == baseline), None)
+    if not sweeps or reference is None:
         return {}
-    left = {sweep.variant: sweep.left for sweep in found}  # the largest budget's comes last
+    gaps = {sweep.variant: sweep.tuning_gap for sweep in sweeps}  # the largest budget comes last
     count = len(reference.alpha)
-    nothing = np.zeros(count)
-    given = left.get(baseline or "", nothing)
+    no_gap = np.zeros(count)
+    baseline_gap = gaps.get(baseline or "", no_gap)
     plain, tuned = [], []
-    for each in ranked:
-        assert each.top
-        lowest, budget = each.top.parabola.lowest, each.top.budget
-        if each.variant == baseline:
+    for standing in ranked:
+        assert standing.top
+        lowest, budget = standing.top.parabola.lowest, standing.top.budget
+        if standing.variant == baseline:
             plain.append(np.ones(count))
             tuned.append(np.ones(count))
         else:
+            gap = gaps.get(standing.variant, no_gap)
             plain.append(reference.invert(lowest) / budget)
-            tuned.append(
-                reference.invert(lowest - left.get(each.variant, nothing) + given) / budget
-            )
-    places, rank_interval_tuned = _places(np.stack(plain)), _places(np.stack(tuned))
+            tuned.append(reference.invert(lowest - gap + baseline_gap) / budget)
+    intervals = _rank_intervals(np.stack(plain))
+    intervals_tuned = _rank_intervals(np.stack(tuned))
     return {
-        each.variant: Sensitivity(estimate(multiplier), before, after)
-        for each, multiplier, before, after in zip(
-            ranked, tuned, places, rank_interval_tuned, strict=True
+        standing.variant: Sensitivity(estimate(multiplier), before, after)
+        for standing, multiplier, before, after in zip(
+            ranked, tuned, intervals, intervals_tuned, strict=True
         )
     }
 
 
-def _places(multipliers: Array) -> list[tuple[int, int]]:
-    """95% range of each variant's place, from multipliers of shape (variants, 1 + samples)."""
-    place = 1 + (-multipliers).argsort(axis=0).argsort(axis=0)
-    low, high = np.quantile(place, [0.025, 0.975], axis=1, method="inverted_cdf")
-    return [(int(one), int(other)) for one, other in zip(low, high, strict=True)]
+def _rank_intervals(multipliers: Array) -> list[tuple[int, int]]:
+    """The 95% interval of each variant's rank; `multipliers` is (variants, 1 + samples)."""
+    ranks = 1 + (-multipliers).argsort(axis=0).argsort(axis=0)
+    lows, highs = np.quantile(ranks, CENTRAL_95, axis=1, method="inverted_cdf")
+    return [(int(low), int(high)) for low, high in zip(lows, highs, strict=True)]

@@ -1,45 +1,29 @@
-"""A parabola of loss in the logarithm of something, and where it is lowest, for every sample."""
+"""Parabolas of loss in the logarithm of a quantity, and their minima: one per sample."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from isoflop.analysis.estimate import CENTRAL_95, Array, Estimate, estimate
+
 Status = Literal["ok", "concave", "edge", "few"]
 EXPLAIN: dict[Status, str] = {
-    "ok": "convex, with its minimum inside the grid",
-    "concave": "the parabola is not convex: no minimum",
-    "edge": "the minimum lies at the edge of the grid or beyond it",
-    "few": "fewer than 4 points: a parabola through them has nothing left to be checked with",
+    "ok": "the parabola is convex and its minimum lies inside the grid",
+    "concave": "the parabola is not convex, so it has no minimum",
+    "edge": "the minimum lies at or beyond the edge of the grid",
+    "few": "fewer than 4 points, too few to check a parabola",
 }
 LEAST_POINTS = 4
 
 
-class Estimate(NamedTuple):
-    """A value and the ends of its 95% interval (nan where the noise is not known)."""
-
-    value: float
-    low: float
-    high: float
-
-
-def estimate(samples: Array) -> Estimate:
-    """The estimate of samples of one quantity, shape (1 + samples,): sample 0 is the data's own."""
-    if len(samples) == 1:
-        return Estimate(float(samples[0]), np.nan, np.nan)
-    low, high = np.quantile(samples[1:], [0.025, 0.975])
-    return Estimate(float(samples[0]), float(low), float(high))
-
-
 def projector(log_x: Array) -> tuple[Array, int]:
-    """The least-squares map from losses to coefficients, and how many of them are determined.
+    """The matrix that maps losses to least-squares coefficients, and how many are determined.
 
-    Coefficients of 1, z, z^2 with z = log_x - mean(log_x), shape (3, points); with fewer than
-    three distinct points the highest are zero.
+    The coefficients are those of 1, z, z^2 with z = log_x - mean(log_x); the matrix has shape
+    (3, points). With fewer than three distinct points the higher coefficients are zero.
     """
     terms = min(3, len(np.unique(log_x)))
     design = np.vander(log_x - log_x.mean(), terms, increasing=True)
@@ -48,21 +32,21 @@ def projector(log_x: Array) -> tuple[Array, int]:
 
 @dataclass(frozen=True)
 class Parabola:
-    """Bootstrap samples are indexed first: shape (1 + samples, ...)."""
+    """Fitted parabolas. Arrays of samples have shape (1 + samples, ...), the data's own first."""
 
     log_x: Array  # (points,) increasing
     coefficients: Array  # (1 + samples, 3), see `projector`
-    status: Status  # of sample 0
+    status: Status  # of the fit to the data
     log_lowest: Array  # (1 + samples,) where each parabola is lowest within the grid
     lowest: Array  # (1 + samples,) its value there
 
     def __call__(self, log_x: Array) -> Array:
-        """Fitted loss of sample 0 at `log_x`."""
+        """The loss that the fit to the data gives at `log_x`."""
         return np.vander(log_x - self.log_x.mean(), 3, increasing=True) @ self.coefficients[0]
 
     @property
     def at(self) -> Estimate:
-        """Where the parabola is lowest, held to the grid."""
+        """Where the parabola is lowest within the grid, in the units of x."""
         return estimate(np.exp(self.log_lowest))
 
     @property
@@ -71,9 +55,9 @@ class Parabola:
         return estimate(self.lowest)
 
     @property
-    def unsettled(self) -> bool:
+    def reaches_edge(self) -> bool:
         """Whether the interval of the minimum reaches the edge of the grid."""
-        low, high = np.quantile(self.log_lowest, [0.025, 0.975])
+        low, high = np.quantile(self.log_lowest, CENTRAL_95)
         return bool(low <= self.log_x[0] or high >= self.log_x[-1])
 
 

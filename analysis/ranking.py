@@ -1,9 +1,9 @@
-"""Compute multipliers and ranks: what the frontiers say of each variant against the dense one.
+"""Compute multipliers and ranks: every variant's frontier compared with that of the dense baseline.
 
 The compute multiplier at budget C is C_dense(L*(C)) / C: the compute at which the dense frontier
-reaches the loss the layer reaches with C, over C (the leverage of arXiv 2507.17702). It is computed
-for every bootstrap sample (see `curves`), from the minimum at each budget, and along C from the
-fitted frontier. A minimum that is not to be trusted enters nothing.
+reaches the loss that the layer reaches with C, over C (the efficiency leverage of arXiv
+2507.17702). It is computed for every bootstrap sample (see `curves`), once from the minimum at each
+budget and once along C from the fitted frontier. Minima that are not trusted are left out.
 """
 
 from __future__ import annotations
@@ -16,59 +16,61 @@ from typing import Literal
 import numpy as np
 
 from isoflop.analysis.curves import Curve
+from isoflop.analysis.estimate import Array, Estimate, estimate
 from isoflop.analysis.frontier import Frontier, fit_frontier
-from isoflop.analysis.parabola import EXPLAIN, Array, Estimate, estimate
+from isoflop.analysis.parabola import EXPLAIN
+from isoflop.analysis.report.format import flops
 
 
 @dataclass(frozen=True)
 class Multiplier:
-    """Compute multipliers of one variant, bootstrap samples first: shape (1 + samples, ...)."""
+    """The compute multipliers of one variant, samples first: shape (1 + samples, ...)."""
 
-    budgets: Array  # (b,) whose optimum is to be trusted
-    at_budget: Array  # (1 + samples, b) from the minimum of each budget
-    dense_largest: float  # FLOPs up to which the dense frontier was fitted
-    compute: Array  # (g,) a grid over the budgets; empty with fewer than two of them
+    budgets: Array  # (b,) FLOPs, those with a trusted optimum
+    at_budget: Array  # (1 + samples, b) from the minimum at each budget
+    dense_largest: float  # FLOPs, the largest budget of the dense frontier
+    compute: Array  # (g,) FLOPs, a grid over the budgets; empty with fewer than two of them
     band: Array  # (1 + samples, g) from the fitted frontier
     slope: Array  # (1 + samples,) of log10(multiplier) per decade of compute; nan with one budget
 
     @property
-    def reach(self) -> float:
-        """Compute the dense frontier is read at for the last budget, over its largest."""
+    def extrapolation(self) -> float:
+        """Compute at which the dense frontier is read for the last budget, over its largest."""
         return float(self.at_budget[0, -1] * self.budgets[-1] / self.dense_largest)
 
     @property
     def trend(self) -> Literal["grows", "fades", "inconclusive"]:
-        """Whether the gain grows or fades with compute."""
+        """Whether the multiplier grows or fades with compute."""
         _, low, high = estimate(self.slope)
         return "grows" if low > 0 else "fades" if high < 0 else "inconclusive"
 
 
 @dataclass(frozen=True)
 class Standing:
-    """One variant's place."""
+    """How one variant compares with the others."""
 
     variant: str
     curves: tuple[Curve, ...]  # by budget
-    largest: float  # the budget of the headline
+    largest: float  # FLOPs, the budget of the ranking
     frontier: Frontier | None
     multiplier: Multiplier | None
-    headline: Estimate | None  # the multiplier at that budget, if it is to be trusted
+    headline: Estimate | None  # the multiplier at the budget of the ranking, if it can be trusted
     reason: str = ""  # why there is no headline
     rank: int | None = None
 
     @property
     def top(self) -> Curve | None:
-        """The curve at the budget of the headline."""
+        """The curve at the budget of the ranking."""
         return _at(self.curves, self.largest)
 
 
 @dataclass(frozen=True)
 class Crossing:
-    """Two frontiers that change places: `below` is ahead at less compute, `above` at more."""
+    """Two frontiers that cross: `below` has the lower loss at less compute, `above` at more."""
 
     below: str
     above: str
-    compute: Estimate
+    compute: Estimate  # FLOPs
     resolved: bool  # whether each is ahead at its end of the range in 95% of the samples
 
 
@@ -80,25 +82,33 @@ def rank(
     Args:
         curves: of each variant, by budget.
         baseline: the dense variant.
-        largest: the budget of the headline.
+        largest: FLOPs, the budget of the ranking.
     """
-    frontiers = {variant: _frontier(own) for variant, own in curves.items()}
+    frontiers = {variant: _frontier(variant_curves) for variant, variant_curves in curves.items()}
     reference = frontiers[baseline] if baseline else None
     if reference and not reference.falls:
         reference = None
     standings = []
-    for variant, own in curves.items():
-        multiplier = _multiplier(own, frontiers[variant], reference)
-        reason = _doubt(_at(own, largest), largest, baseline, reference)
+    for variant, variant_curves in curves.items():
+        multiplier = _multiplier(variant_curves, frontiers[variant], reference)
+        reason = _why_none(_at(variant_curves, largest), largest, baseline, reference)
         headline = None
         if not reason and multiplier:
             headline = estimate(multiplier.at_budget[:, multiplier.budgets == largest][:, 0])
             if variant == baseline:
                 headline = Estimate(1.0, 1.0, 1.0)  # by definition
         standings.append(
-            Standing(variant, tuple(own), largest, frontiers[variant], multiplier, headline, reason)
+            Standing(
+                variant,
+                tuple(variant_curves),
+                largest,
+                frontiers[variant],
+                multiplier,
+                headline,
+                reason,
+            )
         )
-    return _placed(standings)
+    return _ranked(standings)
 
 
 def _frontier(curves: Sequence[Curve]) -> Frontier | None:
@@ -113,18 +123,18 @@ def _at(curves: Sequence[Curve], budget: float) -> Curve | None:
     return next((curve for curve in curves if curve.budget == budget), None)
 
 
-def _doubt(
+def _why_none(
     curve: Curve | None, largest: float, baseline: str | None, reference: Frontier | None
 ) -> str:
-    """Why a variant has no multiplier at the largest budget; empty if it has one."""
+    """Why a variant has no multiplier at the budget of the ranking; empty if it has one."""
     if not curve:
-        return f"no finished cell at {largest:g} FLOPs"
+        return f"no finished cell at {flops(largest)} FLOPs"
     if not curve.trusted:
         return EXPLAIN[curve.parabola.status]
     if not baseline:
         return "no dense baseline"
     if not reference:
-        return f"{baseline} has no two budgets with optima to be trusted and a loss that falls"
+        return f"{baseline} has no frontier: it needs two trusted optima and a loss that falls"
     return ""
 
 
@@ -135,8 +145,8 @@ def _multiplier(
     if not trusted or not reference:
         return None
     budgets = np.array([curve.budget for curve in trusted])
-    reached = reference.invert(np.stack([curve.parabola.lowest for curve in trusted], axis=1))
-    at_budget = reached / budgets
+    equivalent = reference.invert(np.stack([curve.parabola.lowest for curve in trusted], axis=1))
+    at_budget = equivalent / budgets
     compute, band = budgets[:0], at_budget[:, :0]
     slope = np.full(len(at_budget), np.nan)
     largest = float(reference.budgets.max())
@@ -149,32 +159,32 @@ def _multiplier(
     return Multiplier(budgets, at_budget, largest, compute, band, slope)
 
 
-def _placed(standings: Sequence[Standing]) -> tuple[Standing, ...]:
-    """Best first. A variant shares the rank of its group's leader if their intervals overlap."""
-    placed = [(each.headline, each) for each in standings if each.headline]
-    placed.sort(key=lambda pair: -pair[0].value)
-    result = []
+def _ranked(standings: Sequence[Standing]) -> tuple[Standing, ...]:
+    """Best first. A variant shares the rank of its group's best if their intervals overlap."""
+    compared = [(standing.headline, standing) for standing in standings if standing.headline]
+    compared.sort(key=lambda pair: -pair[0].value)
+    ranked = []
     rank, floor = 0, np.inf
-    for place, (multiplier, standing) in enumerate(placed, start=1):
-        if multiplier.high < floor or place == 1:
-            rank, floor = place, multiplier.low
-        result.append(replace(standing, rank=rank))
-    return (*result, *(each for each in standings if not each.headline))
+    for position, (multiplier, standing) in enumerate(compared, start=1):
+        if multiplier.high < floor or position == 1:
+            rank, floor = position, multiplier.low
+        ranked.append(replace(standing, rank=rank))
+    return (*ranked, *(standing for standing in standings if not standing.headline))
 
 
 def crossings(standings: Sequence[Standing]) -> tuple[Crossing, ...]:
-    """Where fitted frontiers cross within the budgets that both were fitted to."""
+    """Where two fitted frontiers cross, within the budgets that both were fitted to."""
     result = []
-    fitted = [(each.variant, each.frontier) for each in standings if each.frontier]
-    for (first, one), (second, other) in combinations(fitted, 2):
-        low = max(one.budgets.min(), other.budgets.min())
-        high = min(one.budgets.max(), other.budgets.max())
+    fitted = [(standing.variant, standing.frontier) for standing in standings if standing.frontier]
+    for (first, first_law), (second, second_law) in combinations(fitted, 2):
+        low = max(first_law.budgets.min(), second_law.budgets.min())
+        high = min(first_law.budgets.max(), second_law.budgets.max())
         if low >= high:
             continue
         compute = np.geomspace(low, high, 121)
-        gap = one.predict(compute) - other.predict(compute)
+        gap = first_law.predict(compute) - second_law.predict(compute)
         below, above = (second, first) if gap[0, 0] > 0 else (first, second)
-        gap *= np.sign(gap[0, 0])  # the loss of `above` over that of `below`
+        gap *= np.sign(gap[0, 0])  # the loss of `above` minus that of `below`
         if gap[0, -1] >= 0:
             continue
         change = gap[:, :-1] * gap[:, 1:] < 0

@@ -1,9 +1,9 @@
-"""Records with a known truth, to test the analysis and what uses it.
+"""Simulated records whose true multipliers are known, to test the analysis.
 
-Every variant trains on one Chinchilla surface L(N, D) = E + A N^-alpha + B D^-beta
-(arXiv 2203.15556, equation 10). A variant of compute multiplier m sees N and D both scaled by
-sqrt(m), so that, FLOPs being 6 N D, its isoFLOP curve at C is the dense one at m C: the multiplier
-is exact, at the optimum and along the whole frontier.
+The losses follow a Chinchilla surface L(N, D) = E + A N^-alpha + B D^-beta (arXiv 2203.15556,
+equation 10). For a variant with compute multiplier m, N and D are both multiplied by sqrt(m). FLOPs
+are 6 N D, so that its isoFLOP curve at C is the dense curve at m C: the multiplier is exact, at the
+optimum and along the whole frontier.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ CONTEXT, BATCH, VOCABULARY, DEPTH = 256, 8, 1024, 4
 
 
 def loss(compute: float, active: float, multiplier: float = 1.0) -> float:
-    """Noise-free loss (nats per token) of `active` parameters at `compute` FLOPs."""
+    """The loss without noise (nats per token) of `active` parameters at `compute` FLOPs."""
     scale = multiplier**0.5
     tokens = compute / (6 * active)
     return E + A * (scale * active) ** -ALPHA + B * (scale * tokens) ** -BETA
 
 
 def optimum(compute: float, multiplier: float = 1.0) -> tuple[float, float]:
-    """Compute-optimal active parameters and their loss (2203.15556, equation 4)."""
+    """The compute-optimal active parameters and their loss (2203.15556, equation 4)."""
     ratio = (ALPHA * A / (BETA * B)) ** (1 / (ALPHA + BETA))
     active = ratio * (compute * multiplier / 6) ** (BETA / (ALPHA + BETA)) * multiplier**-0.5
     return active, loss(compute, active, multiplier)
@@ -44,18 +44,18 @@ def simulate(
     options: Mapping[str, Mapping[str, object]] | None = None,
     random: int = 0,
 ) -> list[Record]:
-    """Records of a suite.
+    """The records of a suite.
 
     Args:
-        multipliers: compute multiplier of each variant at the largest budget; a name up to its
-            first hyphen is the layer's, so `dense` is the baseline.
+        multipliers: the compute multiplier of each variant at the largest budget. The part of a
+            name before its first hyphen is the layer, so `dense` is the baseline.
         budgets: training FLOPs.
-        octaves: sizes of each budget, as powers of two of the dense optimum's parameters.
-        seeds: runs of each cell.
-        noise: standard deviation of one run's loss, nats.
+        octaves: the sizes at each budget, as powers of two times the dense optimum's parameters.
+        seeds: number of runs of each cell.
+        noise: standard deviation of the loss of a run, nats.
         trend: slope of log10(multiplier) of every layer but `dense`, per decade of compute.
-        options: layer options of a variant, such as {"moe-g4": {"granularity": 4}}.
-        random: seed of the noise.
+        options: the layer options of a variant, such as {"moe-g4": {"granularity": 4}}.
+        random: the seed of the noise.
     """
     generator = np.random.default_rng(random)
     records = []
@@ -91,7 +91,11 @@ def rate_sweep(
     noise: float = 0.003,
     random: int = 0,
 ) -> list[Record]:
-    """One size at several learning rates, its loss `bend` (ln(rate / best))^2 above the lowest."""
+    """The records of a learning-rate sweep at one size.
+
+    The loss at a rate is `bend` (ln(rate / best))^2 nats above the lowest; the other arguments are
+    as for `simulate`.
+    """
     generator = np.random.default_rng(random)
     return [
         record(
@@ -118,9 +122,9 @@ def record(
     learning_rate: float = 1e-3,
     options: dict[str, object] | None = None,
 ) -> Record:
-    """One finished cell of about `active` parameters whose loss is the surface's plus `error`."""
+    """The record of a finished cell: about `active` parameters, the surface's loss plus `error`."""
     layer = variant.partition("-")[0]
-    # active = 12 width^2 DEPTH + VOCABULARY width, solved for a width in whole multiples of 8
+    # active = 12 width^2 DEPTH + VOCABULARY width, solved for a width that is a multiple of 8
     half = VOCABULARY / (24 * DEPTH)
     width = 8 * max(1, round((np.sqrt(half**2 + active / (12 * DEPTH)) - half) / 8))
     ffn, attention = 8 * width**2 * DEPTH, 4 * width**2 * DEPTH
@@ -135,7 +139,7 @@ def record(
     steps = max(1, round(budget / (flops.training * CONTEXT * BATCH)))
     tokens = steps * CONTEXT * BATCH
     spent = flops.training * tokens
-    # the multiplier is counted at the FLOPs asked for, so the rounding to whole steps is left out
+    # at the FLOPs asked for, not those spent: rounding to whole steps must not change the truth
     nats = loss(budget, parameters.active, multiplier) + error
     name = f"d{width}"
     identity = f"{variant} {name} {budget!r} {seed} {learning_rate!r}"

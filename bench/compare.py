@@ -16,6 +16,7 @@ from isoflop.bench.layers import find_layer
 from isoflop.bench.plan import Cell, plan
 from isoflop.bench.run import missing
 from isoflop.bench.suite import Name, Suite, Variant, first_seeds, load_suite, suite_path, to_toml
+from isoflop.results.baseline import find_baseline
 from isoflop.results.errors import IsoflopError
 from isoflop.results.record import read_record, write_whole
 
@@ -139,7 +140,12 @@ def prepare(
         raise CompareError(f"--name: {variant!r}: {reason}") from None
     if variant in suite.variants:
         raise CompareError(f"{where}: variants.{variant} exists already; give another --name")
-    dense = _dense(suite, where)
+    try:
+        dense = find_baseline({key: entry.layer for key, entry in suite.variants.items()})
+    except ValueError as error:
+        raise CompareError(f"{where}: variants: {error}") from None
+    if dense is None:
+        raise CompareError(f"{where}: variants: name one `dense`, to compare with")
     if layer == "dense" and dense != "dense":
         raise CompareError(
             f"{where}: variants.{dense}: call it `dense`, to be the baseline beside another"
@@ -184,16 +190,6 @@ def variant_name(layer: str, options: dict[str, Any]) -> str:
             joint = "" if type(value) in (int, float) else "-"
             name += f"-{key}{joint}" + re.sub(r"[^\w.]+", "-", str(value)).strip("-")
     return name
-
-
-def _dense(suite: Suite, where: str) -> str:
-    """The name of the baseline, as `isoflop.analysis.analyse` finds it."""
-    dense = sorted(name for name, one in suite.variants.items() if one.layer == "dense")
-    if "dense" in dense:
-        return "dense"
-    if len(dense) != 1:
-        raise CompareError(f"{where}: variants: name one `dense`, to compare with")
-    return dense[0]
 
 
 def _records_of(suite: str, baseline: list[Cell]) -> Path:

@@ -22,7 +22,7 @@ from isoflop.results.errors import IsoflopError
 
 
 class FlopError(IsoflopError):
-    """An op that nobody counts, or a formula and a trace that differ; the message says which."""
+    """An op without a count, or a formula that differs from the trace; the message says which."""
 
 
 def _product(operand: int) -> Callable[[list[Any], list[Any]], int]:
@@ -98,7 +98,7 @@ class _WithAuxiliary(nn.Module):
 
 
 def build_on_meta(config: Config) -> Decoder:
-    """The model without its memory: a million experts cost nothing to build or count."""
+    """The model on the meta device: a million experts cost no memory to build or count."""
     with torch.device("meta"):
         return Decoder(config)
 
@@ -139,10 +139,10 @@ def traced_flops(model: Decoder, batch: int) -> dict[str, int]:
 
 
 def verify_flops(config: Config, batch: int) -> dict[str, int]:
-    """Forward FLOPs per token by formula, once the trace agrees with them to the integer.
+    """Forward FLOPs per token by formula, checked to be what the trace counts.
 
     Raises:
-        FlopError: it does not, or an op cannot be counted.
+        FlopError: formula and trace differ, or an op cannot be counted.
         ValueError: the layer refuses its options or the batch.
     """
     model = build_on_meta(config)

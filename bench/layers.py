@@ -14,22 +14,32 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from isoflop.models import LAYERS, Layer
+from isoflop.results.errors import did_you_mean, explain
+
+
+def plugins() -> dict[str, importlib.metadata.EntryPoint]:
+    """The entry points `isoflop.layers` of installed packages, by name."""
+    points = importlib.metadata.entry_points(group="isoflop.layers")
+    return {point.name: point for point in points}
 
 
 def find_layer(name: str) -> type[Layer]:
     """A layer by registered name, by entry point `isoflop.layers`, or as path/to/file.py:Class.
 
     Raises:
-        ValueError: there is none, or its file does not give it.
+        ValueError: there is none, or its package or file cannot be imported or does not give it.
     """
     if name in LAYERS:
         return LAYERS[name]
     path, _, attribute = name.rpartition(":")
     if not path.endswith(".py"):
-        for point in importlib.metadata.entry_points(group="isoflop.layers", name=name):
-            return _checked(point.load(), name)
+        installed = plugins()
+        if name in installed:
+            return _load_plugin(installed[name])
+        known = sorted({*LAYERS, *installed})
         raise ValueError(
-            f"no layer {name!r}; known: {', '.join(sorted(LAYERS))}, or path/to/file.py:Class"
+            f"no layer {name!r}{did_you_mean(name, known)}; "
+            f"known: {', '.join(known)}, or path/to/file.py:Class"
         )
     if not Path(path).is_file():
         raise ValueError(f"no file {path}")
@@ -46,13 +56,46 @@ def find_layer(name: str) -> type[Layer]:
             exec(compile(source, path, "exec"), vars(module))
         except Exception as error:
             del sys.modules[module_name]
-            raise ValueError(f"{path} cannot be imported: {error!r}") from None
-    layer = getattr(sys.modules[module_name], attribute, None)
-    return _checked(layer, f"{Path(path).name}:{attribute}")  # wherever the file lies
+            hint = _beside(error, Path(path).parent)
+            raise ValueError(f"{path} cannot be imported: {error!r}{hint}") from None
+    names = vars(sys.modules[module_name])
+    if attribute not in names:
+        layers = [key for key, value in names.items() if _is_layer(value) and value is not Layer]
+        raise ValueError(
+            f"{path}: no class {attribute!r}{did_you_mean(attribute, layers)}; "
+            f"layers there: {', '.join(layers) or 'none'}"
+        )
+    return _checked(names[attribute], f"{Path(path).name}:{attribute}")  # wherever the file lies
+
+
+def _beside(error: Exception, folder: Path) -> str:
+    """The remedy where a layer's file imports a module that lies beside it."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        module = error.name.partition(".")[0]
+        if (folder / module).is_dir() or (folder / f"{module}.py").is_file():
+            return f"; {module} lies beside the file: set PYTHONPATH={folder}"
+    return ""
+
+
+def _load_plugin(point: importlib.metadata.EntryPoint) -> type[Layer]:
+    """The layer of an entry point.
+
+    Raises:
+        ValueError: it cannot be imported, or is no layer.
+    """
+    try:
+        layer = point.load()
+    except Exception as error:  # whatever another package raises
+        raise ValueError(f"{point.value} cannot be imported: {error!r}") from None
+    return _checked(layer, point.name)
+
+
+def _is_layer(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, Layer)
 
 
 def _checked(layer: Any, name: str) -> type[Layer]:
-    if not (isinstance(layer, type) and issubclass(layer, Layer)):
+    if not _is_layer(layer):
         raise ValueError(f"{name} is not a class derived from isoflop.Layer")
     # A class derived from one of ours inherits its name, which would file it under that.
     layer.name = vars(layer).get("name") or name
@@ -65,19 +108,19 @@ def complete_options(layer: type[Layer], options: dict[str, Any]) -> dict[str, A
     Raises:
         ValueError: one line, for an unknown option or a value it cannot take.
     """
-    known = ", ".join(field.name for field in fields(layer.Options)) or "none"
-    unknown = [key for key in options if key not in layer.Options.__dataclass_fields__]
-    if unknown:
-        raise ValueError(f"{unknown[0]}: unknown option of layer {layer.name}; known: {known}")
+    known = [field.name for field in fields(layer.Options)]
+    for key in options:
+        if key not in known:
+            raise ValueError(
+                f"{key}: unknown option of layer {layer.name}{did_you_mean(key, known)}; "
+                f"known: {', '.join(known) or 'none'}"
+            )
     try:
         # As JSON, since strict mode there takes a table for a dataclass, yet no "4" for a number.
         text = json.dumps(options, default=str)
         return asdict(TypeAdapter(layer.Options).validate_json(text, strict=True))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise ValueError(f"{key}: {message}" if key else message) from None
+        raise ValueError(explain(error)) from None
 
 
 def source_hash(layer: str) -> str | None:

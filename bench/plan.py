@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +12,14 @@ from isoflop.bench.flops import build_on_meta
 from isoflop.bench.layers import complete_options, find_layer, source_hash
 from isoflop.bench.suite import Corpus, Suite, SuiteError, Training
 from isoflop.models import Config
-from isoflop.results.record import Flops, Parameters, Size
+from isoflop.results.record import CellKey, Flops, Parameters, Size
 
 RESULTS_VERSION = 1  # part of every cell id: raise it when a change to the code changes results
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training run: everything that can change its result, and what it will spend."""
+    """A training run: everything that can change its result, and what it will spend."""
 
     id: str
     suite: str
@@ -37,6 +38,10 @@ class Cell:
     flops_per_token: Flops
     layer_bytes_per_token: int
     row_bytes_per_token: int  # of which rows of tables, gathered for each token anew
+
+    @property
+    def key(self) -> CellKey:
+        return CellKey(self.variant, self.size.name, self.budget, self.seed)
 
     @property
     def tokens(self) -> int:
@@ -113,6 +118,11 @@ def sweep_cells(suite: Suite, where: str) -> list[Cell]:
     ]
 
 
+def distinct_models(cells: Iterable[Cell]) -> list[Cell]:
+    """A cell for each variant and size: what is true of the model need be checked once."""
+    return list({(cell.variant, cell.size.name): cell for cell in cells}.values())
+
+
 def make_cell(
     suite: Suite,
     name: str,
@@ -123,10 +133,15 @@ def make_cell(
     budget_key: str,
     factor: float = 1.0,
 ) -> Cell:
-    """One cell. `factor` multiplies its learning rate, for a sweep.
+    """The cell of a variant, size, budget and seed.
 
+    Args:
+        name, size: of the variant and the size, as the suite has them.
+        budget: FLOPs.
+        variant_key, budget_key: where the suite's file states them, for messages.
+        factor: multiplies the learning rate, for a sweep.
     Raises:
-        SuiteError: naming `variant_key` or `budget_key`.
+        SuiteError: the variant cannot be built, or no whole number of steps meets the budget.
     """
     variant, shape = suite.variants[name], suite.sizes[size]
     training = suite.training.model_copy(update={"batch": shape.batch or suite.training.batch})

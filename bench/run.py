@@ -1,8 +1,8 @@
-"""Many cells: one process each, as many at a time as there are CPU cores or GPUs.
+"""Running a suite: every cell in its own process, as many at a time as there are CPU cores or GPUs.
 
-A process of its own gives a cell a clean memory peak, and keeps a crash, or the kernel's
-out-of-memory killer, from taking the suite along. On a CPU each cell trains with one thread:
-small models waste more, and the result then does not depend on the number of cores.
+In its own process a cell has a memory peak of its own, and a crash, or the kernel's out-of-memory
+killer, does not end the suite. On a CPU a cell trains with one thread: with more, small models
+waste time, and the result would depend on the number of cores.
 """
 
 from __future__ import annotations
@@ -18,25 +18,22 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from isoflop.bench.data import hash_of_windows, open_tokens, prepare
-from isoflop.bench.plan import Cell
-from isoflop.bench.train import (
-    Progress,
-    describe,
-    device_name,
-    git_revision,
-    train_cell,
-    versions,
-)
+from isoflop.bench.flops import verify_flops
+from isoflop.bench.machine import device_name, git_revision, versions
+from isoflop.bench.plan import Cell, distinct_models
+from isoflop.bench.train import Progress, describe, train_cell
 from isoflop.results.errors import IsoflopError
 from isoflop.results.record import Measured, Record, read_record, write_record
+
+if TYPE_CHECKING:  # Windows has no ForkServerContext
+    from multiprocessing.context import ForkServerContext, SpawnContext
 
 # Freed blocks stay with the process: small steps otherwise spend a third of their time on the
 # page faults of fresh memory. Read by glibc when a process starts; harmless elsewhere.
@@ -53,25 +50,53 @@ class RunError(IsoflopError):
 
 @dataclass(frozen=True)
 class Event:
-    """Something to show: a cell's progress, or its record when it is done."""
+    """News of a cell: it waits to be trained, has made progress, or has a record."""
 
     cell: Cell
     progress: Progress | None = None
     record: Record | None = None
+    stored: bool = False  # the record was there before the run
+
+
+def stored_record(cell: Cell, records: Path) -> Record | None:
+    """A cell's record, unless it is yet to be trained: it has none, or its process failed.
+
+    Raises:
+        RecordError: the record is unreadable.
+    """
+    path = records / f"{cell.id}.json"
+    record = read_record(path) if path.exists() else None
+    return None if record is None or record.status == "failed" else record
 
 
 def missing(cells: list[Cell], records: Path) -> list[Cell]:
-    """The cells without a record, or with one that failed for reasons outside the cell.
+    """The cells that are yet to be trained.
 
     Raises:
-        RecordError: a record is unreadable; nothing is overwritten.
+        RecordError: a record is unreadable.
     """
+    return [cell for cell in cells if stored_record(cell, records) is None]
 
-    def is_done(cell: Cell) -> bool:
-        path = records / f"{cell.id}.json"
-        return path.exists() and read_record(path).status != "failed"
 
-    return [cell for cell in cells if not is_done(cell)]
+def run_suite(cells: list[Cell], records: Path) -> Generator[Event, None, None]:
+    """Train the cells without a record, having verified their FLOP formulas.
+
+    Yields:
+        first an event for every cell, in order: its record, `stored`, or neither record nor
+        progress if it is to be trained; then progress and records of those that are trained.
+    Raises:
+        RecordError: a stored record is unreadable; nothing is overwritten.
+        FlopError: a layer's formula differs from the trace; nothing is trained.
+        RunError, DataError: see `run_cells`.
+    """
+    waiting = []
+    for record, cell in [(stored_record(cell, records), cell) for cell in cells]:
+        yield Event(cell, record=record, stored=record is not None)
+        if record is None:
+            waiting.append(cell)
+    for cell in distinct_models(waiting):
+        verify_flops(cell.config, cell.training.micro_batch or cell.training.batch)
+    yield from run_cells(waiting, records)
 
 
 def devices() -> list[torch.device]:
@@ -83,8 +108,10 @@ def devices() -> list[torch.device]:
 
 
 def run_cells(cells: list[Cell], records: Path) -> Generator[Event, None, None]:
-    """Train cells and write `records/<cell>.json` as each ends; yields what happens meanwhile.
+    """Train cells, and write `records/<cell>.json` when a cell ends.
 
+    Yields:
+        progress and records of the cells, as they come.
     Raises:
         RunError: a record cannot be written. Records written before stay whole.
         DataError: the corpus cannot be used.
@@ -99,8 +126,7 @@ def run_cells(cells: list[Cell], records: Path) -> Generator[Event, None, None]:
     with workers() as context:
         waiting = list(cells)
         free = devices()
-        running: dict[Connection, tuple[BaseProcess, Cell, torch.device]]
-        running = {}
+        running: dict[Connection, tuple[BaseProcess, Cell, torch.device]] = {}
         try:
             while waiting or running:
                 while waiting and free:
@@ -155,7 +181,8 @@ def run_cells(cells: list[Cell], records: Path) -> Generator[Event, None, None]:
 
 @contextmanager
 def workers() -> Iterator[ForkServerContext | SpawnContext]:
-    """Processes forked from a clean server that has imported torch once, where the system can."""
+    """How to start a cell's process: where the system can, by a fork of a server that has imported
+    torch and nothing else; on Windows anew."""
     before = {key: os.environ.get(key) for key in ALLOCATOR}
     for key, value in ALLOCATOR.items():
         os.environ.setdefault(key, value)
@@ -177,7 +204,7 @@ def workers() -> Iterator[ForkServerContext | SpawnContext]:
 
 @contextmanager
 def _interrupts(handler: signal.Handlers | Callable[[int, Any], None]) -> Iterator[None]:
-    """Ctrl-C goes to the whole process group, but what it means is for the parent to decide."""
+    """Handle Ctrl-C so within the block. It goes to all processes; the parent alone acts on it."""
     before = signal.signal(signal.SIGINT, handler)
     try:
         yield
@@ -187,7 +214,7 @@ def _interrupts(handler: signal.Handlers | Callable[[int, Any], None]) -> Iterat
 
 @contextmanager
 def _interrupt_afterwards() -> Iterator[None]:
-    """A Ctrl-C takes effect at the end of the block, neither within it nor never."""
+    """A Ctrl-C within the block takes effect at its end."""
     caught: list[int] = []
     with _interrupts(lambda number, frame: caught.append(number)):
         yield

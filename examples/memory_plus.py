@@ -1,4 +1,4 @@
-"""Memory+: a product-key memory whose output passes a gate of the input."""
+"""Memory+: a product-key memory whose output is gated by the input."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ class MemoryPlus(Layer):
     Memory Layers at Scale (arXiv 2412.09764): y = sum over heads, over the k slots each retrieves,
     of softmax(score) * value (product keys: arXiv 1907.05242), then its gate and projection.
 
-    Chosen here: one memory, not three that share their values; sub-keys per head; LayerNorm on the
-    query, which sees no other token; W1 and W2 square, d_model by d_model; everything starts normal
-    with variance 1 / d_model; values follow the one schedule, without weight decay.
+    Chosen here: a single memory, not three that share their values; sub-keys per head; LayerNorm on
+    the query, whose statistics see no other token; W1 and W2 of d_model by d_model; a normal
+    initialisation of variance 1 / d_model for values, W1 and W2; the learning rate of the rest of
+    the model for values, without weight decay.
     """
 
     @dataclass(frozen=True, kw_only=True)

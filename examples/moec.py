@@ -1,4 +1,4 @@
-"""MoEC: experts in clusters, kept apart by a variance loss, with dropout inside every cluster."""
+"""MoEC: clusters of experts, separated by a variance loss, with dropout inside each cluster."""
 
 from __future__ import annotations
 
@@ -8,25 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isoflop import Layer
-from isoflop.models.layer import full_precision
+from isoflop import Layer, full_precision
 from isoflop.models.ops import expert_ffn
 
 
 class MoEC(Layer):
     """y = p_e FFN_e(x), e the most probable expert (Mixture of Expert Clusters, arXiv 2207.09094).
 
-    Experts form clusters of equal size. Two things are the paper's own:
+    Experts form clusters of equal size. The paper adds:
 
     - a loss on the variance of routing probabilities, small within a cluster and large between
       clusters (`variances`), beside the load-balancing loss of Switch (arXiv 2101.03961, eq. 4);
     - cluster-level expert dropout: in training a share of the experts of every cluster, the same
-      number in each, cannot be chosen, so that a token still finds an expert of its cluster.
+      number in each, cannot be chosen, so that a token can still use an expert of its cluster.
 
-    Chosen here, and not compared with the paper's own expression: the loss is the variance within
-    minus the variance between, both times the square of the number of experts, which takes their
-    number out of them. The authors draw the dropped experts anew every 250 steps, here every step
-    does. The router is linear, not by cosine; no capacity; GELU, no biases.
+    Chosen here: the loss is the variance within minus the variance between, both times the square
+    of the number of experts, so that they do not depend on it (the paper's expression was not
+    compared). Dropped experts are drawn in every step, by the authors every 250 steps. The router
+    is linear, not cosine; no capacity; GELU, no biases.
     """
 
     @dataclass(frozen=True, kw_only=True)

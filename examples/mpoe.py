@@ -1,4 +1,4 @@
-"""MPOE: experts that share the core of a matrix-product-operator decomposition."""
+"""MPOE: experts that share the central tensor of a matrix-product-operator decomposition."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isoflop import Layer
-from isoflop.models.layer import full_precision
+from isoflop import Layer, full_precision
 
 OUTER = 4  # the largest size of an outer mode
 
 
 def modes(n: int) -> tuple[int, int, int]:
-    """n as a product of three: the outer two the largest divisors up to OUTER, the rest inside."""
+    """Three factors of n; the outer two are the largest divisors up to OUTER."""
     first = max(d for d in range(1, OUTER + 1) if n % d == 0)
     last = max(d for d in range(1, OUTER + 1) if (n // first) % d == 0)
     return first, n // (first * last), last
 
 
 class MPOExperts(nn.Module):
-    """W_e as a chain of three tensors: the central one shared, the outer two the expert's.
+    """W_e as a chain of three tensors: the central one shared by all experts, the outer two not.
 
     W_e[abc, xyz] = sum over bonds p, q of left_e[a, x, p] central[p, b, y, q] right_e[q, c, z],
     with input modes a, b, c and output modes x, y, z.
@@ -74,16 +73,16 @@ class MPOExperts(nn.Module):
 class MPOE(Layer):
     """y = p_e FFN_e(x), e the most probable expert, both matrices of FFN_e as MPOs.
 
-    MPOE (arXiv 2203.01104): experts share the central tensors, which hold most parameters, and own
-    small auxiliary tensors. As the central tensor learns from all tokens and an auxiliary one only
-    from its expert's, the gradient of the central is masked at random, here for a
-    whole step with probability `mask`.
+    MPOE (arXiv 2203.01104): experts share the central tensors, which hold most parameters, and have
+    small auxiliary tensors of their own. A central tensor learns from all tokens, an auxiliary one
+    from those of its expert alone; so the gradient of the central tensors is masked at random, here
+    for a whole step with probability `mask`.
 
     Chosen here: three tensors instead of five; bonds of at most `bond`, where the paper starts
-    from the full decomposition of a pre-trained matrix; a random start with the entries of W_e of
-    variance 1 / fan-in; tokens go through the chain one by one, so that the FLOPs are those of the
-    contraction and no matrix is built; the router and the load-balancing loss of Switch
-    (arXiv 2101.03961, eq. 4); GELU, no biases.
+    from the full decomposition of a pre-trained matrix; a random initialisation in which the
+    entries of W_e have variance 1 / fan-in; every token is contracted with the chain, so that no
+    matrix is built and the FLOPs are those of the contraction; the router and the load-balancing
+    loss of Switch (arXiv 2101.03961, eq. 4); GELU, no biases.
     """
 
     @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isoflop import Layer
-from isoflop.models.layer import full_precision
+from isoflop import Layer, full_precision
 
 
 def entmax15(z: Tensor) -> Tensor:
@@ -51,19 +50,19 @@ class CPExperts(nn.Module):
         return ((a_BTN @ self.expert_NR) * (z_BTI @ self.into_IR)) @ self.out_OR.t()
 
     def flops_per_token(self) -> int:
-        """Three products, whose sizes are those of the factors."""
+        """One product with each of the three factors."""
         return 2 * sum(parameter.numel() for parameter in self.parameters())
 
 
 class MuMoE(Layer):
     """CP-muMoE block: y = W2(a) gelu(W1(a) x), each W(a) a mix of all experts (arXiv 2402.12550).
 
-    The expert coefficients a = entmax15(norm(x G)) are the same for both, as in the
-    authors' code, whence also the start of every factor, G at zero among them. The norm is a
-    LayerNorm without scale, which the paper uses for language.
+    The expert coefficients a = entmax15(norm(x G)) are the same for both, as in the authors' code,
+    which also gives the initialisation of every factor (zero for G). The norm is a LayerNorm
+    without scale, which the paper uses for language.
 
-    Chosen here: no biases, as in the rest of the model; a rank at which the block has as many
-    parameters as the dense FFN it replaces, the gate G left out of the count; experts in one level.
+    Chosen here: no biases, as in the rest of the model; a rank at which the block without its gate
+    G has as many parameters as the dense FFN it replaces; a single level of experts.
     """
 
     @dataclass(frozen=True, kw_only=True)

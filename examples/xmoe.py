@@ -1,4 +1,4 @@
-"""XMoE: many small experts, and as many of them per token as the router needs."""
+"""XMoE: many small experts, of which each token takes as many as its router needs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from isoflop import Layer
-from isoflop.models.layer import full_precision
+from isoflop import Layer, full_precision
 from isoflop.models.ops import expert_ffn
 
 
@@ -18,14 +17,14 @@ class XMoE(Layer):
 
     A token takes the smallest number of experts, most probable first, whose probabilities sum to
     at least `threshold`; p is the softmax over all experts, not renormalised. In training the
-    load-balancing loss E * sum_e f_e P_e is added, f_e the share of tokens whose first choice is e
-    and P_e its mean probability, as in the authors' code.
+    load-balancing loss E * sum_e f_e P_e is added, where f_e is the share of tokens whose first
+    choice is e and P_e its mean probability, as in the authors' code.
 
     Chosen here: no token is dropped, where the paper bounds an expert's tokens by a capacity;
     instead a token takes at most `cap` experts, which the paper leaves unbounded. GELU, no biases.
 
-    FLOPs are counted at the cap, which is what this implementation computes: an expert beyond the
-    threshold gets weight 0. Work saved by skipping it is not credited.
+    FLOPs are counted at the cap, which is what this implementation computes: experts beyond the
+    threshold get weight 0 and are not skipped.
     """
 
     @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What is trained: a decoder and the feed-forward layers put in it. Pure torch."""
+"""The models that are trained: a decoder and its feed-forward layers. Pure torch."""
 
 if __name__ != "isoflop.models":  # imported twice, its classes and operators would exist twice
     raise ImportError("import this folder as isoflop.models, not as models")

@@ -1,4 +1,7 @@
-"""The backbone: a pre-norm decoder, the same for every layer under test."""
+"""The backbone: a pre-norm decoder, the same for every layer under test.
+
+Dimensions in names: B batch, T time, D width, H heads, K width of a head, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,11 @@ ROTARY_BASE = 10_000.0
 
 @dataclass(frozen=True)
 class Config:
-    """What is trained, apart from how it is trained.
+    """A model: the layer under test and the backbone around it.
 
     Raises:
-        ValueError: the width is not divisible by the heads, a head is odd, or the placement is
-            outside the model.
+        ValueError: the width is not divisible by the heads, a head's width is odd, or the
+            placement is outside the model.
     """
 
     layer: type[Layer]
@@ -46,7 +49,11 @@ class Config:
 def blocks_with_layer(placement: str | Sequence[int], depth: int) -> frozenset[int]:
     """The indices of the blocks that hold the layer under test.
 
-    `middle` is block depth // 2, counted from 0: the upper of the two middle ones if depth is even.
+    `middle` is block depth // 2, counted from 0: the upper of the two middle blocks if the depth is
+    even.
+
+    Raises:
+        ValueError: the placement is unknown, empty or outside the model.
     """
     if placement == "middle":
         return frozenset({depth // 2})
@@ -69,15 +76,15 @@ def rotary_table(context: int, d_head: int) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x_XTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
-    """Turn each pair (i, i + K / 2) of features by its position's angle."""
+    """Rotate each pair (i, i + K / 2) of features by the angle of its position."""
     return x_XTK * cos_TK + x_XTK.roll(x_XTK.shape[-1] // 2, dims=-1) * sin_TK
 
 
 def causal_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(K), over the past) v.
+    """softmax(q k^T / sqrt(K), over the past) v, [B, H, T, K] like each operand.
 
-    On a CPU at short contexts the scores are written out: the backward pass of torch's fused
-    attention is 2 to 3 times slower there (tests/benchmarks/test_step.py).
+    On a CPU at short contexts the scores are computed explicitly: the backward pass of torch's
+    fused attention is 2 to 3 times slower there (tests/benchmarks/test_step.py).
     """
     T, K = q_BHTK.shape[-2:]
     if q_BHTK.device.type != "cpu" or T > 512:
@@ -89,7 +96,7 @@ def causal_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Causal multi-head attention with rotary positions."""
+    """Causal multi-head attention with rotary position embeddings."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -108,7 +115,7 @@ class Attention(nn.Module):
         return self.out(y_BHTK.transpose(1, 2).reshape(B, T, D))
 
     def flops_per_token(self, context: int) -> int:
-        """Projections 8 D^2, and both T x T products in full, not halved for causality: 4 T D."""
+        """Projections: 8 D^2. Scores and their product with v, not halved for causality: 4 T D."""
         width = self.out.in_features
         return 8 * width**2 + 4 * context * width
 
@@ -129,7 +136,10 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Token embedding, blocks, final norm, untied head. No biases, no dropout."""
+    """Token embedding, blocks, final norm, untied head. No biases, no dropout.
+
+    `tested` lists the layers under test, in the order of their blocks.
+    """
 
     cos_TK: Tensor
     sin_TK: Tensor

@@ -22,7 +22,7 @@ class Dense(Layer):
     """y = W2 act(W1 x), or y = W2 (silu(Wg x) * W1 x) for SwiGLU (arXiv 2002.05202). No biases.
 
     SwiGLU has three matrices; its hidden width is 2/3 of `ratio * d_model`, rounded to a multiple
-    of 8, so that both kinds have about the same parameters and FLOPs.
+    of 8, so that both activations have about the same parameters and FLOPs.
     """
 
     @dataclass(frozen=True, kw_only=True)

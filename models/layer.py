@@ -21,7 +21,7 @@ class Layer(nn.Module):
 
     @dataclass(frozen=True, kw_only=True)
     class Options:
-        """No options. A subclass's field raises ValueError in `__post_init__` when it is wrong."""
+        """None here. A subclass raises ValueError in `__post_init__` for a value it refuses."""
 
     name: ClassVar[str] = ""  # set by `register`
 
@@ -63,7 +63,7 @@ LAYERS: dict[str, type[Layer]] = {}
 
 
 def register(name: str) -> Callable[[L], L]:
-    """Class decorator: make a layer known under `name`.
+    """Class decorator that registers a layer under `name`.
 
     Raises:
         ValueError: the name is taken.
@@ -80,5 +80,8 @@ def register(name: str) -> Callable[[L], L]:
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[object]:
-    """Turns autocast off: routers decide in float32. (There is no autocast on the meta device.)"""
+    """A context without autocast on x's device, so that routers compute in float32.
+
+    The meta device has no autocast to disable.
+    """
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)

@@ -1,4 +1,8 @@
-"""Mixtures of experts at a chosen granularity: token choice `moe`, expert choice `moe_ec`."""
+"""Mixtures of experts of any granularity: token choice `moe` and expert choice `moe_ec`.
+
+Dimensions in names: M tokens, E experts, K experts per token, C tokens per expert, F expert width.
+In formulas G is the granularity and E the expansion, so that there are G * E experts.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from isoflop.models.ops import expert_ffn
 
 @dataclass(frozen=True, kw_only=True)
 class MoEOptions(Layer.Options):
-    """Options of both kinds, in the terms of the fine-grained MoE paper (arXiv 2402.07871)."""
+    """Options of both, in the terms of the fine-grained MoE paper (arXiv 2402.07871)."""
 
     granularity: int = 1  # G = d_ff / d_expert; each token uses G experts
     expansion: int = 8  # E = expert parameters over those of the dense FFN; there are G * E experts
@@ -32,7 +36,7 @@ class MoEOptions(Layer.Options):
 
 
 class _MoE(Layer):
-    """Router and experts common to both kinds: GELU experts of width d_ff / G, without biases."""
+    """The router and the experts of both: GELU experts of width d_ff / G, without biases."""
 
     Options = MoEOptions
 
@@ -53,7 +57,7 @@ class _MoE(Layer):
         nn.init.normal_(self.down_EFD, std=self.d_expert**-0.5)
 
     def route(self, x_XD: Tensor) -> Tensor:
-        """Softmax over experts of the router's logits, in float32 whatever autocast says."""
+        """Router probabilities, [..., n_experts], in float32 under autocast too."""
         with full_precision(x_XD):
             return self.router(x_XD.to(self.router.weight.dtype)).softmax(dim=-1)
 
@@ -75,7 +79,7 @@ class MoE(_MoE):
     """Token choice, dropless: y = norm(sum over the token's top G experts of p_e FFN_e(x)).
 
     p is the softmax over all experts, not renormalised over the chosen. In training a
-    load-balancing loss E * G * sum_e f_e P_e is added, f_e the share of tokens' choices that went
+    load-balancing loss E * G * sum_e f_e P_e is added, where f_e is the share of choices that went
     to expert e and P_e its mean probability (Switch Transformer, arXiv 2101.03961, eq. 4).
     """
 
@@ -103,7 +107,7 @@ class ExpertChoiceMoE(_MoE):
 
     Tokens compete only with those at the same position of the batch's other sequences, as in the
     fine-grained MoE paper, so nothing leaks from the future: a token's output depends on the
-    other sequences up to its own position. Each expert takes batch / E of every such group, so
+    other sequences up to its position. Each expert takes batch / E of every such group, so
     the batch must be a multiple of the expansion, in evaluation too.
     """
 

@@ -17,9 +17,9 @@ from isoflop.models.product_keys import ProductKeys, QueryNorm, check_product_ke
 class PEER(Layer):
     """f(x) = sum over heads, over the k experts each retrieves, of g_i(x) act(u_i . x) v_i.
 
-    Heads have their own queries and share the experts and, by default, the sub-keys; g is a
-    softmax over the k retrieved, per head; the query has a BatchNorm. Not stated in the paper and
-    chosen here: GELU; a key width of 128; u and v normal with variance 1 / d_model.
+    Each head has its own query; all heads share the experts and, by default, the sub-keys. g is a
+    softmax over the k experts that a head retrieves; the query has a BatchNorm. Not stated in the
+    paper and chosen here: GELU; a key width of 128; u and v normal with variance 1 / d_model.
     """
 
     @dataclass(frozen=True, kw_only=True)

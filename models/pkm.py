@@ -17,8 +17,9 @@ from isoflop.models.product_keys import ProductKeys, QueryNorm, check_product_ke
 class PKM(Layer):
     """y = sum over heads, over the k slots each retrieves, of softmax(score) * value.
 
-    Values start normal with variance 1 / d_model. The paper trains them with Adam at a constant
-    1e-3 apart from the rest; here they follow the model's one schedule, without weight decay.
+    Values are initialised normal with variance 1 / d_model. The paper trains them with Adam at a
+    constant learning rate of 1e-3; here they have the learning rate of the rest of the model, and
+    no weight decay.
     """
 
     @dataclass(frozen=True, kw_only=True)

@@ -17,11 +17,14 @@ QueryNorm = Literal["batch", "layer", "none"]
 class ProductKeys(nn.Module):
     """Query network, two sets of sub-keys, and retrieval of the top k of n_keys keys per head.
 
-    The query is linear, then normalised (BatchNorm by default, as both papers do). BatchNorm's
-    statistics in training see the whole batch, later tokens included; in evaluation they are the
-    running ones and nothing leaks. Scores and softmax are in float32 whatever autocast says.
+    The query is a linear map, then a norm (BatchNorm in PKM and PEER). BatchNorm's statistics in
+    training are those of the whole batch, later tokens included; in evaluation they are the running
+    ones and nothing leaks. Scores and softmax are in float32, under autocast too.
 
-    Sub-keys start uniform in +-1 / sqrt(d_key / 2) (PKM's code).
+    Sub-keys are initialised uniform in +-1 / sqrt(d_key / 2), as in PKM's code.
+
+    Raises:
+        ValueError: as `check_product_keys`.
     """
 
     def __init__(
@@ -50,7 +53,7 @@ class ProductKeys(nn.Module):
         nn.init.uniform_(self.keys, -bound, bound)
 
     def forward(self, x_MD: Tensor) -> tuple[Tensor, Tensor]:
-        """[tokens, d_model] -> gates [tokens, heads * k], which sum to 1 per head, and indices."""
+        """[M, d_model] -> gates, which sum to 1 per head, and indices: [M, heads * k] each."""
         M = x_MD.shape[0]
         query = self.query(x_MD)
         with full_precision(x_MD):
@@ -78,7 +81,7 @@ def check_product_keys(n_keys: int, top_k: int, d_key: int) -> int:
     """The number of sub-keys, sqrt(n_keys).
 
     Raises:
-        ValueError: n_keys is no square, top_k is more than n_keys, or d_key is odd.
+        ValueError: n_keys is not a square, top_k is more than n_keys, or d_key is odd.
     """
     n_sub = math.isqrt(n_keys)
     if n_sub**2 != n_keys:

@@ -45,12 +45,11 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def submissions(top: Path, suite: str | None = None) -> dict[Path, Manifest]:
-    """The submissions in a folder, by name: all, or those to one suite.
+    """Folder -> manifest of the submissions below `top`, by name: all, or those to one suite.
 
     Raises:
         RecordError: a manifest is unreadable.
     """
-    found = {path.parent: read_manifest(path.parent) for path in top.glob(f"*/{MANIFEST}")}
-    return {
-        folder: found[folder] for folder in sorted(found) if suite in (None, found[folder].suite)
-    }
+    folders = sorted(path.parent for path in top.glob(f"*/{MANIFEST}"))
+    manifests = {folder: read_manifest(folder) for folder in folders}
+    return {folder: m for folder, m in manifests.items() if suite in (None, m.suite)}

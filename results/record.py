@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from isoflop.results.errors import IsoflopError
+from isoflop.results.errors import IsoflopError, explain
 
 FLOP_CONVENTION = "full-attention, 3x forward"
 
@@ -22,12 +22,29 @@ class RecordError(IsoflopError):
 
 
 class Frozen(BaseModel):
-    """What a stored file says: nothing unknown, nothing changed."""
+    """A table of a file: an unknown key is an error, and nothing changes once it is read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 Stored = TypeVar("Stored", bound=Frozen)
+
+
+Point = tuple[str, str, float]  # variant, size and budget: a point of an isoFLOP curve
+
+
+class CellKey(NamedTuple):
+    """What tells the cells of a suite apart for a reader; the id tells all cells apart."""
+
+    variant: str
+    size: str  # its name
+    budget: float  # FLOPs asked for
+    seed: int
+
+    @property
+    def point(self) -> Point:
+        """The key without the seed."""
+        return self.variant, self.size, self.budget
 
 
 class Size(Frozen):
@@ -77,7 +94,7 @@ class Flops(Frozen):
 
 
 class Measured(Frozen):
-    """What depends on the machine and the day, and so is left out when two records are compared."""
+    """What depends on the machine and the day. Left out when two records are compared."""
 
     device: str
     threads: int | None = None  # CPU threads the cell trained with
@@ -128,6 +145,10 @@ class Record(Frozen):
 
     measured: Measured
 
+    @property
+    def key(self) -> CellKey:
+        return CellKey(self.variant, self.size.name, self.budget, self.seed)
+
 
 def write_whole(path: Path, text: str) -> None:
     """Write `text` to `path` so that a kill at any moment leaves the old file or the new one.
@@ -173,15 +194,15 @@ def read_stored(path: Path, schema: type[Stored]) -> Stored:
     try:
         return schema.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise RecordError(f"{path}: {where}: {first['msg']}") from None
+        raise RecordError(f"{path}: {explain(error, schema)}") from None
     except OSError as error:
         raise RecordError(f"{path}: {error.strerror}") from None
 
 
-def read_records(directory: Path) -> list[Record]:
-    """Every record in a directory, ordered by file name.
+def load_records(directory: Path) -> list[Record]:
+    """Every record in a folder, ordered by file name; none if there is no such folder.
+
+    `isoflop.results.read_records` gives them as a table.
 
     Raises:
         RecordError: a record is unreadable.

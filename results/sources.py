@@ -6,20 +6,21 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from isoflop.results.manifest import submissions
-from isoflop.results.record import Record, read_records
+from isoflop.results.record import Record, load_records
 
 
 def sources(directory: Path) -> tuple[list[Record], list[Record]]:
-    """The records and the learning-rate brackets that `directory` reports, each by cell id.
+    """The records of a results directory and those of its learning-rate sweeps, each by cell id.
 
-    They are those of every submission to the suite of the directory's name, in the folder
-    `submissions` beside it, and its own. Of a cell that was submitted, the submission counts.
+    They come from every submission to the suite of the directory's name, in the folder
+    `submissions` beside it, and from the directory itself. A cell that is in both is taken from the
+    submission.
 
     Raises:
         RecordError: a record or a manifest is unreadable.
     """
-    here = directory.resolve()
-    submitted = submissions(here.parent / "submissions", here.name)
+    resolved = directory.resolve()
+    submitted = submissions(resolved.parent / "submissions", resolved.name)
     return _gather(directory, submitted, "records"), _gather(directory, submitted, "tune")
 
 
@@ -35,7 +36,7 @@ def directories() -> list[Path]:
 
 
 def _gather(directory: Path, submitted: Iterable[Path], kind: str) -> list[Record]:
-    found = [record for folder in submitted for record in read_records(folder / kind)]
-    there = {record.cell for record in found}
-    own = [record for record in read_records(directory / kind) if record.cell not in there]
-    return sorted([*found, *own], key=lambda record: record.cell)
+    records = [record for folder in submitted for record in load_records(folder / kind)]
+    taken = {record.cell for record in records}
+    local = [record for record in load_records(directory / kind) if record.cell not in taken]
+    return sorted([*records, *local], key=lambda record: record.cell)

@@ -1,6 +1,6 @@
-"""Scaling laws for any table of runs: what they are, how they are fitted.
+"""Scaling laws and their fits, for any table of runs.
 
-`law` says what a law is, `dense` and `moe` state them, `table` reads runs, `fit` fits.
+`law` defines what a law is, `dense` and `moe` state the laws, `table` reads runs, `fit` fits them.
 """
 
 from isoflop.analysis.laws.dense import (

@@ -1,16 +1,17 @@
-"""The best size at each budget, read off a table of runs: what approaches 1 and 2 are fitted to."""
+"""The best size at each budget in a table of runs, to which approaches 1 and 2 are fitted."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from isoflop.analysis.laws.law import Array, Columns
+from isoflop.analysis.estimate import Array
+from isoflop.analysis.laws.law import Columns
 
-SAME_BUDGET = 0.05  # runs whose FLOPs differ by less (relative, neighbour to neighbour) share one
+SAME_BUDGET = 0.05  # a relative gap in FLOPs by which neighbouring budgets differ at least
 
 
 def budgets(C: Array) -> Array:
-    """The index of each run's budget: runs are one budget as long as no gap parts their FLOPs."""
+    """The index of each run's budget: sorted by FLOPs, runs share a budget until there is a gap."""
     order = np.argsort(C)
     log_C = np.log(C[order])
     index = np.empty(len(C), dtype=int)
@@ -19,7 +20,7 @@ def budgets(C: Array) -> Array:
 
 
 def envelope(columns: Columns) -> Columns:
-    """Approach 1: the runs, or points of runs, that no other with the same FLOPs or fewer beats."""
+    """Approach 1: the runs, or points of training curves, with the lowest loss so far in FLOPs."""
     order = np.lexsort((columns["L"], columns["C"]))
     C, N, L = (columns[name][order] for name in ("C", "N", "L"))
     best_before = np.concatenate([[np.inf], np.minimum.accumulate(L)[:-1]])
@@ -28,12 +29,12 @@ def envelope(columns: Columns) -> Columns:
 
 
 def isoflop(columns: Columns) -> Columns:
-    """Approach 2: per budget, the minimum of the least-squares parabola of L in log N.
+    """Approach 2: for each budget, the minimum of the least-squares parabola of L in log N.
 
-    A budget is left out unless its parabola is convex, over three sizes or more, with its minimum
-    between the smallest and the largest.
+    A budget is left out unless it has at least three sizes and its parabola is convex with a
+    minimum between the smallest and the largest.
     """
-    found = []
+    optima = []
     index = budgets(columns["C"])
     for budget in range(index.max() + 1):
         C, N, L = (columns[name][index == budget] for name in ("C", "N", "L"))
@@ -43,6 +44,6 @@ def isoflop(columns: Columns) -> Columns:
         c0, c1, c2 = np.polynomial.polynomial.polyfit(np.log(N) - centre, L, 2)
         best = np.exp(centre - c1 / (2 * c2)) if c2 > 0 else np.inf
         if N.min() < best < N.max():
-            found.append((np.exp(np.log(C).mean()), best, c0 - c1**2 / (4 * c2)))
-    C, N, L = np.array(found).reshape(-1, 3).T
+            optima.append((np.exp(np.log(C).mean()), best, c0 - c1**2 / (4 * c2)))
+    C, N, L = np.array(optima).reshape(-1, 3).T
     return {"C": C, "N": N, "L": L}

@@ -1,57 +1,59 @@
-"""What isoFLOP parabolas (approach 2) get wrong with no noise at all.
+"""The bias of isoFLOP parabolas (approach 2), which is there without any noise.
 
-A slice of E + A/N^alpha + B/D^beta at one budget is not a parabola in log N: it is steeper above
-its minimum where beta > alpha, below where alpha > beta. On a grid centred on the optimum that
-moves every minimum by the same factor, more the wider the grid, and leaves the exponent a alone;
-where the centre drifts from budget to budget, the factor drifts with it and the exponent is wrong
-too (2603.22339).
+At a fixed budget, E + A/N^alpha + B/D^beta is not a parabola in log N: it is steeper above its
+minimum if beta > alpha, and below it if alpha > beta. On sizes centred on the optimum this shifts
+all minima by the same factor, which grows with the range of sizes, and leaves the exponent a
+unbiased. If the centre drifts from budget to budget, so does the factor, and a is biased too
+(2603.22339).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from isoflop.analysis.laws.dense import CHINCHILLA, CHINCHILLA_ISOFLOP
 from isoflop.analysis.laws.fit import fit
-from isoflop.analysis.laws.law import Array, Params
+from isoflop.analysis.laws.law import Columns, Params
 
 
 @dataclass(frozen=True)
 class IsoflopBias:
-    """Fitted over true, from runs without noise."""
+    """How far approach 2 is from the truth on runs without noise."""
 
-    size_ratio: Array  # (budgets,) N* of the parabola over the surface's N_opt
+    size_ratio: tuple[float, ...]  # by budget: minimum of the parabola over N_opt of the surface
     exponent: float  # a of the fit minus a of the surface
 
 
-def isoflop_grid(
-    params: Params, C: Array, *, sizes: int, decades: float, drift: float = 0.0
-) -> dict[str, Array]:
-    """C, N and D of runs at every budget C: sizes evenly spaced in log N around the optimum.
+def isoflop_bias(params: Params, grid: Columns) -> IsoflopBias:
+    """The bias of approach 2 on the runs of a table, if Chinchilla's surface is the truth.
 
-    The grid reaches `decades` to either side of a centre that is N_opt at the middle budget and
-    off by 10^drift more per decade of compute.
+    Args:
+        params: of that surface.
+        grid: C, N and D of the runs, shape (n,).
     """
-    offset_n = np.linspace(-decades, decades, sizes)
-    distance_B1 = np.log10(C / np.exp(np.log(C).mean()))[:, None]
-    optimal_B1 = np.array([CHINCHILLA.nominal_optimum(params, each, {})["N_opt"] for each in C])[
-        :, None
+    runs = {**grid, "L": CHINCHILLA.predict(params, grid)}
+    minima = CHINCHILLA_ISOFLOP.reduce(runs)
+    ratios = [
+        float(N / CHINCHILLA.optimum(params, C, grid)["N_opt"])
+        for C, N in zip(minima["C"], minima["N"], strict=True)
     ]
-    N = (optimal_B1 * 10 ** (drift * distance_B1 + offset_n)).ravel()
-    budget = np.repeat(C, sizes)
-    return {"C": budget, "N": N, "D": budget / (6 * N)}
-
-
-def isoflop_bias(
-    params: Params, C: Array, *, sizes: int, decades: float, drift: float = 0.0
-) -> IsoflopBias:
-    """The bias of approach 2 on Chinchilla's surface `params`, over the grid of `isoflop_grid`."""
-    grid = isoflop_grid(params, C, sizes=sizes, decades=decades, drift=drift)
-    runs = grid | {"L": CHINCHILLA.predict(params, grid)}
-    found = CHINCHILLA_ISOFLOP.reduce(runs)
-    true = [CHINCHILLA.nominal_optimum(params, each, {})["N_opt"] for each in found["C"]]
     a = fit(CHINCHILLA_ISOFLOP, runs).params["a"]
     true_a = float(params["beta"] / (params["alpha"] + params["beta"]))
-    return IsoflopBias(found["N"] / np.array(true), a - true_a)
+    return IsoflopBias(tuple(ratios), a - true_a)
+
+
+def estimated_bias(table: Columns) -> IsoflopBias | None:
+    """The bias of approach 2 on a table's own runs, by the surface fitted to them (approach 3).
+
+    Args:
+        table: C, N and L of the runs, shape (n,); D is taken to be C / (6 N).
+
+    Returns:
+        None if the surface cannot be fitted, or if it gives approach 2 fewer than two minima.
+    """
+    grid = {"C": table["C"], "N": table["N"], "D": table["C"] / (6 * table["N"])}
+    surface = fit(CHINCHILLA, {**grid, "L": table["L"]})
+    if surface.status != "converged":
+        return None
+    bias = isoflop_bias(surface.params, grid)
+    return bias if len(bias.size_ratio) > 1 else None

@@ -18,14 +18,14 @@ from isoflop.analysis.laws.law import (
 
 FRONTIER = Law(
     name="frontier",
-    formula="L(C) = E + A C^-alpha, one row per budget: the best loss it buys",
+    formula="L(C) = E + A C^-alpha, one row per budget: the lowest loss at C",
     source="Henighan et al. 2020 (2010.14701)",
     columns=("C", "L"),
     inputs=("C",),
     terms=("E", "A"),
     shapes={"alpha": (0.0, 1.0)},
     exponents=log_linear(lambda x: [[0.0], [-np.log(x["C"])]]),
-    # Chinchilla's surface, followed along its optimum.
+    # along the optimum of Chinchilla's surface
     example={"E": 1.82, "A": 2300.0, "alpha": 0.178},
     nominal_flops=lambda columns: columns["C"],
     nominal_optimum=lambda p, C, columns: {"L_opt": p["E"] + p["A"] * C ** -np.asarray(p["alpha"])},
@@ -74,13 +74,17 @@ def _size_law(name: str, formula: str, reduce: Callable[[Columns], Columns]) -> 
         nominal_optimum=_size_optimum,
         reduce=reduce,
         target="N",
-        delta=10.0,  # least squares, as the paper: the optima scatter by far more than 1e-3
+        delta=10.0,  # least squares, as in the paper: the optima scatter by far more than 1e-3
     )
 
 
 CHINCHILLA_ENVELOPE = _size_law(
-    "chinchilla-envelope", "N*(C) = k C^a through the runs no cheaper run beats (1)", envelope
+    "chinchilla-envelope",
+    "N*(C) = k C^a through the runs with the lowest loss so far (approach 1)",
+    envelope,
 )
 CHINCHILLA_ISOFLOP = _size_law(
-    "chinchilla-isoflop", "N*(C) = k C^a through the minima of isoFLOP parabolas (2)", isoflop
+    "chinchilla-isoflop",
+    "N*(C) = k C^a through the minima of isoFLOP parabolas (approach 2)",
+    isoflop,
 )

@@ -1,7 +1,7 @@
-"""One fitter for every law: variable projection for the start, a Huber polish for the answer.
+"""The fitter of every law: variable projection gives the starts, Newton steps the Huber minimum.
 
-All starts are one batch of the solver; a bootstrap is another, warm-started from the full table's
-optimum (a cold multi-start reaches the same minima: see the tests).
+All starts are solved as one batch, and so are all bootstrap samples, which start from the optimum
+of the full table (many random starts reach the same minima: see the tests).
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from isoflop.analysis.laws.law import Array, Columns, Law, Number, Params
+from isoflop.analysis.estimate import CENTRAL_95, Array, Estimate
+from isoflop.analysis.laws.law import Columns, Law, Number, Params
 from isoflop.analysis.laws.solver import Problem
 
 Interval = tuple[float, float]
@@ -19,21 +20,24 @@ Status = Literal["converged", "bound hit", "not identified", "too few points", "
 
 STARTS = 64
 COVARIANCE_SAMPLES = 2000
-SAME_OPTIMUM = 1e-6  # relative difference of objectives within which a start reached the best
+SAME_OPTIMUM = 1e-6  # relative difference from the best objective at which a start reached it
 
 
 @dataclass(frozen=True, eq=False)
 class Fit:
     """A fitted law.
 
-    `status` other than "converged": a parameter sits at its bound ("bound hit"); other parameters
-    fit as well ("not identified": nan intervals); no more rows than parameters ("too few points":
-    nan intervals, as nothing is left to tell the noise; nan throughout if fewer); the minimiser
-    ran out of steps ("not converged").
+    `status` is "converged" or a reason not to trust the fit:
 
-    `samples` (S, Q) are parameter vectors in the order of `params`: bootstrap refits (rows
-    resampled; a sample with fewer distinct rows than parameters is left out) if any were asked for,
-    else samples from the sandwich covariance with Student's t for the few degrees of freedom.
+    - "bound hit": a parameter is at its bound;
+    - "not identified": other parameters fit equally well; the intervals are nan;
+    - "too few points": no more rows than parameters, so that the noise cannot be estimated and the
+      intervals are nan; with fewer rows than parameters everything is nan;
+    - "not converged": the minimiser ran out of steps.
+
+    `samples` (S, Q) are parameter vectors in the order of `params`. With a bootstrap these are
+    refits to resampled rows, without those that have fewer distinct rows than parameters. Otherwise
+    they are drawn from the sandwich covariance with Student's t for few degrees of freedom.
     Intervals are their central 95%. `derived` is what is compute-optimal at C, the largest budget
     of the table.
     """
@@ -47,26 +51,26 @@ class Fit:
     objective: float  # sum over rows of Huber_delta(log prediction - log target)
     delta: float
     share_of_starts: float  # that reached the best optimum
-    n_points: int  # rows fitted: optima, not runs, for Chinchilla's approaches 1 and 2
+    n_points: int  # fitted rows: for Chinchilla's approaches 1 and 2 these are optima, not runs
     columns: Columns = field(repr=False)
     samples: Array = field(repr=False)
 
     def predict(self, columns: Columns) -> Array:
-        """The law at each row."""
+        """The prediction for each row, shape (n,)."""
         return self.law.predict(self.params, columns)
 
     def predict_interval(self, columns: Columns) -> Array:
-        """(n, 2): the central 95% of the law at each row; a new run adds its own noise."""
-        return np.quantile(self.law.predict(_named(self), columns), [0.025, 0.975], axis=0).T
+        """The 95% interval of the prediction for each row, shape (n, 2), without a run's noise."""
+        return np.quantile(self.law.predict(_named(self), columns), CENTRAL_95, axis=0).T
 
-    def optimum(self, C: float) -> dict[str, tuple[float, float, float]]:
-        """What is compute-optimal at C FLOPs: each quantity's value, low and high end."""
+    def optimum(self, C: float) -> dict[str, Estimate]:
+        """What is compute-optimal at C FLOPs, each quantity with its interval."""
         value = self.law.optimum(self.params, C, self.columns)
         samples = self.law.optimum(_named(self), C, self.columns)
-        return {name: (float(value[name]), *_interval(samples[name])) for name in value}
+        return {name: Estimate(float(value[name]), *_interval(samples[name])) for name in value}
 
     def to_json(self) -> dict[str, Any]:
-        """The result without its samples; a number that is not known is None."""
+        """The result without its samples; unknown numbers are None."""
         return {
             "law": self.law.name,
             "params": _known(self.params),
@@ -90,12 +94,17 @@ def fit(
     seed: int = 0,
     start: Params | None = None,
 ) -> Fit:
-    """Fit a law to a table: arrays of one length, by the names in `law.columns` (and C if known).
+    """Fit a law to a table of runs.
 
-    `delta` is the Huber threshold on log residuals (by default the law's); it moves the answer,
-    so the result states it. `bootstrap` is how many times to resample the rows for the intervals.
-    `start`, parameters known to be near (a simulation's truth, a fit of a few rows fewer), saves
-    the search from many starts.
+    Args:
+        law: what to fit.
+        columns: arrays of equal length, by the names in `law.columns`, and C if it is known.
+        delta: Huber threshold on log residuals; the law's if None. It changes the answer, so the
+            result states it.
+        bootstrap: number of resampled tables for the intervals; 0 for the sandwich covariance.
+        seed: of the starts and samples.
+        start: parameters near the optimum, such as those of a fit to almost the same rows. They
+            replace the search from many starts.
     """
     delta = law.delta if delta is None else delta
     columns = {name: np.asarray(values, dtype=float) for name, values in columns.items()}
@@ -152,7 +161,7 @@ def _result(
     share: float,
     n: int,
 ) -> Fit:
-    """The Fit of parameter vectors `named`: the answer, then the samples."""
+    """The Fit of parameter vectors `named`: the fitted vector first, then the samples."""
     params = dict(zip(law.names, map(float, named[0]), strict=True))
     samples = named[1:] if len(named) > 1 else np.full((1, len(law.names)), np.nan)
     C = float(np.max(law.flops(columns)))
@@ -180,14 +189,14 @@ def _named(fitted: Fit) -> dict[str, Array]:
 
 def _interval(samples: Number) -> Interval:
     with np.errstate(invalid="ignore"):  # a sample may put an optimum at infinity
-        low, high = np.quantile(samples, [0.025, 0.975])
+        low, high = np.quantile(samples, CENTRAL_95)
     return float(low), float(high)
 
 
 def _known(value: Any) -> Any:
-    """JSON has no nan."""
+    """The value with None for nan, which JSON does not have."""
     if isinstance(value, dict):
-        return {name: _known(each) for name, each in value.items()}
+        return {name: _known(part) for name, part in value.items()}
     if isinstance(value, tuple):
-        return [_known(each) for each in value]
+        return [_known(part) for part in value]
     return value if np.isfinite(value) else None

@@ -1,12 +1,13 @@
-"""What a scaling law is, for the fitter: a prediction, names, bounds and a linear part.
+"""What a scaling law is, as the fitter sees it: terms, parameters with bounds, and an optimum.
 
 Every law here is a sum of terms, each linear in a non-negative coefficient and exponential in
 the rest,
 
     prediction(x) = sum_k c_k exp(l_k(theta, x)),
 
-so one fitter (`fit`) does them all: given theta, the best c is non-negative least squares.
-A law states its exponents l_k with their derivative, bounds for theta, and what is compute-optimal.
+so one fitter (`fit`) serves all of them: given theta, the best c is the solution of non-negative
+least squares. A law states its exponents l_k with their derivatives, the bounds of theta, and what
+is compute-optimal.
 N is parameters, D tokens, C training FLOPs, E experts, G granularity, L loss in nats per token.
 """
 
@@ -16,18 +17,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
-Number = float | Array  # one value, or one per bootstrap sample
+from isoflop.analysis.estimate import Array
+
+Number = float | Array  # a value, or a value for each sample
 Columns = Mapping[str, Array]
 Params = Mapping[str, float] | Mapping[str, Array]
 
 Exponents = Callable[[Array, Columns], tuple[Array, Array]]
-"""theta_SP, columns of n rows -> l_SKn and dl/dtheta, which broadcasts against SKPn."""
+"""Maps theta_SP and columns of n rows to l_SKn and dl/dtheta, which broadcasts to SKPn."""
 
 Optimum = Callable[[Params, float, Columns], dict[str, Number]]
-"""Parameters, nominal FLOPs, the table -> what is compute-optimal: a, b, N_opt, D_opt, L_opt."""
+"""Maps parameters, nominal FLOPs and the table to the compute-optimal a, b, N_opt, D_opt, L_opt."""
 
 
 def six_nd(columns: Columns) -> Array:
@@ -37,12 +38,12 @@ def six_nd(columns: Columns) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class Law:
-    """One law. Parameters are named: the coefficients `terms`, then `shapes` with their bounds.
+    """A scaling law. Its parameters are the coefficients `terms`, then `shapes` with their bounds.
 
-    A table's `columns` are turned by `reduce` into the rows the law speaks of, of which `inputs`
-    predict `target`. `example` is a plausible truth for simulations: the source's own constants
-    where it prints them. `delta` is the Huber threshold on log residuals. `nominal_flops` is what
-    a row costs by the convention the law's `nominal_optimum` trades N against D with.
+    `reduce` turns a table's `columns` into the rows that are fitted, in which `inputs` predict
+    `target`. `example` is a plausible truth for simulations: the constants of the source where it
+    prints them. `delta` is the Huber threshold on log residuals. `nominal_flops` counts the
+    training FLOPs of a row by the convention that `nominal_optimum` uses.
     """
 
     name: str
@@ -65,7 +66,7 @@ class Law:
         return (*self.terms, *self.shapes)
 
     def predict(self, params: Params, columns: Columns) -> Array:
-        """The law at the columns' rows: (n,), or (S, n) where the parameters are S samples."""
+        """The prediction for each row: (n,), or (S, n) if the parameters are S samples."""
         inputs = {name: np.atleast_1d(np.asarray(columns[name], float)) for name in self.inputs}
         c_SK, theta_SP = (
             np.stack([np.atleast_1d(np.asarray(params[name], float)) for name in names], axis=1)
@@ -78,26 +79,27 @@ class Law:
     def simulate(
         self, params: Params, columns: Columns, noise: float, rng: np.random.Generator
     ) -> dict[str, Array]:
-        """The columns and a target: the law times log-normal noise of that sd."""
+        """The columns with a target: the prediction times log-normal noise of standard deviation
+        `noise`."""
         mean = self.predict(params, columns)
         return {**columns, self.target: mean * np.exp(noise * rng.standard_normal(mean.shape))}
 
     def flops(self, columns: Columns) -> Array:
-        """Each row's training FLOPs: the table's own column C, or the nominal count."""
+        """The training FLOPs of each row: the column C if there is one, else the nominal count."""
         return columns["C"] if "C" in columns else self.nominal_flops(columns)
 
     def optimum(self, params: Params, C: float, columns: Columns) -> dict[str, Number]:
-        """What is compute-optimal at C FLOPs, counted as the table `columns` counts them.
+        """What is compute-optimal at C FLOPs, by the FLOP convention of the table `columns`.
 
-        The table's count may differ from the nominal one (6 N D ignores attention and the head);
-        their median ratio is taken out.
+        That convention may differ from the nominal one (6 N D ignores attention and the head). C is
+        converted by the median ratio of the two.
         """
         ratio = float(np.median(self.flops(columns) / self.nominal_flops(columns)))
         return self.nominal_optimum(params, C / ratio, columns)
 
 
 def log_linear(features: Callable[[Columns], list[list[Array | float]]]) -> Exponents:
-    """Exponents linear in theta: l_k = sum_p theta_p f_kp, of a K by P nest of f_kp."""
+    """Exponents linear in theta: l_k = sum_p theta_p f_kp. `features` gives K lists of P f_kp."""
 
     def exponents(theta_SP: Array, columns: Columns) -> tuple[Array, Array]:
         rows = np.zeros_like(next(iter(columns.values())))

@@ -1,9 +1,9 @@
-"""Summed Huber loss of a law on given rows, and its minimum, for many problems side by side.
+"""The minimum of a law's summed Huber loss on given rows, for many problems at once.
 
-The objective is the **sum** over rows of Huber_delta(log L̂ - log L). Its mean is n times flatter
-than an optimiser's default tolerance expects and stops far from the optimum, a mistake with a
-history (2404.10102). Problems share the law and the rows' inputs and differ in start, losses and
-row weights, so starts, bootstrap samples and simulated data sets are all batches.
+The objective is the **sum** over rows of Huber_delta(log L̂ - log L). With the mean, which is n
+times flatter, an optimiser at its default tolerance stops far from the optimum (2404.10102).
+The problems of a batch share the law and the inputs of the rows. They differ in their starts,
+losses and row weights, so starts, bootstrap samples and simulated tables can all be batches.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ import numpy as np
 from scipy.special import ndtri
 from scipy.stats import qmc
 
-from isoflop.analysis.laws.law import Array, Columns, Law
+from isoflop.analysis.estimate import Array
+from isoflop.analysis.laws.law import Columns, Law
 
-CHUNK = 60_000  # rows of all problems in a batch: keeps the Jacobian in cache
-TOLERANCE = 1e-13  # of the objective, by which one more step would lower it
-ROUNDING = 1e-24  # the objective of rows fitted to rounding
-SINGULAR = 1e7  # condition number of the scaled Jacobian from which a minimum is not unique
+CHUNK = 60_000  # rows of all problems of a batch together, so that the Jacobian fits the cache
+TOLERANCE = 1e-13  # stop when a step would lower the objective by less than this share
+ROUNDING = 1e-24  # objective of rows that are fitted up to rounding
+SINGULAR = 1e7  # condition number of the scaled Jacobian at which a minimum is not unique
 
 
 class Problem:
-    """The law at fixed rows, in the coordinates it is solved in.
+    """A law on fixed rows, in the coordinates of the solver.
 
-    A point is (c', theta) with c'_k = c_k exp(mean_n l_k): each coefficient is its term's size at
-    the middle of the data, which takes out the ridge that ties A to alpha. Shapes: S problems,
-    K terms, P shape parameters, Q = K + P, n rows.
+    A point is (c', theta) with c'_k = c_k exp(mean_n l_k): each coefficient is the size of its term
+    in the middle of the data. This removes the ridge along which A and alpha vary together.
+    Dimensions: S problems, K terms, P shape parameters, Q = K + P, n rows.
     """
 
     def __init__(self, law: Law, x: Columns, delta: float) -> None:
@@ -45,7 +46,7 @@ class Problem:
         return l_SKn - l_SKn.mean(-1, keepdims=True), dl_SKPn - dl_SKPn.mean(-1, keepdims=True)
 
     def named(self, points_SQ: Array) -> Array:
-        """Points in the law's own parameters."""
+        """Points as parameters of the law."""
         named_SQ = points_SQ.copy()
         for chunk in self.chunks(len(points_SQ)):
             l_SKn, _ = self.law.exponents(points_SQ[chunk, self.K :], self.x)
@@ -53,7 +54,7 @@ class Problem:
         return named_SQ
 
     def point(self, named: Array) -> Array:
-        """The inverse of `named`, of one vector."""
+        """The inverse of `named`, for a single vector."""
         l_SKn, _ = self.law.exponents(named[None, self.K :], self.x)
         return np.concatenate([named[: self.K] * np.exp(l_SKn[0].mean(-1)), named[self.K :]])
 
@@ -61,7 +62,7 @@ class Problem:
         return (points <= self.lower) | (points >= self.upper)
 
     def starts(self, target_Sn: Array, weights_Sn: Array, number: int, seed: int) -> Array:
-        """Sobol points over the shapes' bounds, each with its best coefficients."""
+        """Sobol points within the bounds of the shapes, each with its best coefficients."""
         low, high = self.lower[self.K :], self.upper[self.K :]
         unit = qmc.Sobol(len(low), seed=seed).random(number)
         theta_SP = low + (high - low) * unit
@@ -71,7 +72,7 @@ class Problem:
         return np.concatenate([_nnls(X_SKn, weights_Sn), theta_SP], axis=1)
 
     def evaluate(self, points_SQ: Array, log_target_Sn: Array) -> tuple[Array, Array]:
-        """Log residuals_Sn and their derivative_SQn."""
+        """The log residuals (S, n) and their derivatives (S, Q, n)."""
         l_SKn, dl_SKPn = self.exponents(points_SQ[:, self.K :])
         unit_SKn = np.exp(l_SKn)
         terms_SKn = points_SQ[:, : self.K, None] * unit_SKn
@@ -88,7 +89,7 @@ class Problem:
     def minimise(
         self, points_SQ: Array, log_target_Sn: Array, weights_Sn: Array
     ) -> tuple[Array, Array, Array]:
-        """Points, objectives and whether each converged, of S problems solved side by side."""
+        """The minima of S problems: points, objectives, and whether each converged."""
         shape = (len(points_SQ), log_target_Sn.shape[1])
         log_target_Sn = np.broadcast_to(log_target_Sn, shape)
         weights_Sn = np.broadcast_to(weights_Sn, shape)
@@ -102,12 +103,12 @@ class Problem:
     def _minimise(
         self, p: Array, y: Array, w: Array, iterations: int = 300
     ) -> tuple[Array, Array, Array]:
-        """Projected Newton with the reweighted-least-squares matrix as its damping.
+        """Projected Newton steps, damped by the matrix of reweighted least squares.
 
-        Huber's own curvature is 1 within delta and 0 outside: exact, but singular when few rows
-        are inside. min(1, delta/|r|), the weights of iteratively reweighted least squares, always
-        bound it from above, so curvature + damping * bound is a step that is safe at damping 1
-        and Newton's as damping goes to 0.
+        The curvature of the Huber loss is 1 within delta and 0 outside: exact, but singular if few
+        rows are inside. The weights of iteratively reweighted least squares, min(1, delta/|r|), are
+        an upper bound of it. So curvature + damping * bound gives a safe step at damping 1 and a
+        Newton step as damping goes to 0.
         """
         out = p.copy()
         objective = np.full(len(p), np.inf)
@@ -153,12 +154,12 @@ class Problem:
         return out, objective, done
 
     def spread(self, point: Array, log_target_n: Array) -> tuple[Array, float] | None:
-        """F of a minimum's sandwich covariance F'F, in its coordinates, and degrees of freedom.
+        """The factor F of the sandwich covariance F'F of a minimum, and its degrees of freedom.
 
-        None where the minimum is not unique. Each row's own residual stands for its noise, over
-        1 - leverage (HC2), and Bell and McCaffrey's degrees of freedom (2002; the least of any
-        parameter) say how few rows that noise is known from: without them intervals of small
-        tables are too narrow.
+        None if the minimum is not unique. The variance of each row is estimated by its squared
+        residual over 1 - leverage (HC2). The degrees of freedom are those of Bell and McCaffrey
+        (2002), the smallest of any parameter: without them the intervals of small tables are too
+        narrow.
         """
         r_Sn, J_SQn = self.evaluate(point[None], log_target_n[None])
         r, J = r_Sn[0], J_SQn[0]
@@ -167,10 +168,10 @@ class Problem:
         if np.any(scale == 0) or np.linalg.cond(J / scale[:, None]) > SINGULAR:
             return None
         J = J / scale[:, None]
-        U_Qn = np.linalg.qr(J.T)[0].T  # orthonormal rows that span the Jacobian's
+        U_Qn = np.linalg.qr(J.T)[0].T  # orthonormal rows with the span of the Jacobian's
         leverage = np.minimum((U_Qn**2).sum(axis=0), 1 - 1 / n)
-        # The curvature of the expected Huber loss at a row is the chance that its residual is
-        # within delta; a wider band makes up for delta catching only a handful of rows.
+        # The curvature of the expected Huber loss at a row is the probability that its residual is
+        # within delta. A wider band estimates it, as delta may contain only a few rows.
         spread = np.median(np.abs(r)) / ndtri(0.75) * np.sqrt(n / max(n - Q, 1))
         band = max(self.delta, 2 * spread * n**-0.2)
         curvature = (J * (np.abs(r) <= band)) @ J.T * min(1.0, self.delta / band)
@@ -185,16 +186,17 @@ class Problem:
     def sample(
         self, point: Array, factor: Array, freedom: float, number: int, rng: np.random.Generator
     ) -> Array:
-        """Multivariate-t draws around a point, clipped to the bounds; arguments as of `spread`."""
+        """Multivariate-t samples around a point, clipped to the bounds; `factor` and `freedom` are
+        those of `spread`."""
         samples = rng.standard_normal((number, len(point))) @ factor
         samples /= np.sqrt(rng.chisquare(freedom, size=(number, 1)) / freedom)
         return np.clip(point + samples, self.lower, self.upper)
 
 
 def _nnls(X_SKn: Array, weights_Sn: Array) -> Array:
-    """Non-negative least squares of sum_k c_k X_k = 1, for S problems at once: c_SK.
+    """The non-negative least-squares solutions c_SK of sum_k c_k X_k = 1, for S problems at once.
 
-    K is small, so every subset of coefficients is solved and the best feasible one taken.
+    K is small, so every subset of the coefficients is solved and the best feasible one is taken.
     """
     S, K, _ = X_SKn.shape
     XtX = (X_SKn * weights_Sn[:, None]) @ X_SKn.swapaxes(1, 2)

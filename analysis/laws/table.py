@@ -1,7 +1,7 @@
-"""Anybody's table of runs, from CSV, for a law: the columns it needs, checked.
+"""Reading a table of runs from CSV: the columns that a law needs, checked.
 
-What is wrong with a table is said in one line with the place and the remedy, because the commonest
-ways to get a wrong law are in the table: other units, repeated runs, losses on different data.
+The most common causes of a wrong fit are in the table: other units, repeated runs, losses on
+different data. So every error names the place in the file and the remedy.
 """
 
 from __future__ import annotations
@@ -13,27 +13,32 @@ from pathlib import Path
 
 import numpy as np
 
-from isoflop.analysis.laws.law import Array, Law, six_nd
+from isoflop.analysis.estimate import Array
+from isoflop.analysis.laws.law import Law, six_nd
 from isoflop.results.errors import IsoflopError
 
-ONE_VALUED = ("validation_hash", "flop_convention")  # losses and FLOPs else mean different things
+ONE_VALUED = ("validation_hash", "flop_convention")  # or losses and FLOPs are not comparable
 
 
 class TableError(IsoflopError):
-    """A table that a law cannot be fitted to; one line says what, where and what would be right."""
+    """A table that a law cannot be fitted to. The message is one line: what, where, remedy."""
 
 
 def read_table(
     path: str | Path, law: Law, rename: Mapping[str, str] | None = None
 ) -> dict[str, Array]:
-    """The law's columns (and C) as arrays, positive and finite.
+    """The law's columns, and C if the table has it, as positive and finite arrays of shape (n,).
 
-    `rename` names the table's own column for one of the law's: {"N": "params"}. D may be left to
-    C / (6 N), where that is how the law counts. A row at another's place (every column but L the
-    same) is refused unless a column `seed` tells them apart.
+    If there is no column D and the law counts 6 N D FLOPs, D is C / (6 N).
+
+    Args:
+        path: a CSV file with a run per row.
+        law: whose columns to read.
+        rename: the table's name for a column of the law, such as {"N": "params"}.
 
     Raises:
-        TableError: with one line to show.
+        TableError: a column or value is missing or wrong, rows are not comparable, or rows are
+            equal in every column but L without different values in a column `seed`.
     """
     path = Path(path)
     header, rows = _rows(path)
@@ -41,10 +46,10 @@ def read_table(
     for name in ONE_VALUED:
         values = {row.get(name): line for line, row in reversed(rows.items())}
         if len(values) > 1:
-            (first, _), (other, line) = sorted(values.items(), key=lambda item: item[1])[:2]
+            (first, _), (second, line) = sorted(values.items(), key=lambda item: item[1])[:2]
             raise TableError(
-                f"{path} line {line}: {name} is {other!r} but {first!r} before; "
-                "such rows cannot be compared: fit them apart"
+                f"{path} line {line}: {name} is {second!r} but {first!r} before; "
+                "such rows cannot be compared: fit them separately"
             )
     columns = {
         ours: np.array(
@@ -54,9 +59,9 @@ def read_table(
     }
     if "D" not in columns and "D" in law.columns:
         columns["D"] = columns["C"] / (6 * columns["N"])
-    place = [name for name in law.columns if name != "L"]
-    _refuse_repeats(path, rows, {name: columns[name] for name in place})
-    for name in place:
+    settings = [name for name in law.columns if name != "L"]
+    _refuse_repeats(path, rows, {name: columns[name] for name in settings})
+    for name in settings:
         sizes = len(np.unique(columns[name]))
         if sizes == 1 and (name in law.inputs or name == "N"):
             raise TableError(
@@ -65,7 +70,7 @@ def read_table(
             )
         if sizes > 1 and name == "E" and name not in law.inputs:
             raise TableError(
-                f"{path}: E takes {sizes} values; {law.name} is a law at one: fit them apart"
+                f"{path}: E takes {sizes} values; {law.name} is for a single E: fit them separately"
             )
     return columns
 
@@ -94,7 +99,7 @@ def _rows(path: Path) -> tuple[list[str], Rows]:
 
 
 def _names(path: Path, law: Law, header: list[str], rename: Mapping[str, str]) -> dict[str, str]:
-    """The table's column for each of ours, of those it has."""
+    """The table's name for each column of the law that it has."""
     known = tuple(dict.fromkeys((*law.columns, "C")))
     for ours, theirs in rename.items():
         if ours not in known:
@@ -109,7 +114,7 @@ def _names(path: Path, law: Law, header: list[str], rename: Mapping[str, str]) -
     if missing:
         raise TableError(
             f"{path}: no column {', '.join(missing)}, which {law.name} needs; "
-            f"name yours ({missing[0]}=NAME), of {', '.join(header)}"
+            f"say which it is ({missing[0]}=NAME), of {', '.join(header)}"
         )
     return names
 
@@ -122,17 +127,17 @@ def _number(place: str, text: str) -> float:
     if not math.isfinite(value):
         raise TableError(f"{place} is {text.strip()}; leave out runs without a finite value")
     if value <= 0:
-        raise TableError(f"{place} is {value:g}, where only positive values make sense")
+        raise TableError(f"{place} is {value:g}, but must be positive")
     return value
 
 
-def _refuse_repeats(path: Path, rows: Rows, place: Mapping[str, Array]) -> None:
+def _refuse_repeats(path: Path, rows: Rows, settings: Mapping[str, Array]) -> None:
     seen: dict[tuple[float | str | None, ...], int] = {}
     for i, (line, row) in enumerate(rows.items()):
         seed = row.get("seed")
-        key = (*(values[i] for values in place.values()), seed)
+        key = (*(values[i] for values in settings.values()), seed)
         if key in seen:
-            what = ", ".join(f"{name} = {values[i]:g}" for name, values in place.items())
-            same = "and the same seed" if seed else "and no column seed tells them apart"
+            what = ", ".join(f"{name} = {values[i]:g}" for name, values in settings.items())
+            same = "and the same seed" if seed else "and no column seed distinguishes them"
             raise TableError(f"{path} line {line} repeats line {seen[key]}: {what}, {same}")
         seen[key] = line

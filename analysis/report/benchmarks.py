@@ -1,35 +1,36 @@
-"""Stored benchmarks of the sparse operators as tables; torch is never imported.
+"""Stored benchmarks of the operators as tables, without torch.
 
-`tests/benchmarks` store one JSON file a device in `results/benchmarks`; from these come that
-directory's `README.md`, every row, and in a document the block between
+`tests/benchmarks` stores one JSON file per device in `results/benchmarks`. Two things are generated
+from these: that directory's `README.md` with all rows, and in a document the block between
 
     <!-- isoflop:performance results/benchmarks --> ... <!-- /isoflop -->
 
-one row a problem. A file holds times, bytes and limits; whatever is a quotient is derived here.
+with one row per problem. A file holds times, bytes and limits; ratios are computed here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
 from isoflop.analysis.report.derive import embed
-from isoflop.results.errors import IsoflopError
+from isoflop.analysis.report.markdown import table
+from isoflop.results.errors import IsoflopError, explain
 
 STORED = Path("results/benchmarks")
 UNMEASURED = {
     "CPU": "No CPU has been measured.",
     "GPU": (
-        "**No GPU has been measured, and no GPU time is claimed**: the Triton kernels are proved "
-        "in Triton's interpreter and compile for Hopper, no more."
+        "**No GPU has been measured, and no GPU time is claimed**: the Triton kernels are tested "
+        "in Triton's interpreter and compile for Hopper, nothing more."
     ),
 }
 COLUMNS = (
     "problem",
-    "side",
+    "implementation",
     "forward ms",
     "forward + backward ms",
     "time / ours",
@@ -40,22 +41,23 @@ COLUMNS = (
     "peak MB",
 )
 OTHERS = "time of others / ours"
-LEFT = ("problem", "side", OTHERS)
+LEFT = ("problem", "implementation", OTHERS)  # columns that hold words
 LEGEND = (
-    "Medians of alternating rounds in one process. Time / ours: forward + backward. GB/s: the "
-    "bytes of the rows that must be read and written, three times the forward's for forward + "
-    "backward, over the time. Limit: these bytes at the rate of a copy or, for MoE's experts, the "
-    "FLOPs at that of a large product, whichever takes longer; what stays in a cache can pass it. "
-    "Peak: the most memory that a step holds at once, besides its operands."
+    "Medians of alternating rounds in one process. Time / ours: of forward + backward. GB/s: the "
+    "bytes of the rows that must be read and written, over the time; forward + backward counts "
+    "three times the bytes of the forward pass. Limit: the time of these bytes at the rate of a "
+    "copy or, for MoE's experts, of the FLOPs at the rate of a large matrix product, whichever is "
+    "longer; data that stays in a cache can be faster. Peak: the memory that a step needs at most, "
+    "in addition to its operands."
 )
 
 
 class PerformanceError(IsoflopError):
-    """A stored benchmark that cannot be read; the message names the file and what is wrong."""
+    """A stored benchmark that cannot be read. The message names the file and what is wrong."""
 
 
 class Machine(BaseModel):
-    """What was measured."""
+    """The device that was measured."""
 
     kind: Literal["CPU", "GPU"]
     device: str
@@ -67,7 +69,7 @@ class Machine(BaseModel):
 
 
 class Times(BaseModel):
-    """Median seconds of one way to compute a problem, and the bytes a step holds at most."""
+    """Median seconds of an implementation, and the most bytes that a step needs."""
 
     side: str
     forward_seconds: float = Field(gt=0)
@@ -76,14 +78,14 @@ class Times(BaseModel):
 
 
 class Failure(BaseModel):
-    """A way that could not be timed, and why."""
+    """An implementation that could not be timed, and why."""
 
     side: str
     failed: str
 
 
 class Problem(BaseModel):
-    """All ways to compute a problem. Bytes and FLOPs are of the forward pass."""
+    """All implementations of a problem. Bytes and FLOPs are of the forward pass."""
 
     problem: str
     bytes_forward: float = Field(gt=0)
@@ -93,7 +95,7 @@ class Problem(BaseModel):
 
 
 class Ratios(BaseModel):
-    """Quotients of whole training steps, of `tests/benchmarks/test_step.py`: by variant."""
+    """Ratios of whole training steps by variant, from `tests/benchmarks/test_step.py`."""
 
     what: str
     ratios: dict[str, float]
@@ -104,29 +106,31 @@ class _Benchmark(BaseModel):
 
 
 class Measurements(BaseModel):
-    """A stored file, as pytest-benchmark writes it with the hooks of `tests/benchmarks`."""
+    """A stored file, as pytest-benchmark writes it with the hooks in `tests/benchmarks`."""
 
     machine_info: Machine
     datetime: str
     benchmarks: list[_Benchmark] = Field(min_length=1)
 
     def problems(self) -> list[Problem]:
-        found = (each.extra_info for each in self.benchmarks)
-        return [one for one in found if isinstance(one, Problem)]
+        """All timed problems."""
+        contents = (benchmark.extra_info for benchmark in self.benchmarks)
+        return [problem for problem in contents if isinstance(problem, Problem)]
 
     def steps(self) -> str:
-        """All ratios, a list item for each `what`."""
+        """All ratios as Markdown, a list item for each `what`."""
         merged: dict[str, dict[str, float]] = {}
-        for each in self.benchmarks:
-            if isinstance(each.extra_info, Ratios):
-                merged.setdefault(each.extra_info.what, {}).update(each.extra_info.ratios)
+        for benchmark in self.benchmarks:
+            if isinstance(benchmark.extra_info, Ratios):
+                ratios = benchmark.extra_info
+                merged.setdefault(ratios.what, {}).update(ratios.ratios)
         return "".join(
-            f"- {what}: {', '.join(f'{name} {ratio:.2f}' for name, ratio in ratios.items())}.\n"
-            for what, ratios in merged.items()
+            f"- {what}: {', '.join(f'{name} {ratio:.2f}' for name, ratio in by_name.items())}.\n"
+            for what, by_name in merged.items()
         )
 
     def limit(self, problem: Problem) -> float:
-        """Seconds that a forward pass must take."""
+        """The shortest possible time of a forward pass, seconds."""
         return max(
             problem.bytes_forward / self.machine_info.copy_bytes_per_second,
             problem.flops_forward / self.machine_info.matmul_flops_per_second,
@@ -134,108 +138,107 @@ class Measurements(BaseModel):
 
 
 def read(path: Path) -> Measurements:
-    """A stored file.
+    """Read a stored file.
 
     Raises:
-        PerformanceError: it is not one that `tests/benchmarks` has written.
+        PerformanceError: it is unreadable or not a file that `tests/benchmarks` writes.
     """
     try:
         return Measurements.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise PerformanceError(
-            f"{path}: {where}: {first['msg']}; tests/benchmarks write such files"
-        ) from None
+        reason = explain(error, Measurements)
+        raise PerformanceError(f"{path}: {reason}; tests/benchmarks write such files") from None
     except OSError as error:
         raise PerformanceError(f"{path}: {error.strerror}") from None
 
 
-def derive(directory: Path, document: Path) -> dict[Path, bytes]:
-    """Everything derived from `directory/*.json`, by path: its README.md, where the directory
-    exists, and `document`, where that exists, with its block.
+def generate(directory: Path, document: Path) -> dict[Path, bytes]:
+    """The files generated from `directory/*.json`, by path: the directory's README.md and
+    `document` with its block, each if it exists.
 
     Raises:
         PerformanceError: a file is unreadable.
     """
-    measured = [read(path) for path in sorted(directory.glob("*.json"))]
+    devices = [read(path) for path in sorted(directory.glob("*.json"))]
     files = {}
     if directory.exists():
-        files[directory / "README.md"] = page(measured).encode()
+        files[directory / "README.md"] = page(devices).encode()
     if document.exists():
         text = document.read_text(encoding="utf-8")
-        block = {"performance": brief(measured)}
+        block = {"performance": brief(devices)}
         files[document] = embed(text, document, directory, block).encode()
     return files
 
 
 def report(directory: Path, document: Path) -> None:
-    """Write everything derived. Errors as for `derive`."""
-    for path, content in derive(directory, document).items():
+    """Write the generated files. Errors as for `generate`."""
+    for path, content in generate(directory, document).items():
         path.write_bytes(content)
 
 
 def stale(directory: Path, document: Path) -> list[Path]:
-    """Derived files that are missing or differ from what `report` would write now. Errors as for
-    `derive`."""
+    """Generated files that are missing or differ from what `report` would write now. Errors as
+    for `generate`."""
     return [
         path
-        for path, content in derive(directory, document).items()
+        for path, content in generate(directory, document).items()
         if not path.exists() or path.read_bytes() != content
     ]
 
 
 def heading(measured: Measurements) -> str:
-    """The device and its rates, in a line."""
-    m = measured.machine_info
+    """The device and its rates, on a line."""
+    machine = measured.machine_info
+    threads = f", {machine.threads} threads" if machine.kind == "CPU" else ""
     return (
-        f"{m.device}{f', {m.threads} threads' if m.kind == 'CPU' else ''}, torch {m.torch}, "
-        f"{m.dtype}, {measured.datetime}: {m.copy_bytes_per_second / 1e9:.3g} GB/s in a copy, "
-        f"{m.matmul_flops_per_second / 1e12:.3g} TFLOP/s in a product."
+        f"{machine.device}{threads}, torch {machine.torch}, {machine.dtype}, {measured.datetime}: "
+        f"{machine.copy_bytes_per_second / 1e9:.3g} GB/s in a copy, "
+        f"{machine.matmul_flops_per_second / 1e12:.3g} TFLOP/s in a matrix product."
     )
 
 
-def page(measured: Sequence[Measurements]) -> str:
-    """Every row of every device."""
-    parts = ["# Speed of the sparse operators\n"]
-    for one in measured:
-        rows = [row for problem in one.problems() for row in side_rows(one, problem)]
-        parts += [f"## {one.machine_info.device}\n", heading(one) + "\n", table(COLUMNS, rows)]
-        parts += [one.steps()] if one.steps() else []
-    return "\n".join([*parts, LEGEND + "\n", _unmeasured(measured)])
+def page(devices: Sequence[Measurements]) -> str:
+    """The README.md of the directory: every row of every device."""
+    parts = ["# Speed of the operators\n"]
+    for measured in devices:
+        rows = [row for problem in measured.problems() for row in rows_of(measured, problem)]
+        parts += [f"## {measured.machine_info.device}\n", heading(measured) + "\n"]
+        parts += [table(COLUMNS, rows, LEFT)]
+        parts += [measured.steps()] if measured.steps() else []
+    return "\n".join([*parts, LEGEND + "\n", _unmeasured(devices)])
 
 
-def side_rows(measured: Measurements, problem: Problem) -> list[list[str]]:
-    """One row a side, ours first."""
-    limit, own = measured.limit(problem), problem.ours.step_seconds
+def rows_of(measured: Measurements, problem: Problem) -> list[list[str]]:
+    """One row per implementation of a problem, ours first, under the titles `COLUMNS`."""
+    limit, ours = measured.limit(problem), problem.ours.step_seconds
     rows = []
-    for side in (problem.ours, *problem.others):
-        row = [problem.problem, side.side]
-        if isinstance(side, Failure):
-            rows.append([*row, side.failed, *["-"] * 7])
+    for times in (problem.ours, *problem.others):
+        row = [problem.problem, times.side]
+        if isinstance(times, Failure):
+            rows.append([*row, times.failed, *["-"] * 7])
             continue
-        row += [_milliseconds(side.forward_seconds), _milliseconds(side.step_seconds)]
-        row.append(f"{side.step_seconds / own:.2f}")
-        for passes, time in ((1, side.forward_seconds), (3, side.step_seconds)):
+        row += [_milliseconds(times.forward_seconds), _milliseconds(times.step_seconds)]
+        row.append(f"{times.step_seconds / ours:.2f}")
+        for passes, time in ((1, times.forward_seconds), (3, times.step_seconds)):
             row.append(_digits(passes * problem.bytes_forward / time / 1e9))
             row.append(_percent(passes * limit / time))
-        rows.append([*row, f"{side.peak_bytes / 1e6:.0f}"])
+        rows.append([*row, f"{times.peak_bytes / 1e6:.0f}"])
     return rows
 
 
-def brief(measured: Sequence[Measurements]) -> str:
-    """A document's block: one row a problem, our times and what the others take over ours."""
+def brief(devices: Sequence[Measurements]) -> str:
+    """The block in a document: one row per problem, our times and those of others over ours."""
     parts = []
-    for one in measured:
+    for measured in devices:
         rows = []
-        for problem in one.problems():
-            limit, ours = one.limit(problem), problem.ours
+        for problem in measured.problems():
+            limit, ours = measured.limit(problem), problem.ours
             forward, step = ours.forward_seconds, ours.step_seconds
             others = (
-                f"{other.side}: {other.failed}"
-                if isinstance(other, Failure)
-                else f"{other.side} {other.step_seconds / step:.2f}x"
-                for other in problem.others
+                f"{times.side}: {times.failed}"
+                if isinstance(times, Failure)
+                else f"{times.side} {times.step_seconds / step:.2f}x"
+                for times in problem.others
             )
             rows.append(
                 [
@@ -247,30 +250,13 @@ def brief(measured: Sequence[Measurements]) -> str:
                 ]
             )
         columns = ("problem", "ms, forward / + backward", "% of limit", "peak MB", OTHERS)
-        parts += [heading(one) + "\n", table(columns, rows)]
-        parts += [one.steps()] if one.steps() else []
-    return "\n".join([*parts, _unmeasured(measured)])
+        parts += [heading(measured) + "\n", table(columns, rows, LEFT)]
+        parts += [measured.steps()] if measured.steps() else []
+    return "\n".join([*parts, _unmeasured(devices)])
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table, padded so that it can be read as text too."""
-    lines = [list(columns), *map(list, rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    left = [name in LEFT for name in columns]
-    rule = [
-        ":" + "-" * (w - 1) if at else "-" * (w - 1) + ":"
-        for w, at in zip(widths, left, strict=True)
-    ]
-    lines.insert(1, rule)
-    padded = (
-        [f"{cell:{'<' if at else '>'}{w}}" for cell, w, at in zip(line, widths, left, strict=True)]
-        for line in lines
-    )
-    return "".join(f"| {' | '.join(line)} |\n" for line in padded)
-
-
-def _unmeasured(measured: Sequence[Measurements]) -> str:
-    kinds = {one.machine_info.kind for one in measured}
+def _unmeasured(devices: Sequence[Measurements]) -> str:
+    kinds = {measured.machine_info.kind for measured in devices}
     return " ".join(text for kind, text in UNMEASURED.items() if kind not in kinds) + "\n"
 
 

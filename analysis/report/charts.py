@@ -1,338 +1,262 @@
-"""The page's charts as plain data, which `web/page.js` hands to Chart.js.
-
-A chart is a title, two axes and series. A series belongs to a variant, which gives it its colour
-and the button that hides it, and is one of
-
-- line: x, y; dashed where it is not to be trusted;
-- points: x, y, with a text each for the pointer, and whiskers where low and high are given;
-- band: x, low, high.
-"""
+"""The charts of a report, each described once for its figure and for the page (see `spec`)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
 
 from isoflop.analysis.analyse import Analysis
 from isoflop.analysis.curves import Curve
-from isoflop.analysis.parabola import Array, Estimate, estimate
+from isoflop.analysis.parabola import Estimate, estimate
 from isoflop.analysis.report.format import flops, interval, si, si_interval
-from isoflop.analysis.report.style import LogTicks, shades
-
-Series = dict[str, Any]
-Chart = dict[str, Any]
+from isoflop.analysis.report.spec import (
+    STEPS,
+    Axis,
+    Chart,
+    Key,
+    Series,
+    axis,
+    band,
+    extent,
+    line,
+    multiple,
+    number,
+    panel,
+    points,
+)
+from isoflop.analysis.report.style import shades
+from isoflop.analysis.report.sweep_charts import granularity, learning_rate
+from isoflop.results.record import Record
 
 
 def charts(analysis: Analysis) -> list[Chart]:
     """Every chart that has something to show, in the page's order."""
-    made = (isoflop, frontier, multiplier_scale, wall_clock, holdout, granularity, learning_rate)
-    return [chart for make in made if (chart := make(analysis))["series"]]
+    return [chart for make in CHARTS.values() if (chart := make(analysis))]
 
 
-def isoflop(analysis: Analysis) -> Chart:
-    """Loss against parameters."""
-    series: list[Series] = []
+def isoflop(analysis: Analysis) -> Chart | None:
+    """Loss against parameters: a panel per variant, a shade per budget, optima marked."""
     strength = shades(analysis)
-    for curve in (curve for each in analysis.in_order for curve in each.curves):
-        shared = {"variant": curve.variant, "strength": strength[curve.budget]}
-        grid = np.linspace(curve.log_n[0], curve.log_n[-1], 40)
-        dashed, hollow = not curve.trusted, not curve.trusted
-        series.append(_line(np.exp(grid), curve.parabola(grid), dashed=dashed, **shared))
-        series.append(
-            _points(np.exp(curve.log_n), curve.loss, _cell_texts(curve), hollow=hollow, **shared)
-        )
-        size, loss = curve.parabola.at, curve.parabola.loss
-        text = [
-            f"{curve.variant}, {flops(curve.budget)} FLOPs: optimum",
-            f"{si_interval(size)} parameters",
-            f"loss {interval(loss, '.3f')}",
+    shown = {
+        standing.variant: [
+            series
+            for curve in standing.curves
+            for series in _curve_series(curve, strength[curve.budget])
         ]
-        if not curve.trusted:
-            text = [text[0].replace("optimum", "not to be trusted"), curve.parabola.status]
-        series.append(
-            _points([size.value], [loss.value], [text], hollow=hollow, marker="diamond", **shared)
-        )
-    return _chart(
+        for standing in analysis.in_order
+        if standing.curves
+    }
+    series = [item for items in shown.values() for item in items]
+    loss = axis("validation loss (nats/token)", extent(series, "y"), number)
+    keys = [Key(flops(budget), strength=strength[budget]) for budget in analysis.budgets]
+    keys.append(Key("optimum", line=False, marker="diamond"))
+    if any(item.hollow for item in series):
+        keys.append(Key("not trusted", marker="diamond", hollow=True))
+    return Chart(
         "isoflop", "isoFLOP curves",
         "Loss of every cell against its active parameters, one curve per variant and budget "
-        "(stronger colour: more FLOPs). Diamonds mark the fitted optima; dashed and hollow is not "
-        "to be trusted.",
-        _axis("active parameters", _every(series, "x"), "si", log=True),
-        _axis("validation loss (nats/token)", _every(series, "y")),
-        series,
+        "(stronger colour: more FLOPs). Diamonds mark the fitted optima with their 95% intervals. "
+        "A curve that is not to be trusted is dashed and hollow.",
+        axis("active parameters", extent(series, "x"), si, log=True),
+        tuple(panel(loss, items, name, name) for name, items in shown.items()),
+        tuple(keys), "FLOPs", overlay=True,
     )  # fmt: skip
 
 
-def _cell_texts(curve: Curve) -> list[list[str]]:
+def _curve_series(curve: Curve, strength: float) -> list[Series]:
+    name, trusted = curve.variant, curve.trusted
+    grid = np.linspace(curve.log_n[0], curve.log_n[-1], STEPS)
+    sizes = np.exp(curve.log_n)
+    texts = [_cell_text(cell, loss) for cell, loss in zip(curve.cells, curve.losses, strict=True)]
+    series = [
+        line(name, np.exp(grid), curve.parabola(grid), strength=strength, dashed=not trusted),
+        points(name, sizes, curve.loss, texts, strength=strength, hollow=not trusted),
+    ]
+    for size, losses in zip(sizes, curve.losses, strict=True):
+        if len(losses) > 1:
+            seeds = points(name, [size] * len(losses), losses, strength=strength, marker="dash")
+            series.append(seeds)
+    size, loss = curve.parabola.at, curve.parabola.loss
+    where = f"{name}, {flops(curve.budget)} FLOPs"
+    text = [f"{where}: not to be trusted", curve.parabola.status]
+    if trusted:
+        text = [
+            f"{where}: optimum", f"{si_interval(size)} parameters", f"loss {interval(loss, '.3f')}",
+        ]  # fmt: skip
+    optimum = points(
+        name, [_known(size, trusted)], [_known(loss, trusted)], [text], strength=strength,
+        hollow=not trusted, marker="diamond",
+    )  # fmt: skip
+    return [*series, optimum]
+
+
+def _cell_text(cell: Sequence[Record], losses: Iterable[float]) -> list[str]:
+    first, mean = cell[0], np.mean(list(losses))
     return [
-        [
-            f"{curve.variant}, {flops(curve.budget)} FLOPs, {cell[0].size.name}",
-            f"{si(cell[0].parameters.active)} active of {si(cell[0].parameters.total)} parameters",
-            f"{si(cell[0].tokens)} tokens, {cell[0].steps} steps",
-            f"loss {loss.mean():.4f}" + f" (mean of {len(loss)} seeds)" * (len(loss) > 1),
-        ]
-        for cell, loss in zip(curve.cells, curve.losses, strict=True)
+        f"{first.variant}, {flops(first.budget)} FLOPs, {first.size.name}",
+        f"{si(first.parameters.active)} active of {si(first.parameters.total)} parameters",
+        f"{si(first.tokens)} tokens, {first.steps} steps",
+        f"loss {mean:.4f}" + f" (mean of {len(cell)} seeds)" * (len(cell) > 1),
     ]
 
 
-def frontier(analysis: Analysis) -> Chart:
-    """Loss of the optimum against compute."""
+def frontier(analysis: Analysis) -> Chart | None:
+    """Loss at the optimum against compute, with the fitted law and its band."""
     series: list[Series] = []
     for standing in analysis.in_order:
         name, law = standing.variant, standing.frontier
         if law:
-            compute = np.geomspace(law.budgets.min(), law.budgets.max(), 40)
-            series += _band(compute, law.predict(compute), variant=name)
+            compute = np.geomspace(law.budgets.min(), law.budgets.max(), STEPS)
+            series += band(name, compute, law.predict(compute))
         for curve in standing.curves:
             loss = curve.parabola.loss
             text = [
                 f"{name}, {flops(curve.budget)} FLOPs",
                 f"loss {interval(loss, '.3f')}" if curve.trusted else "not to be trusted",
             ]
-            series.append(
-                _estimates([curve.budget], [loss], [text], hollow=not curve.trusted, variant=name)
-            )
-    return _chart(
+            value = _known(loss, curve.trusted)
+            series.append(points(name, [curve.budget], [value], [text], hollow=not curve.trusted))
+    loss_axis = axis("loss at the optimum (nats/token)", extent(series, "y"), number, log=True)
+    return Chart(
         "frontier", "Frontiers",
-        "Loss of the compute-optimal model of each budget, and the law fitted to it with its band.",
-        _compute_axis(analysis.budgets),
-        _axis("loss at the optimum (nats/token)", _every(series, "y"), log=True),
-        series,
+        "Loss of the compute-optimal model of each budget, and the law fitted to it with its 95% "
+        "band. Hollow points are not to be trusted and enter no fit.",
+        _compute_axis(analysis.budgets), (panel(loss_axis, series),), _keys(series),
     )  # fmt: skip
 
 
-def multiplier_scale(analysis: Analysis) -> Chart:
-    """Compute multiplier against compute."""
+def multiplier_scale(analysis: Analysis) -> Chart | None:
+    """Compute multiplier against compute; dashed where the dense frontier is extrapolated."""
     series: list[Series] = []
+    labels = {}
     for standing in analysis.in_order:
-        found = standing.multiplier
-        if not found or standing.variant == analysis.baseline:
+        name, gain = standing.variant, standing.multiplier
+        if not gain or name == analysis.baseline:
             continue
-        name = standing.variant
-        series += _band(found.compute, found.band, variant=name)
-        values = [estimate(samples) for samples in found.at_budget.T]
+        *area, centre = band(name, gain.compute, gain.band) or (None,)
+        if centre:
+            inside = gain.compute * gain.band[0] <= gain.dense_largest
+            series += [*area, line(name, centre.x, centre.y, dashed=not inside.all())]
+            if inside.any() and not inside.all():
+                series.append(line(name, gain.compute[inside], gain.band[0][inside]))
+        values = [estimate(samples) for samples in gain.at_budget.T]
         texts = [
             [f"{name}, {flops(budget)} FLOPs", f"multiplier {interval(value, unit='x')}"]
-            for budget, value in zip(found.budgets, values, strict=True)
+            for budget, value in zip(gain.budgets, values, strict=True)
         ]
-        series.append(_estimates(found.budgets, values, texts, variant=name))
-    return _chart(
-        "multiplier", "Compute multiplier over scale",
+        series.append(points(name, gain.budgets, values, texts))
+        slope = estimate(gain.slope)
+        if not np.isnan(slope.value):
+            trend = interval(Estimate(*(10**end for end in slope)), unit="x")
+            labels[name] = f"{name}: {trend} per tenfold"
+    if not series:
+        return None
+    gains = axis("compute multiplier", [1, *extent(series, "y")], multiple, log=True, rule=1)
+    return Chart(
+        "multiplier_scale", "Compute multiplier over scale",
         f"FLOPs {analysis.baseline or 'a dense model'} needs over those the layer needs for equal "
-        "loss. Points: each budget's optimum. Lines: the fitted frontiers.",
-        _compute_axis(analysis.compared),
-        _axis("compute multiplier", [1, *_every(series, "y")], "multiple", log=True, rule=1),
-        series,
+        "loss. Points: each budget's optimum. Lines: the fitted frontiers, with their 95% bands; "
+        "dashed where the dense frontier is extrapolated.",
+        _compute_axis(analysis.compared), (panel(gains, series),), _keys(series, labels),
     )  # fmt: skip
 
 
-def wall_clock(analysis: Analysis) -> Chart:
-    """Loss against training time of the cells nearest the optima."""
+def wall_clock(analysis: Analysis) -> Chart | None:
+    """Loss against training seconds: every cell, and the cells nearest each budget's optimum."""
     series: list[Series] = []
     for standing in analysis.in_order:
+        name = standing.variant
+        for curve in standing.curves:
+            texts = [
+                [*_cell_text(cell, loss), f"{_seconds(cell):.3g} s of training"]
+                for cell, loss in zip(curve.cells, curve.losses, strict=True)
+            ]
+            seconds = [_seconds(cell) for cell in curve.cells]
+            series.append(points(name, seconds, curve.loss, texts, strength=0.45, marker="dot"))
         best = [(curve, curve.nearest) for curve in standing.curves if curve.trusted]
-        seconds = [
-            float(np.mean([one.measured.train_seconds for one in curve.cells[at]]))
-            for curve, at in best
-        ]
-        losses = [float(curve.loss[at]) for curve, at in best]
-        texts = [
-            [
-                f"{standing.variant}, {flops(curve.budget)} FLOPs, {curve.cells[at][0].size.name}",
-                f"{second:.3g} s of training",
-                f"loss {loss:.3f}",
-            ]
-            for (curve, at), second, loss in zip(best, seconds, losses, strict=True)
-        ]
         if best:
-            series.append(_line(seconds, losses, variant=standing.variant))
-            series.append(_points(seconds, losses, texts, variant=standing.variant))
-    devices = ", ".join(sorted({one.measured.device for one in analysis.finished}))
-    return _chart(
+            seconds = [_seconds(curve.cells[at]) for curve, at in best]
+            losses = [float(curve.loss[at]) for curve, at in best]
+            texts = [
+                [f"{name}, {flops(curve.budget)} FLOPs, {curve.cells[at][0].size.name}: nearest "
+                 "the optimum", f"{second:.3g} s of training", f"loss {loss:.3f}"]
+                for (curve, at), second, loss in zip(best, seconds, losses, strict=True)
+            ]  # fmt: skip
+            series += [line(name, seconds, losses), points(name, seconds, losses, texts)]
+    devices = ", ".join(sorted({record.measured.device for record in analysis.finished}))
+    loss_axis = axis("validation loss (nats/token)", extent(series, "y"), number, log=True)
+    return Chart(
         "wall_clock", "Loss against time",
-        f"The cell nearest each budget's optimum, by its training time on {devices}: a layer that "
-        "wins on FLOPs may lose on time.",
-        _axis("training seconds", _every(series, "x"), "si", log=True),
-        _axis("validation loss (nats/token)", _every(series, "y"), log=True),
-        series,
+        f"Every cell by its training time on {devices}; the cells nearest each "
+        "budget's optimum are joined. A layer that wins on FLOPs may lose on time.",
+        axis("training seconds", extent(series, "x"), si, log=True),
+        (panel(loss_axis, series),), _keys(series), "nearest the optimum",
     )  # fmt: skip
 
 
-def holdout(analysis: Analysis) -> Chart:
-    """Error of predicting the largest budget against what the smaller ones cost."""
-    series: list[Series] = []
+def holdout(analysis: Analysis) -> Chart | None:
+    """Error of predicting the held-out budget against the FLOPs of the budgets fitted."""
+    losses: list[Series] = []
+    multiples: list[Series] = []
     for name, holdouts in analysis.holdouts.items():
-        spent = [one.spent for one in holdouts]
+        spent = [holdout.spent for holdout in holdouts]
         if len(spent) > 1:
-            series.append(_line(spent, [one.error.value for one in holdouts], variant=name))
-        for one in holdouts:
+            losses.append(line(name, spent, [holdout.error.value for holdout in holdouts]))
+            multiples.append(line(name, spent, [holdout.compute.value for holdout in holdouts]))
+        for holdout in holdouts:
             text = [
-                f"{name}, fitted to {len(one.budgets)} budgets",
-                f"error {interval(one.error, '+.3f')} nats",
-                f"compute {interval(one.compute, unit='x')}",
+                f"{name}, fitted to {len(holdout.budgets)} budgets",
+                f"error {interval(holdout.error, '+.3f')} nats",
+                f"compute {interval(holdout.compute, unit='x')}",
             ]
-            series.append(
-                _estimates([one.spent], [one.error], [text], hollow=not one.judged, variant=name)
-            )
-    return _chart(
-        "holdout", "Extrapolation error",
-        "Loss predicted for the largest budget less the loss found, against the FLOPs of the "
-        "budgets the law was fitted to. Hollow: two budgets, a power law, not judged.",
-        _axis("FLOPs spent on the budgets fitted", _every(series, "x"), "flops", log=True),
-        _axis("predicted less found (nats/token)", [0, *_every(series, "y")], rule=0),
-        series,
-    )  # fmt: skip
-
-
-def granularity(analysis: Analysis) -> Chart:
-    """Loss above each sweep's lowest against G. Sweeps belong to no variant."""
-    series: list[Series] = []
-    for sweep in analysis.granularity_sweeps:
-        fit, lowest = sweep.parabola, sweep.losses.min()
-        name = f"{sweep.layer} at {flops(sweep.budget)} FLOPs"
-        shared = {"variant": None, "strength": shades(analysis)[sweep.budget]}
-        grid = np.linspace(fit.log_x[0], fit.log_x[-1], 40)
-        series.append(_line(np.exp(grid), fit(grid) - lowest, dashed=fit.status != "ok", **shared))
-        values = [
-            Estimate(*(end - lowest for end in curve.parabola.loss)) for curve in sweep.curves
-        ]
-        texts = [
-            [name, f"{curve.variant}: loss {interval(curve.parabola.loss, '.3f')}"]
-            for curve in sweep.curves
-        ]
-        series.append(_estimates(sweep.values, values, texts, **shared))
-        for at, value, text, curve in zip(sweep.values, values, texts, sweep.curves, strict=True):
-            if curve.variant == analysis.highlight:
-                series.append(_points([at], [value.value], [text], variant=curve.variant))
-        if fit.status == "ok":
-            text = [name, f"best G {interval(fit.at, '.3g')}"]
-            at = fit.loss.value - lowest
-            series.append(_points([fit.at.value], [at], [text], marker="diamond", **shared))
-    tried = sorted(
-        {float(value) for sweep in analysis.granularity_sweeps for value in sweep.values}
+            for series, value in ((losses, holdout.error), (multiples, holdout.compute)):
+                hollow = not holdout.judged
+                series.append(points(name, [holdout.spent], [value], [text], hollow=hollow))
+    if not losses:
+        return None
+    loss_axis = axis(
+        "predicted less measured loss (nats/token)", [0, *extent(losses, "y")], number, rule=0
     )
-    return _chart(
-        "granularity", "Granularity",
-        "Loss of the optimum above the lowest of each budget, against granularity G. Diamonds mark "
-        "the best G where it lies inside what was tried.",
-        _axis("granularity G", _every(series, "x"), log=True) | {"ticks": tried},
-        _axis("loss above the lowest (nats/token)", _every(series, "y")),
-        series,
+    compute_axis = axis(
+        "predicted over measured compute", [1, *extent(multiples, "y")], multiple, log=True, rule=1
+    )
+    return Chart(
+        "holdout", "Extrapolation error",
+        "Laws fitted to the smaller budgets predict the largest one, which is held out. Their "
+        "error in loss, and the compute at which they reach the measured loss over the compute it "
+        "took, against the FLOPs of the budgets fitted. Hollow: two budgets determine only a "
+        "power law, which is not judged.",
+        axis("FLOPs spent on the budgets fitted", extent(losses, "x"), flops, log=True),
+        (panel(loss_axis, losses), panel(compute_axis, multiples)), _keys(losses),
     )  # fmt: skip
 
 
-def learning_rate(analysis: Analysis) -> Chart:
-    """Every sweep as loss above its lowest."""
-    series: list[Series] = []
-    for sweep in analysis.rate_sweeps:
-        kept = np.isfinite(sweep.losses)
-        above = (sweep.losses - sweep.losses[sweep.best])[kept]
-        rates, errors = sweep.rates[kept], 1.96 * sweep.errors[kept]
-        values = [Estimate(y, y - e, y + e) for y, e in zip(above, errors, strict=True)]
-        cell = f"{sweep.variant}, {sweep.size.name}, {flops(sweep.budget)} FLOPs"
-        texts = [
-            [cell, f"learning rate {rate:.2g}", f"loss {loss:.4f}"]
-            for rate, loss in zip(rates, sweep.losses[kept], strict=True)
-        ]
-        series.append(_line(rates, above, variant=sweep.variant))
-        series.append(_estimates(rates, values, texts, variant=sweep.variant))
-        text = [
-            cell,
-            f"best rate {sweep.rates[sweep.best]:.2g}" + ", at the edge" * sweep.at_edge,
-        ]
-        series.append(
-            _points(
-                [sweep.rates[sweep.best]], [0.0], [text], marker="diamond",
-                hollow=sweep.at_edge, variant=sweep.variant,
-            )
-        )  # fmt: skip
-    tried = sorted({float(rate) for sweep in analysis.rate_sweeps for rate in sweep.rates})
-    return _chart(
-        "learning_rate", "Learning-rate sweeps",
-        "Loss above the lowest of each variant's sweep at one small cell. A hollow diamond is a "
-        "best rate at the edge of what was tried; a rate without a point diverged.",
-        _axis("peak learning rate", tried, log=True) | {"ticks": tried},
-        _axis("loss above the lowest (nats/token)", _every(series, "y")),
-        series,
-    )  # fmt: skip
+def _keys(series: Iterable[Series], labels: dict[str, str] | None = None) -> tuple[Key, ...]:
+    """A key per variant, by its name or by its label."""
+    names = dict.fromkeys(item.variant for item in series if item.variant)
+    return tuple(Key((labels or {}).get(name, name), name) for name in names)
 
 
-def _chart(name: str, title: str, text: str, x: Chart, y: Chart, series: list[Series]) -> Chart:
-    return {"id": name, "title": title, "text": text, "x": x, "y": y, "series": series}
+def _compute_axis(budgets: Sequence[float]) -> Axis:
+    return axis("training FLOPs", budgets, flops, log=True, ticks=budgets)
 
 
-def _axis(
-    title: str, values: Iterable[float], form: str = "plain", *, log: bool = False,
-    rule: float | None = None,
-) -> Chart:  # fmt: skip
-    """An axis that does not move when variants are hidden; `rule` draws a line across."""
-    known = np.array([value for value in values if value is not None], dtype=float)
-    axis: Chart = {"title": title, "form": form, "log": log, "rule": rule}
-    if not len(known):
-        return axis
-    low, high = known.min(), known.max()
-    if log:
-        margin = max((high / low) ** 0.04, 1.02)
-        low, high = low / margin, high * margin
-        ticks = np.array(LogTicks().tick_values(low, high))
-        if high / low < 3:
-            ticks = np.array(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high))
-    else:
-        margin = 0.04 * (high - low) or 0.1
-        low, high = low - margin, high + margin
-        ticks = np.array(MaxNLocator(6).tick_values(low, high))
-    shown = ticks[(ticks >= low) & (ticks <= high)]
-    return axis | {"min": _digits([low])[0], "max": _digits([high])[0], "ticks": _digits(shown)}
+def _known(value: Estimate, trusted: bool) -> Estimate:
+    """Without its interval, if it is not to be trusted."""
+    return value if trusted else Estimate(value.value, np.nan, np.nan)
 
 
-def _compute_axis(budgets: Sequence[float]) -> Chart:
-    axis = _axis("training FLOPs", budgets, "flops", log=True)
-    return axis | {"ticks": list(budgets)}
+def _seconds(cell: Sequence[Record]) -> float:
+    return float(np.mean([record.measured.train_seconds for record in cell]))
 
 
-def _every(series: Sequence[Series], name: str) -> list[float]:
-    keys = ("x",) if name == "x" else ("y", "low", "high")
-    return [value for one in series for key in keys for value in one.get(key, ())]
-
-
-def _line(x: Sequence[float] | Array, y: Sequence[float] | Array, **more: Any) -> Series:
-    return {"kind": "line", "x": _digits(x), "y": _digits(y), **more}
-
-
-def _points(
-    x: Sequence[float] | Array, y: Sequence[float] | Array, text: Sequence[Sequence[str]],
-    **more: Any,
-) -> Series:  # fmt: skip
-    return {"kind": "points", "x": _digits(x), "y": _digits(y), "text": text, **more}
-
-
-def _estimates(
-    x: Sequence[float] | Array, values: Sequence[Estimate], text: Sequence[Sequence[str]],
-    **more: Any,
-) -> Series:  # fmt: skip
-    """Points with whiskers."""
-    series = _points(x, [value.value for value in values], text, **more)
-    low, high = [value.low for value in values], [value.high for value in values]
-    return series if np.isnan(low).any() else series | {"low": _digits(low), "high": _digits(high)}
-
-
-def _band(x: Array, samples: Array, **more: Any) -> list[Series]:
-    """The line of sample 0 and the central 95% of the others."""
-    if not len(x):
-        return []
-    line = _line(x, samples[0], **more)
-    if len(samples) == 1:
-        return [line]
-    low, high = np.quantile(samples[1:], [0.025, 0.975], axis=0)
-    return [
-        {"kind": "band", "x": line["x"], "low": _digits(low), "high": _digits(high), **more},
-        line,
-    ]
-
-
-def _digits(values: Iterable[float]) -> list[float]:
-    """Six digits: the others may differ between machines."""
-    return [float(f"{value:.6g}") for value in values]
+CHARTS: dict[str, Callable[[Analysis], Chart | None]] = {
+    "isoflop": isoflop,
+    "frontier": frontier,
+    "multiplier_scale": multiplier_scale,
+    "wall_clock": wall_clock,
+    "holdout": holdout,
+    "granularity": granularity,
+    "learning_rate": learning_rate,
+}

@@ -1,14 +1,14 @@
-"""From a directory of records to everything derived from them; torch is never imported.
+"""From a directory of records to all files generated from them, without torch.
 
-`derive` is the one path: it returns every derived file's bytes, `report` writes them, and `stale`
-compares them with what is there. A document shows a result between markers,
+`generate` returns the bytes of every generated file, `report` writes them, and `stale` compares
+them with the files on disk. A document shows a result between markers,
 
     <!-- isoflop:leaderboard results/quick --> ... <!-- /isoflop -->
 
-with the path relative to the document; the text between them is derived too.
+where the path is relative to the document; the text between the markers is generated too.
 
-A directory with a `comparison.json` is a comparison of one new layer with the others, and is
-reported as one. What was asked in that file is kept; what was found is derived.
+A directory with a `comparison.json` is a comparison of a new layer with the others and is reported
+as such. That file keeps what was asked; the result in it is generated.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from isoflop.analysis.curves import AnalysisError
 from isoflop.analysis.report import leaderboard
 from isoflop.analysis.report.figures import draw
 from isoflop.analysis.report.leaderboard import Row
+from isoflop.analysis.report.markdown import escape
 from isoflop.analysis.report.page import page
 from isoflop.analysis.report.sections import markdown
 from isoflop.analysis.report.verdict import result
@@ -43,15 +44,16 @@ COMPARISON = "comparison.json"
 BLOCK = re.compile(r"(<!-- isoflop:(\S+) (\S+) -->\n)(.*?)(<!-- /isoflop -->)", re.DOTALL)
 
 
-def derive(directory: Path, document: Path | None = None) -> tuple[Analysis, dict[Path, bytes]]:
-    """Analyse the records behind `directory` and return what is derived from them, by path.
+def generate(directory: Path, document: Path | None = None) -> tuple[Analysis, dict[Path, bytes]]:
+    """Analyse the records behind `directory` and return the generated files by path.
 
     Args:
         directory: a results directory; see `sources`.
-        document: a Markdown file whose blocks for this directory are derived too, if it exists.
+        document: a Markdown file whose blocks for this directory are generated too, if it exists.
 
     Raises:
-        AnalysisError: no records, records that must not be compared, or a broken comparison file.
+        AnalysisError: there are no records, they may not be compared, or the comparison file is
+            broken.
         RecordError: a record is unreadable.
     """
     records, tune = sources(directory)
@@ -69,17 +71,17 @@ def derive(directory: Path, document: Path | None = None) -> tuple[Analysis, dic
     settings = directory / "suite.toml"
     suite = settings.read_text(encoding="utf-8") if settings.exists() else None
     files[directory / "index.html"] = page(analysis, suite, comparison.get("command")).encode()
-    content_of = "".join(one.model_dump_json() for one in (*records, *tune))
+    inputs = "".join(record.model_dump_json() for record in (*records, *tune))
     if comparison:
-        content_of += comparison["variant"]
-        found = json.dumps(comparison | result(analysis), indent=1)
-        files[directory / COMPARISON] = f"{found}\n".encode()
-    digest = f"records {hashlib.sha256(content_of.encode()).hexdigest()}"
+        inputs += comparison["variant"]
+        text = json.dumps(comparison | result(analysis), indent=1)
+        files[directory / COMPARISON] = f"{text}\n".encode()
+    digest = f"records {hashlib.sha256(inputs.encode()).hexdigest()}"
     for name, content in draw(analysis, f"{digest}, {DRAWN_BY}").items():
         files[directory / "figures" / name] = content
     if document and document.exists():
         blocks = {
-            "headline": leaderboard.headline(analysis) + "\n",
+            "headline": escape(leaderboard.headline(analysis)) + "\n",
             "leaderboard": leaderboard.table(analysis),
         }
         text = document.read_text(encoding="utf-8")
@@ -88,25 +90,25 @@ def derive(directory: Path, document: Path | None = None) -> tuple[Analysis, dic
 
 
 def read_comparison(path: Path) -> dict[str, Any]:
-    """What a directory's `comparison.json` holds; nothing if there is no such file.
+    """The contents of a directory's `comparison.json`; empty if there is no such file.
 
     Raises:
-        AnalysisError: it is not JSON, or does not say which variant was compared by which command.
+        AnalysisError: it is not JSON, or does not name the variant and the command.
     """
     if not path.exists():
         return {}
     try:
-        found = json.loads(path.read_bytes())
+        comparison = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise AnalysisError(f"{path}: not JSON: {error}") from None
     for key in ("variant", "command"):
-        if not isinstance(found, dict) or not isinstance(found.get(key), str):
+        if not isinstance(comparison, dict) or not isinstance(comparison.get(key), str):
             raise AnalysisError(f"{path}: {key}: missing; `isoflop compare` writes this file anew")
-    return dict(found)
+    return comparison
 
 
 def embed(text: str, document: Path, directory: Path, blocks: Mapping[str, str]) -> str:
-    """Replace the blocks of `text` (the contents of `document`) that show `directory`.
+    """Replace the blocks that show `directory` in `text`, the contents of `document`.
 
     Raises:
         AnalysisError: a marker names a block that does not exist.
@@ -126,46 +128,49 @@ def embed(text: str, document: Path, directory: Path, blocks: Mapping[str, str])
 
 
 def report(directory: Path, document: Path | None = None) -> list[Row]:
-    """Write everything derived from `directory`; return the leaderboard's rows, best first.
+    """Write all generated files of `directory` and return the leaderboard's rows, best first.
 
     Raises:
-        AnalysisError, RecordError: see `derive`.
+        AnalysisError, RecordError: see `generate`.
         OSError: the directory is not writable.
     """
-    analysis, files = derive(directory, document)
+    analysis, files = generate(directory, document)
     for path, content in files.items():
         if not path.exists() or path.read_bytes() != content:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
     for path in _leftover(directory, files):
-        path.unlink(missing_ok=True)  # two machines may report at a time
+        path.unlink(missing_ok=True)  # two machines may report at the same time
     return leaderboard.rows(analysis)
 
 
 def stale(directory: Path, document: Path | None = None) -> list[Path]:
-    """Derived files that are missing, differ from what `report` would write now, or are figures
-    that it no longer samples.
+    """Generated files that are missing or differ from what `report` would write now, and figures
+    that it would remove.
 
     Raises:
-        AnalysisError, RecordError: see `derive`.
+        AnalysisError, RecordError: see `generate`.
     """
-    _, files = derive(directory, document)
+    _, files = generate(directory, document)
     changed = [path for path, content in files.items() if not _current(path, content)]
     return changed + _leftover(directory, files)
 
 
 def _leftover(directory: Path, files: Mapping[Path, bytes]) -> list[Path]:
-    """Figures drawn from records that are no longer there."""
+    """Figures that the present records no longer give."""
     return [path for path in sorted((directory / "figures").glob("*.*")) if path not in files]
 
 
 def _current(path: Path, content: bytes) -> bool:
-    """Whether a file says what it should. Figures drawn by other library versions differ in bytes;
-    those are current if they were drawn from the same records."""
+    """Whether a file has this content.
+
+    Figures drawn by other library versions differ in bytes; they are current if they were drawn
+    from the same records.
+    """
     if not path.exists():
         return False
-    found = path.read_bytes()
-    if path.suffix in (".png", ".svg") and DRAWN_BY.encode() not in found:
+    stored = path.read_bytes()
+    if path.suffix in (".png", ".svg") and DRAWN_BY.encode() not in stored:
         drawn_from = re.search(rb"records [0-9a-f]{64}", content)
-        return drawn_from is not None and drawn_from.group() in found
-    return found == content
+        return drawn_from is not None and drawn_from.group() in stored
+    return stored == content

@@ -1,12 +1,12 @@
-"""Numbers as a reader wants them."""
+"""Numbers as text."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from isoflop.analysis.parabola import Estimate
+from isoflop.analysis.estimate import Estimate
 
 
 def si(value: float) -> str:
@@ -20,7 +20,7 @@ def si(value: float) -> str:
 def flops(value: float) -> str:
     """FLOPs in at most three digits, such as 6.4e14."""
     mantissa, _, exponent = f"{value:.2e}".partition("e")
-    return f"{float(mantissa):g}e{int(exponent)}"
+    return f"{float(mantissa):g}e{int(exponent)}" if value else "0"
 
 
 def interval(value: Estimate, digits: str = ".2f", unit: str = "") -> str:
@@ -32,15 +32,26 @@ def interval(value: Estimate, digits: str = ".2f", unit: str = "") -> str:
 
 def flops_interval(value: Estimate) -> str:
     """FLOPs with their interval."""
-    return _ends(value, flops)
+    return _with_ends(value, flops)
 
 
 def si_interval(value: Estimate) -> str:
     """A count with its interval."""
-    return _ends(value, si)
+    return _with_ends(value, si)
 
 
-def _ends(value: Estimate, show: Callable[[float], str]) -> str:
+def _with_ends(value: Estimate, show: Callable[[float], str]) -> str:
     if np.isnan(value.low):
         return show(value.value)
     return f"{show(value.value)} [{show(value.low)}, {show(value.high)}]"
+
+
+def decade(slope: Estimate) -> str:
+    """A slope of log10(multiplier) per decade of compute, as a factor per decade."""
+    return interval(Estimate(*(10**end for end in slope)), unit="x")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names as a sentence lists them: a, b and c."""
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last

@@ -1,25 +1,26 @@
 """index.html: the whole report as one file that asks nothing of the network.
 
 Tables are HTML, written here, so that they can be read, printed and searched without JavaScript;
-charts are data (see `charts`) drawn by Chart.js, which is inlined with its licence.
+charts are data (see `spec`) drawn by Chart.js, which is inlined with its licence.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from html import escape
 from importlib.resources import files
 from string import Template
-from typing import Any
 
 import numpy as np
 
 from isoflop.analysis.analyse import Analysis
 from isoflop.analysis.report import leaderboard, sections
-from isoflop.analysis.report.charts import Chart, charts
+from isoflop.analysis.report.charts import charts
 from isoflop.analysis.report.leaderboard import Row
-from isoflop.analysis.report.style import MUTED, WEIGHT, colours
+from isoflop.analysis.report.spec import Chart, plain
+from isoflop.analysis.report.style import NEUTRAL, Look, looks
 from isoflop.analysis.report.verdict import result
 
 WEB = files("isoflop.analysis.report") / "web"
@@ -32,29 +33,30 @@ def page(analysis: Analysis, suite: str | None, command: str | None = None) -> s
         suite: text of the suite file, if the results have a copy.
         command: that made a comparison.
     """
-    drawn = {chart["id"]: chart for chart in charts(analysis)}
+    shown = {chart.id: chart.overlaid for chart in charts(analysis)}
+    look = looks(analysis)
     name, headline = sections.suites(analysis), leaderboard.headline(analysis)
     commands = command or f"isoflop run {name}\nisoflop report results/{name}"
-    data: dict[str, Any] = {
-        "colours": colours(analysis),
-        "baseline": analysis.baseline,
-        "charts": drawn,
-    }
     if analysis.highlight:
         name, headline = sections.versus(analysis), str(result(analysis)["sentence"])
-        data |= {"highlight": analysis.highlight, "muted": MUTED, "weight": WEIGHT}
+    data = {
+        "looks": {variant: asdict(style) for variant, style in look.items()},
+        "neutral": asdict(NEUTRAL),
+        "baseline": analysis.baseline,
+        "charts": [plain(chart) for chart in shown.values()],
+    }
     library = _web("chart.umd.min.js")
     return Template(_web("page.html")).substitute(
         css=_web("page.css"),
         name=escape(name),
         headline=escape(headline),
-        leaderboard=_leaderboard(analysis),
+        leaderboard=_leaderboard(analysis, look),
         legend=escape(leaderboard.legend(analysis)),
-        toggles=_toggles(analysis),
-        scale=_figures(drawn, "isoflop", "frontier", "multiplier", "wall_clock")
+        toggles=_toggles(analysis, look),
+        scale=_figures(shown, "isoflop", "frontier", "multiplier_scale", "wall_clock")
         + _table(sections.SCALE, sections.scale_header(analysis), sections.scale_rows(analysis))
         + _list(sections.crossings(analysis)),
-        checks=_checks(analysis, drawn),
+        checks=_checks(analysis, shown),
         settings=f"<pre>{escape(suite)}</pre>" if suite else "<p>No copy of the suite file.</p>",
         reproduce=_reproduce(analysis, commands),
         notes=_list(sections.notes(analysis)),
@@ -69,7 +71,7 @@ def _web(name: str) -> str:
     return (WEB / name).read_text(encoding="utf-8")
 
 
-def _leaderboard(analysis: Analysis) -> str:
+def _leaderboard(analysis: Analysis, look: Mapping[str, Look]) -> str:
     rows, shown = leaderboard.rows(analysis), leaderboard.columns(analysis)
     names = ("multiplier", "multiplier_low", "multiplier_high")
     ends = np.log([1.0, *(row[name] for row in rows for name in names if row[name])])
@@ -88,7 +90,7 @@ def _leaderboard(analysis: Analysis) -> str:
     # a body per variant, so that flags have a line of their own and move with it
     bodies = ""
     for row in rows:
-        cells = "".join(_cell(analysis, row, key, place) for key in shown if key != "flags")
+        cells = "".join(_cell(row, key, look, place) for key in shown if key != "flags")
         mark = ' class="compared"' if row["variant"] == analysis.highlight else ""
         bodies += f"<tbody{mark}><tr>{cells}</tr>"
         if row["flags"]:
@@ -97,73 +99,85 @@ def _leaderboard(analysis: Analysis) -> str:
     return f'<table class="sortable"><thead><tr>{head}</tr></thead>\n{bodies}</table>'
 
 
-def _cell(analysis: Analysis, row: Row, key: str, place: Callable[[float], float]) -> str:
+def _cell(row: Row, key: str, look: Mapping[str, Look], place: Callable[[float], float]) -> str:
     text = escape(leaderboard.cell(row, key))
     if key == "variant":
-        return f'<th scope="row" data-value="{text}">{_swatch(analysis, row[key])}{text}</th>'
+        swatch = _swatch(look[row[key]], row["baseline"])
+        return f'<th scope="row" data-value="{text}">{swatch}{text}</th>'
     bar = ""
     if key == "multiplier" and row[key] is not None:
         low, high = (row[f"{key}_{end}"] or row[key] for end in ("low", "high"))
         bar = (
             '<span class="bar" aria-hidden="true" style="'
-            f"--one:{place(1):.1f}%;--at:{place(row[key]):.1f}%;"
+            f"--equal:{place(1):.1f}%;--at:{place(row[key]):.1f}%;"
             f'--low:{place(low):.1f}%;--high:{place(high):.1f}%"></span>'
         )
     value = "" if row[key] is None else row[key]
     return f'<td data-value="{value}">{text}{bar}</td>'
 
 
-def _swatch(analysis: Analysis, variant: str) -> str:
-    own = "var(--ink)" if variant == analysis.baseline else colours(analysis)[variant]
-    recedes = analysis.highlight and variant not in (analysis.highlight, analysis.baseline)
-    faint = f";opacity:{MUTED}" if recedes else ""
-    return f'<span class="swatch" style="background:{own}{faint}"></span>'
+def _swatch(look: Look, baseline: bool) -> str:
+    colour = "var(--ink)" if baseline else look.colour
+    faint = f";opacity:{look.strength}" if look.strength < 1 else ""
+    return f'<span class="swatch" style="background:{colour}{faint}"></span>'
 
 
-def _toggles(analysis: Analysis) -> str:
+def _toggles(analysis: Analysis, look: Mapping[str, Look]) -> str:
     return "".join(
         f'<button type="button" aria-pressed="true" data-variant="{escape(variant)}">'
-        f"{_swatch(analysis, variant)}{escape(variant)}</button>"
-        for variant in analysis.variants
+        f"{_swatch(style, variant == analysis.baseline)}{escape(variant)}</button>"
+        for variant, style in look.items()
     )
 
 
-def _figures(drawn: dict[str, Chart], *names: str) -> str:
+def _figures(shown: Mapping[str, Chart], *names: str) -> str:
     """Places for charts, those that have something to show."""
     return "".join(
-        f"<figure><figcaption><h3>{escape(chart['title'])}</h3><p>{escape(chart['text'])}</p>"
-        f'</figcaption><div class="chart"><canvas id="{chart["id"]}" tabindex="0" role="img" '
-        f'aria-label="{escape(chart["title"])}. Arrow keys step through the points."></canvas>'
-        "</div></figure>"
+        f"<figure><figcaption><h3>{escape(chart.title)}</h3><p>{escape(chart.caption)}</p>"
+        f'</figcaption><div class="panels">{_canvases(chart)}</div></figure>'
         for name in names
-        if (chart := drawn.get(name))
+        if (chart := shown.get(name))
     )
 
 
-def _checks(analysis: Analysis, drawn: dict[str, Chart]) -> str:
-    """HoldOut, granularity and learning rates."""
+def _canvases(chart: Chart) -> str:
+    """A canvas per panel, named by chart and number."""
+    return "".join(
+        f'<div class="chart"><canvas id="{chart.id}-{number}" tabindex="0" role="img" aria-label="'
+        f"{escape(f'{chart.title}: {panel.title or panel.y.title}')}. Arrow keys step through the "
+        'points."></canvas></div>'
+        for number, panel in enumerate(chart.panels)
+    )
+
+
+def _checks(analysis: Analysis, shown: Mapping[str, Chart]) -> str:
+    """Held-out budget, granularity and learning rates."""
     parts = [
-        _figures(drawn, "holdout"),
+        _figures(shown, "holdout"),
         _table(sections.HELD_OUT, sections.HELD_OUT_HEADER, sections.holdout_rows(analysis)),
-        _figures(drawn, "granularity"),
+        _figures(shown, "granularity"),
         _list([sections.granularity(sweep) for sweep in analysis.granularity_sweeps]),
-        _figures(drawn, "learning_rate"),
+        _figures(shown, "learning_rate"),
         _table(sections.RATES, sections.RATES_HEADER, sections.rate_rows(analysis)),
     ]
-    return "".join(parts) or "<p>No holdout (three budgets or more), sweep or sweep yet.</p>"
+    return "".join(parts) or (
+        "<p>No extrapolation test (it takes three budgets), granularity sweep or learning-rate "
+        "sweep yet.</p>"
+    )
 
 
 def _reproduce(analysis: Analysis, commands: str) -> str:
     """The commands, and what the records were made with."""
+    finished = analysis.finished
     made = {
-        "device": {one.measured.device for one in analysis.finished},
-        "git revision": {one.measured.git_revision or "unknown" for one in analysis.finished},
-        "FLOP convention": {one.flop_convention for one in analysis.finished},
-        "corpus": {one.corpus for one in analysis.finished},
-        "validation set": {one.validation_hash or "unknown" for one in analysis.finished},
+        "device": {record.measured.device for record in finished},
+        "git revision": {record.measured.git_revision or "unknown" for record in finished},
+        "FLOP convention": {record.flop_convention for record in finished},
+        "corpus": {record.corpus for record in finished},
+        "validation set": {record.validation_hash or "unknown" for record in finished},
     }
-    for one in analysis.finished:
-        for package, version in one.measured.versions.items():
+    for record in finished:
+        for package, version in record.measured.versions.items():
             made.setdefault(package, set()).add(version)
     rows = [[key, ", ".join(sorted(values))] for key, values in made.items()]
     return f"<pre>{escape(commands)}</pre>" + _table("", ("what", "which"), rows)

@@ -1,4 +1,4 @@
-"""The sections of LEADERBOARD.md: all that a report found, in words and tables."""
+"""The sections of LEADERBOARD.md: everything in a report, as sentences and tables."""
 
 from __future__ import annotations
 
@@ -7,26 +7,32 @@ from collections.abc import Sequence
 import numpy as np
 
 from isoflop.analysis.analyse import Analysis
+from isoflop.analysis.estimate import estimate
 from isoflop.analysis.granularity import GranularitySweep
 from isoflop.analysis.learning_rates import RateSweep
-from isoflop.analysis.parabola import EXPLAIN, Estimate, estimate
+from isoflop.analysis.parabola import EXPLAIN
 from isoflop.analysis.report import leaderboard
-from isoflop.analysis.report.format import flops, flops_interval, interval
+from isoflop.analysis.report.format import decade, flops, flops_interval, interval
+from isoflop.analysis.report.markdown import escape, table
 from isoflop.analysis.report.verdict import result
+
+WORDS = ("variant", "cell", "trend", "verdict")  # titles of the columns that hold words
 
 
 def markdown(analysis: Analysis) -> str:
     """LEADERBOARD.md."""
-    title = f"Leaderboard: {suites(analysis)}"
+    title = f"Leaderboard: {escape(suites(analysis))}"
     if analysis.highlight:
-        title = f"Comparison: {versus(analysis)}\n\n{result(analysis)['sentence']}"
+        title = (
+            f"Comparison: {escape(versus(analysis))}\n\n{escape(str(result(analysis)['sentence']))}"
+        )
     parts = [
         f"# {title}\n\n{leaderboard.table(analysis)}",
-        _table("Over scale", SCALE, scale_header(analysis), scale_rows(analysis)),
+        _table("Compute multiplier by budget", SCALE, scale_header(analysis), scale_rows(analysis)),
         _bullets("Crossings", crossings(analysis)),
         _table("Held-out budget", HELD_OUT, HELD_OUT_HEADER, holdout_rows(analysis)),
         _bullets("Granularity", [granularity(sweep) for sweep in analysis.granularity_sweeps]),
-        _table("Learning rates", RATES, RATES_HEADER, rate_rows(analysis)),
+        _table("Learning-rate sweeps", RATES, RATES_HEADER, rate_rows(analysis)),
         _bullets("Notes", notes(analysis)),
     ]
     return "\n".join(part for part in parts if part)
@@ -43,32 +49,30 @@ def versus(analysis: Analysis) -> str:
 
 
 SCALE = (
-    "The compute multiplier at each budget whose optimum is to be trusted, and the factor it "
-    "changes by with every tenfold of compute."
+    "The compute multiplier at each budget whose optimum can be trusted, and the factor by which "
+    "it changes per decade of compute. Trend: whether the gain grows or fades with compute."
 )
 
 
 def scale_header(analysis: Analysis) -> tuple[str, ...]:
-    """A column per budget."""
-    return ("variant", *map(flops, analysis.compared), "per tenfold", "the gain")
+    """The titles for `scale_rows`: a column per budget."""
+    return ("variant", *map(flops, analysis.compared), "per decade", "trend")
 
 
 def scale_rows(analysis: Analysis) -> list[list[str]]:
-    """Each variant's multiplier at every budget and its trend."""
+    """Each variant's multiplier at every budget, and its trend."""
     rows = []
     for standing in analysis.standings:
-        found = standing.multiplier
-        if standing.variant == analysis.baseline or not found:
+        multiplier = standing.multiplier
+        if standing.variant == analysis.baseline or not multiplier:
             continue
-        values = dict(zip(found.budgets, map(estimate, found.at_budget.T), strict=True))
+        values = dict(zip(multiplier.budgets, map(estimate, multiplier.at_budget.T), strict=True))
         row = [
             interval(values[budget], unit="x") if budget in values else "-"
             for budget in analysis.compared
         ]
-        slope = estimate(found.slope)
-        trend = ["-", "-"]
-        if not np.isnan(slope.value):
-            trend = [interval(Estimate(*(10**end for end in slope)), unit="x"), found.trend]
+        slope = estimate(multiplier.slope)
+        trend = ["-", "-"] if np.isnan(slope.value) else [decade(slope), multiplier.trend]
         rows.append([standing.variant, *row, *trend])
     return rows
 
@@ -76,58 +80,61 @@ def scale_rows(analysis: Analysis) -> list[list[str]]:
 def crossings(analysis: Analysis) -> list[str]:
     """Where fitted frontiers cross."""
     return [
-        f"{one.below} is ahead below {flops_interval(one.compute)} FLOPs, {one.above} above"
-        + ("." if one.resolved else " (inconclusive at this noise).")
-        for one in analysis.crossings
+        f"{crossing.below} has the lower loss below {flops_interval(crossing.compute)} FLOPs, "
+        f"{crossing.above} above" + ("." if crossing.resolved else " (inconclusive at this noise).")
+        for crossing in analysis.crossings
     ]
 
 
 HELD_OUT = (
-    "Each frontier fitted to the smaller budgets alone, against the loss found at the largest. "
-    "Compute: where that law reaches the loss found, over the FLOPs it took. A law is judged from "
-    "three budgets on; two determine a power law without floor, which bends too little."
+    "Extrapolation tests: each frontier fitted to the smaller budgets alone predicts the loss at "
+    "the largest, which is held out. Error in nats: predicted minus measured loss. Error in "
+    "compute: the compute at which the law reaches the measured loss, over the held-out budget. "
+    "Fits to two budgets are not judged: they determine only a power law without a floor, which "
+    "has too little curvature."
 )
 HELD_OUT_HEADER = ("variant", "budgets", "FLOPs spent", "error, nats", "error, compute", "verdict")
 
 
 def holdout_rows(analysis: Analysis) -> list[list[str]]:
-    """One row per variant and number of budgets fitted."""
+    """One row per variant and number of fitted budgets."""
     return [
         [
             variant,
-            str(len(one.budgets)),
-            flops(one.spent),
-            interval(one.error, "+.3f"),
-            interval(one.compute, ".2f", "x"),
-            "fails" if one.failed else "holds" if one.judged else "not judged",
+            str(len(holdout.budgets)),
+            flops(holdout.spent),
+            interval(holdout.error, "+.3f"),
+            interval(holdout.compute, ".2f", "x"),
+            "fails" if holdout.failed else "holds" if holdout.judged else "not judged",
         ]
         for variant, holdouts in analysis.holdouts.items()
-        for one in holdouts
+        for holdout in holdouts
     ]
 
 
 def granularity(sweep: GranularitySweep) -> str:
-    """The best granularity of one sweep, in words."""
-    tried = ", ".join(f"{value:g}" for value in sweep.values)
-    where = f"{sweep.layer} at {flops(sweep.budget)} FLOPs (G = {tried})"
+    """The best granularity of a sweep, in a sentence."""
+    values = ", ".join(f"{value:g}" for value in sweep.values)
+    where = f"{sweep.layer} at {flops(sweep.budget)} FLOPs (G = {values})"
     if sweep.parabola.status != "ok":
         lowest = sweep.values[int(np.argmin(sweep.losses))]
         why = EXPLAIN[sweep.parabola.status]
-        return f"{where}: no best G is named; the lowest loss is at G = {lowest:g} ({why})."
-    doubt = ", its interval reaching the edge of what was tried" * sweep.parabola.unsettled
+        return f"{where}: no fitted optimum; the lowest loss is at G = {lowest:g} ({why})."
     best = interval(sweep.parabola.at, ".3g")
-    return f"{where}: best G {best}, inside what was tried{doubt}."
+    doubt = "; the interval reaches the edge of the sweep" if sweep.parabola.reaches_edge else ""
+    return f"{where}: best G {best}, inside the sweep{doubt}."
 
 
 RATES = (
-    "Sweeps at one small cell. Left: loss at the rate the suite used less the lowest of the "
-    "sweep, given the noise of its runs. Places: 95% range of the variant's place among the "
-    "ranked, from the noise of the suite's runs; then with what every variant may have left taken "
-    "off its loss, which gives the multiplier in the column before."
+    "Each variant's learning-rate sweep at one small cell. Tuning gap: the loss at the rate that "
+    "the suite used minus the lowest loss of the sweep, with the noise of its runs. Multiplier if "
+    "tuned: with every variant's tuning gap subtracted from its loss. Rank interval: the 95% "
+    "interval of the variant's rank, from the noise of the suite's runs; if tuned, with the tuning "
+    "gaps subtracted."
 )
 RATES_HEADER = (
-    "variant", "cell", "tried", "used", "best", "left, nats", "multiplier if tuned", "places",
-    "places if tuned",
+    "variant", "cell", "rates", "used", "best", "tuning gap, nats", "multiplier if tuned",
+    "rank interval", "rank interval if tuned",
 )  # fmt: skip
 
 
@@ -144,7 +151,7 @@ def _rate_row(analysis: Analysis, sweep: RateSweep) -> list[str]:
         ", ".join(f"{rate:.2g}" for rate in sweep.rates),
         f"{sweep.rates[sweep.used]:.2g}",
         f"{sweep.rates[sweep.best]:.2g} [{low:.2g}, {high:.2g}]" + ", at the edge" * sweep.at_edge,
-        interval(estimate(sweep.left), ".4f"),
+        interval(estimate(sweep.tuning_gap), ".4f"),
     ]
     effect = analysis.sensitivity.get(sweep.variant)
     if not effect:
@@ -157,29 +164,30 @@ def _rate_row(analysis: Analysis, sweep: RateSweep) -> list[str]:
     ]
 
 
-def _range(places: tuple[int, int]) -> str:
-    first, last = places
+def _range(ranks: tuple[int, int]) -> str:
+    first, last = ranks
     return str(first) if first == last else f"{first}-{last}"
 
 
 def notes(analysis: Analysis) -> list[str]:
-    """What was run, the noise, the fitted frontiers and the cells that did not finish."""
+    """What was run, the noise, the fitted frontiers, and the cells that did not finish."""
     finished, noise = analysis.finished, analysis.noise
     devices = sorted({record.measured.device for record in finished})
     seeds = sorted({record.seed for record in finished})
+    plural, epochs = "s" * (len(seeds) > 1), max(record.epochs for record in finished)
     lines = [
-        f"{len(finished)} finished cells of {len(analysis.records)}, seeds "
-        f"{', '.join(map(str, seeds))}; at most {max(one.epochs for one in finished):.2g} epochs; "
-        f"trained on {', '.join(devices)}"
+        f"{len(finished)} of {len(analysis.records)} cells finished; seed{plural} "
+        f"{', '.join(map(str, seeds))}; at most {epochs:.2g} epochs; trained on "
+        f"{', '.join(devices)}"
         + (": times are not comparable between devices." if len(devices) > 1 else ".")
     ]
     if noise.degrees:
         between = f"{noise.seed:.2g} between seeds" if noise.seed else "one seed"
         lines.append(
-            f"Noise of one cell: {np.hypot(noise.fit, noise.seed):.2g} nats ({between}), from "
-            f"{noise.degrees} degrees of freedom. Intervals: central 95% of {analysis.samples} "
-            "bootstrap samples, which resample pooled residuals and refit every curve, frontier "
-            "and multiplier."
+            f"Noise of a cell: {np.hypot(noise.fit, noise.seed):.2g} nats ({between}), estimated "
+            f"with {noise.degrees} degrees of freedom. Intervals: the central 95% of "
+            f"{analysis.samples} bootstrap samples, which resample the pooled residuals and refit "
+            "every curve, frontier and multiplier."
         )
     for standing in analysis.standings:
         law = standing.frontier
@@ -199,12 +207,9 @@ def notes(analysis: Analysis) -> list[str]:
 
 
 def _bullets(title: str, lines: Sequence[str]) -> str:
-    return f"## {title}\n\n" + "".join(f"- {line}\n" for line in lines) if lines else ""
+    items = "".join(f"- {escape(line)}\n" for line in lines)
+    return f"## {title}\n\n{items}" if items else ""
 
 
 def _table(title: str, text: str, header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    if not body:
-        return ""
-    lines = [header, ["--"] * len(header), *body]
-    rendered = "".join("| " + " | ".join(line) + " |\n" for line in lines)
-    return f"## {title}\n\n{text}\n\n{rendered}"
+    return f"## {title}\n\n{text}\n\n{table(header, body, left=WORDS)}" if body else ""

@@ -1,19 +1,14 @@
-"""The look of the figures: colours, markers, shades, axes that read well."""
+"""The look of the charts: colours, markers and weights of variants, matplotlib's settings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.colors import to_hex, to_rgb
-from matplotlib.ticker import FuncFormatter, Locator, MaxNLocator, NullFormatter, NullLocator
 
 from isoflop.analysis.analyse import Analysis
-from isoflop.analysis.parabola import Array, Estimate
-from isoflop.analysis.report.format import flops
 
 # The colours of Okabe and Ito, which the colour-blind tell apart, then some of Paul Tol's "muted";
 # the baseline is nearly black.
@@ -25,7 +20,7 @@ BASELINE = "#222222"
 HIGHLIGHT = "#E6195F"  # the layer under comparison
 WEIGHT = 1.6  # of its lines and markers, over the usual
 MUTED = 0.55  # strength of the other layers' colours beside it
-MARKERS = "osD^vPX*"
+MARKERS = "os^v><"  # those that Chart.js can fill too; the diamond is kept for optima
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -42,40 +37,46 @@ STYLE: dict[Any, Any] = {
     "lines.markersize": 4.5,
     "figure.constrained_layout.use": True,
     "svg.hashsalt": "isoflop",  # else element names are random
+    "text.parse_math": False,  # a dollar in a variant's name is a dollar
 }
 
 
-class Look(NamedTuple):
-    """How a variant is drawn."""
+@dataclass(frozen=True)
+class Look:
+    """How a variant is drawn, in figures and on the page."""
 
     colour: str
-    marker: str
-    weight: float  # of lines and markers, over the usual
+    marker: str = "o"
+    strength: float = 1.0  # of the colour, the rest being paper
+    weight: float = 1.0  # of lines and markers, over the usual
 
-    @property
-    def drawn(self) -> dict[str, Any]:
-        """As matplotlib's arguments."""
-        width, size = STYLE["lines.linewidth"], STYLE["lines.markersize"]
-        return {"color": self.colour, "lw": self.weight * width, "ms": self.weight * size}
+    def tint(self, strength: float = 1.0) -> str:
+        """The colour on white paper, at a part of its strength."""
+        return shade(self.colour, self.strength * strength)
 
 
-def colours(analysis: Analysis) -> dict[str, str]:
-    """One colour per variant, in every figure and on the page."""
-    named = {analysis.baseline: BASELINE, analysis.highlight: HIGHLIGHT}
-    others = [variant for variant in analysis.variants if variant not in named]
-    chosen = {variant: PALETTE[place % len(PALETTE)] for place, variant in enumerate(others)}
-    return {variant: (chosen | named)[variant] for variant in analysis.variants}
+NEUTRAL = Look("#5B6470")  # of what belongs to no variant of the report
 
 
 def looks(analysis: Analysis) -> dict[str, Look]:
-    """One look per variant, in every figure: a layer under comparison stands out, others recede."""
-    result = {}
-    for place, (variant, colour) in enumerate(colours(analysis).items()):
-        highlit = variant == analysis.highlight
-        if analysis.highlight and not highlit and variant != analysis.baseline:
-            colour = shade(colour, MUTED)
-        result[variant] = Look(colour, MARKERS[place % len(MARKERS)], WEIGHT if highlit else 1.0)
-    return result
+    """One look per variant: a layer under comparison stands out, the others recede."""
+    named = (analysis.baseline, analysis.highlight)
+    others = [variant for variant in analysis.variants if variant not in named]
+    strength = MUTED if analysis.highlight else 1.0
+    result = {
+        variant: Look(PALETTE[place % len(PALETTE)], _marker(place + 1), strength)
+        for place, variant in enumerate(others)
+    }
+    if analysis.baseline:
+        result[analysis.baseline] = Look(BASELINE, _marker(0))
+    if analysis.highlight:
+        result[analysis.highlight] = Look(HIGHLIGHT, _marker(len(others) + 1), weight=WEIGHT)
+    return {variant: result[variant] for variant in analysis.variants}
+
+
+def _marker(place: int) -> str:
+    """Shifted by one when the colours repeat, so that no pair of colour and marker repeats."""
+    return MARKERS[(place + place // len(PALETTE)) % len(MARKERS)]
 
 
 def shades(analysis: Analysis) -> dict[float, float]:
@@ -88,64 +89,3 @@ def shade(colour: str, strength: float) -> str:
     """The colour mixed with white."""
     red, green, blue = (1 - strength * (1 - part) for part in to_rgb(colour))
     return to_hex((red, green, blue))
-
-
-def whiskers(value: Estimate) -> Array | None:
-    """An interval as matplotlib's error bars want it."""
-    if np.isnan(value.low):
-        return None
-    return np.array([[max(0, value.value - value.low)], [max(0, value.high - value.value)]])
-
-
-def band(ax: Axes, x: Array, samples: Array, look: Look, ls: str = "-") -> None:
-    """A curve and the central 95% of its samples, shape (1 + samples, len(x))."""
-    ax.plot(x, samples[0], ls=ls, **look.drawn)
-    if len(samples) > 1:
-        low, high = np.quantile(samples[1:], [0.025, 0.975], axis=0)
-        ax.fill_between(x, low, high, color=look.colour, alpha=0.15, lw=0)
-
-
-class LogTicks(Locator):
-    """Round numbers of a logarithmic axis: as many per decade as give at least four."""
-
-    def tick_values(self, vmin: float, vmax: float) -> list[float]:
-        decades = 10.0 ** np.arange(np.floor(np.log10(vmin)), np.ceil(np.log10(vmax)) + 1)
-        for each in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
-            ticks = np.outer(decades, each).ravel()
-            ticks = ticks[(ticks >= vmin) & (ticks <= vmax)]
-            if len(ticks) >= 4:
-                break
-        return [float(tick) for tick in ticks]
-
-    def __call__(self) -> list[float]:
-        assert self.axis
-        return self.tick_values(*sorted(self.axis.get_view_interval()))
-
-
-def log_ticks(axis: Axis, label: Callable[[float], str]) -> None:
-    """Ticks of a logarithmic axis, each shown by `label`."""
-    axis.set_major_locator(LogTicks())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: label(value)))
-    axis.set_minor_locator(NullLocator())
-
-
-def compute_axis(ax: Axes, budgets: Sequence[float]) -> None:
-    """Ticked at the budgets."""
-    ax.set_xscale("log")
-    ax.set_xticks(budgets, [flops(budget) for budget in budgets])
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_xlabel("training FLOPs")
-
-
-def plain_ticks(axis: Axis, label: str = "{:g}") -> None:
-    """A logarithmic axis of less than a decade or two, ticked at round numbers."""
-    axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: label.format(round(value, 6))))
-    axis.set_minor_locator(NullLocator())
-    axis.set_minor_formatter(NullFormatter())
-
-
-def loss_axis(ax: Axes) -> None:
-    """Loss, logarithmic."""
-    ax.set_yscale("log")
-    plain_ticks(ax.yaxis)

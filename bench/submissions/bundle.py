@@ -10,9 +10,9 @@ from pathlib import Path
 from isoflop.bench.plan import plan, sweep_cells
 from isoflop.bench.submissions.verify import manifest_of, problems, read_folder
 from isoflop.bench.suite import Suite, Variant, first_seeds, load_suite, to_toml
-from isoflop.results.errors import IsoflopError
+from isoflop.results.errors import IsoflopError, did_you_mean
 from isoflop.results.manifest import MANIFEST, submissions
-from isoflop.results.record import Record, read_records, write_whole
+from isoflop.results.record import Record, load_records, write_whole
 
 SUBMISSIONS = Path("results/submissions")
 
@@ -43,7 +43,7 @@ def submit(name: str, source: Path, variants: Sequence[str] = (), top: Path = SU
     where = str(source / "suite.toml")
     cells = plan(suite, where)
     _complete(source / "records", records, {cell.id for cell in cells})
-    tune = [one for one in read_records(source / "tune") if one.variant in suite.variants]
+    tune = [one for one in load_records(source / "tune") if one.variant in suite.variants]
     rates = sweep_cells(suite, where) if tune else []
     tuned = {record.variant for record in tune}
     within = {cell.id for cell in rates if cell.variant in tuned}
@@ -72,7 +72,7 @@ def submit(name: str, source: Path, variants: Sequence[str] = (), top: Path = SU
 
 def _chosen(source: Path, variants: Sequence[str], top: Path) -> tuple[Suite, list[Record]]:
     """The suite with the chosen variants and their seeds alone, and their records."""
-    records = read_records(source / "records")
+    records = load_records(source / "records")
     if not records:
         raise SubmissionError(f"{source / 'records'}: no records here; run a suite first")
     suite = load_suite(str(source / "suite.toml"))
@@ -80,8 +80,8 @@ def _chosen(source: Path, variants: Sequence[str], top: Path) -> tuple[Suite, li
     for variant in variants:
         if variant not in known:
             raise SubmissionError(
-                f"--variant: {source} has no records of a variant {variant!r} of its suite.toml; "
-                f"it has them of: {', '.join(known)}"
+                f"--variant: {source} has no records of a variant {variant!r} of its suite.toml"
+                f"{did_you_mean(variant, known)}; it has them of: {', '.join(known)}"
             )
     names = {record.suite for record in records if record.variant in (variants or known)}
     if len(names) != 1:

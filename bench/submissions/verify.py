@@ -14,7 +14,7 @@ from isoflop.bench.plan import Cell, plan, sweep_cells
 from isoflop.bench.submissions.recompute import against_cells, impossible, same
 from isoflop.bench.suite import Suite, SuiteError, load_suite
 from isoflop.results.manifest import MANIFEST, Entry, Manifest, read_manifest, submissions
-from isoflop.results.record import Record, RecordError, read_record, read_records
+from isoflop.results.record import Record, RecordError, load_records, read_record
 
 ALIKE = ("corpus", "training", "placement", "transfer")  # in every submission to a suite
 
@@ -195,7 +195,7 @@ def _peers(folder: Folder, manifest: Manifest, top: Path) -> Iterator[str]:
         if unlike:
             yield f"{directory / 'suite.toml'}: {unlike[0]}: not as in {where / 'suite.toml'}"
         elif manifest.validation_hash == other.validation_hash:
-            reference = read_records(where / "records") or reference
+            reference = load_records(where / "records") or reference
     for record in own:
         if record.validation_hash != manifest.validation_hash:
             yield (

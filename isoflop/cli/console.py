@@ -1,4 +1,4 @@
-"""What the verbs share: the typer application, tables, numbers for eyes."""
+"""What the verbs share: the typer application, tables, numbers as they are printed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 # Verbs import what they need when they run: `report` must not wait for torch.
 app = typer.Typer(
@@ -31,25 +32,23 @@ def show(rows: list[dict[str, Any]], title: str, as_json: bool) -> None:
         numeric = all(isinstance(row[key], int | float | None) for row in rows)
         table.add_column(key.replace("_", " "), justify="right" if numeric else "left")
     for row in rows:
-        table.add_row(*(readable(value) for value in row.values()))
+        # As Text, since a string's [brackets] would be taken for markup.
+        table.add_row(*(Text(readable(value)) for value in row.values()))
     console = Console()
     if not console.is_terminal:
         console.width = 200
-    console.print(title, style="bold", highlight=False)
+    console.print(title, style="bold", highlight=False, markup=False)
     console.print(table)
 
 
 def readable(value: Any) -> str:
-    """A table entry: three or four digits are enough for eyes; JSON has them all."""
+    """A table entry, of which JSON has every digit: three or four are enough to read."""
     if value is None:
         return "-"
+    if isinstance(value, list):
+        return ", ".join(readable(item) for item in value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if value and (abs(value) >= 1e6 or abs(value) < 1e-2):
         return f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def short(value: float) -> str:
-    """FLOPs in three digits, such as 4.5e11."""
-    return f"{value:.3g}".replace("e+0", "e").replace("e+", "e")

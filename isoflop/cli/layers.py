@@ -6,38 +6,60 @@ import json
 import re
 import shlex
 import sys
-from dataclasses import asdict
+from dataclasses import MISSING, Field, asdict, fields
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from isoflop.cli.console import Json, app, show
 from isoflop.cli.tensorboard import TensorBoard
 
+if TYPE_CHECKING:
+    from isoflop.models import Layer
+
 LayerArgument = Annotated[
     str, typer.Argument(help="path/to/file.py, or path/to/file.py:Class, or a registered name.")
 ]
 Options = Annotated[
     list[str] | None,
-    typer.Option("--option", help="NAME=VALUE of the layer, in TOML; may be given again."),
+    typer.Option("--option", help="Option of the layer as NAME=VALUE, in TOML; may be repeated."),
 ]
 
 
 @app.command()
 def layers(as_json: Json = False) -> None:
-    """What is registered, with options and their defaults."""
-    from dataclasses import fields
-
+    """List registered and installed layers, with options and their defaults."""
+    from isoflop.bench.layers import find_layer, plugins
     from isoflop.models import LAYERS
 
+    sources = dict.fromkeys(sorted(LAYERS), "isoflop")
+    for name, point in sorted(plugins().items()):
+        sources.setdefault(name, f"{point.dist.name} {point.dist.version}" if point.dist else "?")
     rows = []
-    for name, layer in sorted(LAYERS.items()):
-        options = [f"{f.name}={f.default!r}" for f in fields(layer.Options)]
-        summary = (layer.__doc__ or "").strip().splitlines()[0]
-        rows.append({"layer": name, "what": summary, "options": ", ".join(options)})
+    for name, source in sources.items():
+        try:
+            what, options = described(find_layer(name))
+        except ValueError as error:  # another package's fault must not hide the other layers
+            what, options = str(error), ""
+        rows.append({"layer": name, "from": source, "what": what, "options": options})
     show(rows, "Layers", as_json)
+
+
+def described(layer: type[Layer]) -> tuple[str, str]:
+    """The first line of a layer's docstring, and its options with their defaults."""
+    summary = next(iter((layer.__doc__ or "").strip().splitlines()), "")
+    return summary, ", ".join(
+        f"{option.name}={default_of(option)}" for option in fields(layer.Options)
+    )
+
+
+def default_of(option: Field[Any]) -> str:
+    """The default of an option as Python writes it, or `required`."""
+    if option.default is not MISSING:
+        return repr(option.default)
+    return "required" if option.default_factory is MISSING else repr(option.default_factory())
 
 
 @app.command()
@@ -101,11 +123,12 @@ def compare(
     suite: Annotated[str, typer.Option(help="A suite's name, or a TOML file.")] = "quick",
     option: Options = None,
     learning_rate: Annotated[
-        float | None, typer.Option(min=1e-9, help="Peak; the suite's for dense if not given.")
+        float | None, typer.Option(min=1e-9, help="Peak; that of dense in the suite if not given.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds per cell of the new layer.")] = 1,
     name: Annotated[
-        str | None, typer.Option(help="Of the new variant; the layer's with its options if not.")
+        str | None,
+        typer.Option(help="Name of the new variant; the layer with its options if not given."),
     ] = None,
     tensorboard: TensorBoard = None,
     as_json: Json = False,
@@ -144,10 +167,10 @@ def compare(
         [{key: row[key] for key in ("rank", "variant", "multiplier")} for row in rows], suite, False
     )
     print(result["sentence"])
-    for one in rows:  # what is wrong with the baseline matters as much
-        if one["variant"] in (result["variant"], result["baseline"]):
-            for flag in one["flags"]:
-                print(f"note: {one['variant']}: {flag}")
+    for row in rows:  # a fault of the baseline matters as much
+        if row["variant"] in (result["variant"], result["baseline"]):
+            for flag in row["flags"]:
+                print(f"note: {row['variant']}: {flag}")
     if learning_rate is None:
         print(
             f"note: learning rate {plan.learning_rate:g} is the suite's for {result['baseline']}, "
@@ -158,12 +181,13 @@ def compare(
 
 @app.command()
 def submit(
-    name: Annotated[str, typer.Argument(help="Of the new folder in results/submissions.")],
+    name: Annotated[str, typer.Argument(help="Name of the new folder in results/submissions.")],
     source: Annotated[
         Path, typer.Option("--from", help="Results directory, such as runs/compare-MyLayer.")
     ],
     variant: Annotated[
-        list[str] | None, typer.Option(help="Which; all that nobody submitted if not given.")
+        list[str] | None,
+        typer.Option(help="A variant, may be repeated; all not yet submitted if not given."),
     ] = None,
 ) -> None:
     """Bundle records, layer file, versions and hashes for the leaderboard."""

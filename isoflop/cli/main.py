@@ -10,9 +10,10 @@ from isoflop.results.errors import IsoflopError
 
 
 def main() -> None:
-    """Console script: bad input is one line on stderr and exit code 2, never a traceback."""
+    """Run the command line. Bad input is one line on stderr and exit code 2, not a traceback."""
     try:
         app()
     except IsoflopError as error:
-        print(f"isoflop: {error}", file=sys.stderr)
+        # A plug-in's own error may have several lines.
+        print(f"isoflop: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

@@ -1,4 +1,4 @@
-"""Training what is missing, with progress: a live table on a terminal, plain lines elsewhere."""
+"""Watching a run: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from threading import Lock
 from time import monotonic
@@ -20,13 +21,12 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Column, Table
 from rich.text import Text
 
-from isoflop.bench.flops import verify_flops
+from isoflop.analysis.report.format import flops
 from isoflop.bench.plan import Cell
-from isoflop.bench.run import Event, missing, run_cells
+from isoflop.bench.run import Event, run_suite
 from isoflop.bench.suite import suite_path
-from isoflop.cli.console import short
 from isoflop.cli.tensorboard import scalars
-from isoflop.results.record import Record, read_record, write_whole
+from isoflop.results.record import Record, write_whole
 
 T = TypeVar("T")
 NAME_WIDTH = 10  # characters of a variant's name that are not given up for a column
@@ -58,19 +58,13 @@ def train(
     say = functools.partial(print, file=sys.stderr, flush=True)
     directory.mkdir(parents=True, exist_ok=True)
     write_whole(directory / "suite.toml", suite_path(suite).read_text(encoding="utf-8"))
-    todo = missing(cells, records)
-    if not todo:
+    events = run_suite(cells, records)
+    known = list(islice(events, len(cells)))  # of every cell: stored, or to be trained
+    before = [event.record for event in known if event.record is not None]
+    if len(before) == len(cells):
         say(f"nothing to train: all {len(cells)} cells have records in {records}")
         return
-    say(f"{len(todo)} of {len(cells)} cells to train; records go to {records}")
-    counted = set()
-    for cell in todo:  # before any training: a wrong count would void every cell
-        if (cell.variant, cell.size.name) not in counted:
-            verify_flops(cell.config, cell.training.micro_batch or cell.training.batch)
-            counted.add((cell.variant, cell.size.name))
-    left = {cell.id for cell in todo}
-    before = [read_record(records / f"{cell.id}.json") for cell in cells if cell.id not in left]
-    events = run_cells(todo, records)
+    say(f"{len(cells) - len(before)} of {len(cells)} cells to train; records go to {records}")
     try:
         with closing(scalars(events, tensorboard) if tensorboard else events) as shown:
             made = watch(shown, cells, before, console)
@@ -176,7 +170,7 @@ class _View:
         with self.lock:
             cell = event.cell
             if cell.id not in self.bars:
-                name = f"{cell.variant} {cell.size.name} {short(cell.budget)} seed {cell.seed}"
+                name = f"{cell.variant} {cell.size.name} {flops(cell.budget)} seed {cell.seed}"
                 self.bars[cell.id] = self.progress.add_task(name, total=cell.steps, note="")
                 self.running[cell.id] = cell
             if event.progress is not None:
@@ -202,7 +196,7 @@ class _View:
             self.suite,
             completed=so_far,
             description=f"{self.ended} of {self.cells} cells",
-            note=f"{short(so_far)} of {short(self.total)} FLOPs",
+            note=f"{flops(so_far)} of {flops(self.total)} FLOPs",
         )
 
     def draw(self) -> RenderableType:
@@ -227,11 +221,11 @@ class _View:
 
     def _table(self, room: int) -> list[RenderableType]:
         """The part of the table that fits, around what is running, and a caption."""
-        entries = [one for row in self.entries.values() for one in row.values()]
+        entries = [entry for row in self.entries.values() for entry in row.values()]
         widths = [
-            max(len(_bad(one)) for one in entries),
-            max(len(f"{one.finished}/{one.cells}") for one in entries),
-            max(len(_loss(one)) for one in entries),
+            max(len(_bad(entry)) for entry in entries),
+            max(len(f"{entry.finished}/{entry.cells}") for entry in entries),
+            max(len(_loss(entry)) for entry in entries),
         ]
         width = sum(widths) + (2 if widths[0] else 1) + 2  # with the gap beside it
         name = self.console.width - width * len(self.budgets)
@@ -249,7 +243,7 @@ class _View:
         )
         table.add_column("variant", no_wrap=True, max_width=name)
         for budget in budgets:
-            table.add_column(short(budget), no_wrap=True, justify="right")
+            table.add_column(flops(budget), no_wrap=True, justify="right")
         for variant in variants:
             row = [_text(self.entries[budget][variant], widths) for budget in budgets]
             table.add_row(Text(variant), *row)

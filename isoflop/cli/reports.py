@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -14,12 +15,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from isoflop.cli.console import Json, app, readable, short, show
-from isoflop.results.errors import IsoflopError
+from isoflop.analysis.report.format import flops
+from isoflop.cli.console import Json, app, readable, show
+from isoflop.results.errors import IsoflopError, did_you_mean
 from isoflop.results.record import Record, RecordError, read_record
 
-# Where records are, the first wins: one's own runs, what is published, what others submitted.
-PLACES = [
+# Where `show` looks for a record; the first folder that has it wins.
+RECORD_FOLDERS = [
     f"{top}/{folder}"
     for top in ("runs/*", "results/*", "results/submissions/*")
     for folder in ("records", "tune")
@@ -30,20 +32,21 @@ CURVE_LINES = 12
 @app.command()
 def report(
     directory: Annotated[
-        Path | None, typer.Argument(help="Results directory; every one found if not given.")
+        Path | None,
+        typer.Argument(help="Results directory; all under runs/ and results/ if not given."),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Regenerate figures, tables and leaderboard from the records."""
     from isoflop.analysis.report import benchmarks as performance
     from isoflop.analysis.report import leaderboard
-    from isoflop.analysis.report.derive import report as draw
+    from isoflop.analysis.report.derive import report as write
     from isoflop.results import sources
 
-    found = [directory] if directory else sources.directories()
-    if not found:
+    directories = [directory] if directory else sources.directories()
+    if not directories:
         raise IsoflopError("runs, results: no records there yet; `isoflop run quick` makes some")
-    boards = {str(one): draw(one, Path("README.md")) for one in found}
+    boards = {str(folder): write(folder, Path("README.md")) for folder in directories}
     if directory is None:
         performance.report(performance.STORED, Path("README.md"))
     if as_json:
@@ -59,31 +62,40 @@ def report(
 
 @app.command()
 def fit(
-    runs: Annotated[Path, typer.Argument(help="CSV table of runs, one a row.")],
-    law: Annotated[str, typer.Option(help="Which law; a wrong name lists them.")] = "chinchilla",
+    runs: Annotated[Path, typer.Argument(help="CSV table with a run in each row.")],
+    law: Annotated[
+        str, typer.Option(help="Name of the law; a wrong name lists them.")
+    ] = "chinchilla",
     delta: Annotated[
-        float | None, typer.Option(help="Huber delta on log loss; the law's own if not given.")
+        float | None, typer.Option(help="Huber delta on log loss; the law's default if not given.")
     ] = None,
-    bootstrap: Annotated[int, typer.Option(min=0, help="Refits for the intervals.")] = 0,
+    bootstrap: Annotated[int, typer.Option(min=0, help="Bootstrap samples for the intervals.")] = 0,
     column: Annotated[
-        list[str] | None, typer.Option(help="NAME=HEADER: where the table calls a column otherwise")
+        list[str] | None,
+        typer.Option(help="NAME=HEADER: the table's header for a column of the law."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Fit a scaling law to anybody's run table."""
+    """Fit a scaling law to a table of runs."""
     from isoflop.analysis.laws import LAWS
+    from isoflop.analysis.laws.bias import estimated_bias
+    from isoflop.analysis.laws.dense import CHINCHILLA_ISOFLOP
     from isoflop.analysis.laws.fit import fit as fit_law
     from isoflop.analysis.laws.table import read_table
 
     if law not in LAWS:
-        raise IsoflopError(f"--law: no law {law!r}; known: {', '.join(LAWS)}")
+        raise IsoflopError(
+            f"--law: no law {law!r}{did_you_mean(law, LAWS)}; known: {', '.join(LAWS)}"
+        )
     wrong = [pair for pair in column or [] if "=" not in pair]
     if wrong:
         raise IsoflopError(f"--column: {wrong[0]!r} is not NAME=HEADER, such as N=params")
     rename = dict(pair.split("=", 1) for pair in column or [])
-    result = fit_law(
-        LAWS[law], read_table(runs, LAWS[law], rename), delta=delta, bootstrap=bootstrap
-    ).to_json()
+    table = read_table(runs, LAWS[law], rename)
+    result = fit_law(LAWS[law], table, delta=delta, bootstrap=bootstrap).to_json()
+    bias = estimated_bias(table) if law == CHINCHILLA_ISOFLOP.name else None
+    if bias:
+        result["bias"] = asdict(bias)
     if as_json:
         print(json.dumps(result, indent=1))
         return
@@ -98,6 +110,13 @@ def fit(
         f"{result['status']}; {result['n_points']} points, objective {result['objective']:.6g}, "
         f"Huber delta {result['delta']:g} on log loss, 95% intervals"
     )
+    if bias:
+        low, high = min(bias.size_ratio), max(bias.size_ratio)
+        print(
+            f"bias of the parabolas, on the chinchilla surface fitted to these runs and without "
+            f"noise: optimal sizes {low:.3f} to {high:.3f} times the true ones, exponent a "
+            f"{bias.exponent:+.4f}"
+        )
 
 
 @app.command("show")
@@ -105,7 +124,7 @@ def show_cell(
     cell: Annotated[str, typer.Argument(help="A cell's id, its beginning, or a record's file.")],
     as_json: Json = False,
 ) -> None:
-    """One record, with its loss curve."""
+    """Show a record, with its loss curve."""
     path = find_record(cell)
     record = read_record(path)
     if as_json:
@@ -115,7 +134,7 @@ def show_cell(
         sys.stdout.reconfigure(errors="replace")  # dots are not in every encoding
     console = Console(highlight=False)
     finished = record.status == "finished"
-    title = f"{record.variant}, size {record.size.name}, {short(record.budget)} FLOPs, "
+    title = f"{record.variant}, size {record.size.name}, {flops(record.budget)} FLOPs, "
     console.print(title + f"seed {record.seed}", style="bold", markup=False)
     console.print(str(path), style="dim", markup=False, soft_wrap=True)
     if not finished:
@@ -143,25 +162,25 @@ def find_record(cell: str) -> Path:
         return Path(cell)
     if cell.endswith(".json") or "/" in cell:
         raise RecordError(f"{cell}: no such file")
-    found: dict[str, Path] = {}
-    for place in PLACES:
-        for path in sorted(Path().glob(f"{place}/[!.]*.json")):
+    paths: dict[str, Path] = {}
+    for folder in RECORD_FOLDERS:
+        for path in sorted(Path().glob(f"{folder}/[!.]*.json")):
             if path.stem.startswith(cell):
-                found.setdefault(path.stem, path)
-    if cell in found:
-        return found[cell]
-    if not found:
-        raise RecordError(f"no record of a cell {cell!r} in {', '.join(PLACES)}")
-    if len(found) > 1:
-        names = sorted(found)
+                paths.setdefault(path.stem, path)
+    if cell in paths:
+        return paths[cell]
+    if not paths:
+        raise RecordError(f"no record of a cell {cell!r} in {', '.join(RECORD_FOLDERS)}")
+    if len(paths) > 1:
+        names = sorted(paths)
         more = f" and {len(names) - 8} more" if len(names) > 8 else ""
         raise RecordError(f"{cell!r} begins several cells: {', '.join(names[:8])}{more}")
-    return next(iter(found.values()))
+    return next(iter(paths.values()))
 
 
 def essentials(record: Record) -> dict[str, dict[str, str]]:
     """Group -> key -> value, in words."""
-    size, parts, flops, measured = (
+    size, parts, per_token, measured = (
         record.size,
         record.parameters,
         record.flops_per_token,
@@ -196,8 +215,9 @@ def essentials(record: Record) -> dict[str, dict[str, str]]:
         "counts": {
             "parameters": f"{parts.active:,} active, {parts.total:,} in total",
             "of which layer": f"{parts.layer_active:,} active, {parts.layer_total:,} in total",
-            "FLOPs per token": f"{flops.forward:,} forward: attention {flops.attention:,}, FFN "
-            f"{flops.ffn:,}, routing {flops.routing:,}, head {flops.head:,}",
+            "FLOPs per token": f"{per_token.forward:,} forward: attention "
+            f"{per_token.attention:,}, FFN {per_token.ffn:,}, routing {per_token.routing:,}, head "
+            f"{per_token.head:,}",
             "layer reads": f"{record.layer_bytes_per_token:,} bytes per token in bf16",
         },
         "measured": {
@@ -207,7 +227,9 @@ def essentials(record: Record) -> dict[str, dict[str, str]]:
             else f"{measured.tokens_per_second:,.0f}",
             "peak memory": "-" if memory is None else f"{memory / 2**20:,.0f} MiB",
             "started": measured.started,
-            "versions": ", ".join(f"{name} {one}" for name, one in measured.versions.items()),
+            "versions": ", ".join(
+                f"{name} {version}" for name, version in measured.versions.items()
+            ),
             "revision": measured.git_revision or "-",
         },
     }

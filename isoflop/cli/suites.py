@@ -1,4 +1,4 @@
-"""The verbs about a suite: `flops`, `plan`, `run`, `tune`."""
+"""The verbs about suites: `suites`, `flops`, `plan`, `run`, `tune`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isoflop.bench.suite import Suite, SuiteError, first_seeds, load_suite, suite_path
+from isoflop.bench.suite import Suite, first_seeds, load_suite, shipped_suites, suite_path
 from isoflop.cli.console import Json, app, show
+from isoflop.cli.fields import suite_fields
 from isoflop.cli.reports import report
 from isoflop.cli.tensorboard import TensorBoard
+from isoflop.results.errors import IsoflopError, did_you_mean
 
 if TYPE_CHECKING:
+    from isoflop.bench.cost import Device
     from isoflop.bench.plan import Cell
 
 SuiteArgument = Annotated[str, typer.Argument(help="A shipped suite's name, or a TOML file.")]
@@ -25,13 +28,46 @@ Shard = Annotated[
 ]
 Seeds = Annotated[
     int | None,
-    typer.Option(min=1, show_default="its", help="Seeds per cell, the suite's own first."),
+    typer.Option(min=1, show_default="its", help="Seeds per cell, those of the suite first."),
+]
+DeviceOption = Annotated[
+    str, typer.Option("--device", help="cpu (this one), or a GPU: a100, h100, h200, rtx4090.")
 ]
 
 
 @app.command()
+def suites(
+    device: DeviceOption = "cpu",
+    fields: Annotated[
+        bool, typer.Option("--fields", help="List the keys of a suite file instead.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """List the suites that come with isoflop, and what they cost. Trains nothing."""
+    if fields:
+        show(suite_fields(), "Keys of a suite file", as_json)
+        return
+    target = find_device(device)
+    rows = []
+    for name in shipped_suites():
+        suite, cells = load_cells(name)
+        rows.append(
+            {
+                "suite": suite.name,
+                "description": suite.description,
+                "variants": list(suite.variants),
+                "budgets": [budget.flops for budget in suite.budgets],
+                "cells": len(cells),
+                "flops": sum(cell.flops for cell in cells),
+                "minutes": minutes(cells, target),
+            }
+        )
+    show(rows, f"Suites; minutes are a rough figure for {target.name}", as_json)
+
+
+@app.command()
 def flops(suite: SuiteArgument = "quick", as_json: Json = False) -> None:
-    """Forward FLOPs per token of every variant and size, by formula and by fvcore's trace."""
+    """Show forward FLOPs per token of every variant and size, by formula and by fvcore's trace."""
     from isoflop.bench.flops import backward_ratio, verify_flops
 
     rows = []
@@ -60,21 +96,16 @@ def flops(suite: SuiteArgument = "quick", as_json: Json = False) -> None:
 @app.command()
 def plan(
     suite: SuiteArgument = "quick",
-    device: Annotated[
-        str, typer.Option(help="cpu (this one), or a GPU: a100, h100, h200, rtx4090.")
-    ] = "cpu",
+    device: DeviceOption = "cpu",
     seeds: Seeds = None,
     as_json: Json = False,
 ) -> None:
-    """What would run and what it costs. Trains nothing."""
-    from isoflop.bench.cost import DEVICES, local_cpu, predict_bytes, predict_seconds
+    """Show the cells of a suite and what they cost. Trains nothing."""
+    from isoflop.bench.cost import predict_bytes, predict_seconds
     from isoflop.bench.data import find, prepare
-    from isoflop.bench.run import devices
 
-    if device != "cpu" and device not in DEVICES:
-        raise SuiteError(f"--device: no device {device!r}; known: cpu, {', '.join(DEVICES)}")
+    target = find_device(device)
     described, cells = load_cells(suite, seeds)
-    target = local_cpu() if device == "cpu" else DEVICES[device]
     # A small local corpus is tokenised now; a hub corpus is only looked up in the cache.
     local = described.corpus.source == "sotu" or Path(described.corpus.source).exists()
     tokens = prepare(described.corpus) if local else find(described.corpus)
@@ -97,13 +128,12 @@ def plan(
     show(rows, f"{described.name} on {target.name}", as_json)
     if as_json:
         return
-    slots = len(devices()) if device == "cpu" else 1
-    seconds = sum(predict_seconds(cell, target) for cell in cells) / slots
+    slots = at_a_time(target)
     memory = max(predict_bytes(cell) for cell in cells) * slots
     print(
         f"{len(cells)} cells, {sum(cell.flops for cell in cells):.3g} FLOPs, about "
-        f"{seconds / 60:.0f} min on {target.name} with {slots} at a time (a rough figure), "
-        f"{memory / 2**30:.1f} GiB at most"
+        f"{minutes(cells, target):.0f} min on {target.name} with {slots} at a time (a rough figure)"
+        f", {memory / 2**30:.1f} GiB at most"
     )
     if memory > target.memory:
         print(f"more than the {target.memory / 1e9:.0f} GB there: set training.micro_batch")
@@ -142,7 +172,7 @@ def tune(
     tensorboard: TensorBoard = None,
     as_json: Json = False,
 ) -> None:
-    """Learning-rate sweeps: each variant at the suite's tune cell, several rates and seeds."""
+    """Train the learning-rate sweep of the suite: one cell of every variant, at several rates."""
     from isoflop.bench.plan import sweep_cells
     from isoflop.bench.shard import share
     from isoflop.cli.progress import train
@@ -159,11 +189,11 @@ def tune(
         if path.exists():
             losses.setdefault((cell.variant, cell.learning_rate), []).append(read_record(path).loss)
     rows = []
-    for (variant, rate), found in losses.items():
-        finished = [loss for loss in found if loss is not None]
+    for (variant, rate), by_seed in losses.items():
+        finished = [loss for loss in by_seed if loss is not None]
         mean = sum(finished) / len(finished) if finished else None
         row = {"variant": variant, "learning_rate": rate, "mean_loss": mean}
-        rows.append(row | {"seeds_finished": f"{len(finished)} of {len(found)}"})
+        rows.append(row | {"seeds_finished": f"{len(finished)} of {len(by_seed)}"})
     show(rows, f"Learning-rate sweeps of {described.name}", as_json)
     if not as_json:
         print(f"`isoflop report {directory}` draws them beside the suite's records")
@@ -171,14 +201,44 @@ def tune(
 
 
 def say_missing(cells: list[Cell], records: Path) -> None:
-    """On stderr, how many cells have no record: other machines may have yet to bring theirs."""
+    """Print on stderr how many cells have no record: other machines may still train theirs."""
     absent = sum(not (records / f"{cell.id}.json").exists() for cell in cells)
     if absent:
         print(f"{absent} of {len(cells)} cells have no record in {records} yet", file=sys.stderr)
 
 
+def find_device(name: str) -> Device:
+    """A device by name, as predictions know it.
+
+    Raises:
+        IsoflopError: there is none of that name.
+    """
+    from isoflop.bench.cost import DEVICES, local_cpu
+
+    known = ["cpu", *DEVICES]
+    if name not in known:
+        raise IsoflopError(
+            f"--device: no device {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}"
+        )
+    return local_cpu() if name == "cpu" else DEVICES[name]
+
+
+def at_a_time(device: Device) -> int:
+    """Cells that train at a time: as many as this machine has cores, or one on a GPU."""
+    from isoflop.bench.run import devices
+
+    return len(devices()) if device.name == "cpu" else 1
+
+
+def minutes(cells: list[Cell], device: Device) -> float:
+    """The predicted time of cells on a device; a rough figure."""
+    from isoflop.bench.cost import predict_seconds
+
+    return sum(predict_seconds(cell, device) for cell in cells) / at_a_time(device) / 60
+
+
 def load_cells(name: str, seeds: int | None = None) -> tuple[Suite, list[Cell]]:
-    """A suite and its cells, with so many seeds each if not the suite's own."""
+    """A suite and its cells, with the first `seeds` seeds of `first_seeds` if that is given."""
     from isoflop.bench.plan import plan
 
     suite = load_suite(name)

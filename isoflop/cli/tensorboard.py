@@ -1,4 +1,4 @@
-"""TensorBoard scalars of a run, one run folder a cell."""
+"""TensorBoard scalars of a run, a folder for each cell."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isoflop.cli.console import short
+from isoflop.analysis.report.format import flops
 from isoflop.results.errors import IsoflopError
 
 if TYPE_CHECKING:  # the option is checked before torch is loaded
@@ -51,7 +51,7 @@ TensorBoard = Annotated[
 def run_name(cell: Cell) -> str:
     """The cell's folder below the directory, which TensorBoard shows as the run's name."""
     rate = f"lr{cell.learning_rate:.3g}"
-    name = f"{cell.size.name}-{short(cell.budget)}-{rate}-seed{cell.seed}-{cell.id}"
+    name = f"{cell.size.name}-{flops(cell.budget)}-{rate}-seed{cell.seed}-{cell.id}"
     return f"{cell.variant}/{name}"
 
 
@@ -114,7 +114,7 @@ class _Run:
                 )
 
     def _curve(self, points: list[tuple[int, float]]) -> None:
-        from isoflop.bench.train import learning_rate_at
+        from isoflop.bench.step import learning_rate_at
 
         cell = self.cell
         for step, loss in points:

@@ -31,11 +31,13 @@ def test_variants_are_ordered_as_people_count() -> None:
 def test_a_variant_that_never_finished_is_still_shown() -> None:
     records = simulate({"dense": 1.0, "peer": 1.5}, BUDGETS, octaves=OCTAVES)
     broken = [
-        one.model_copy(update={"status": "failed", "loss": None}) if one.variant == "peer" else one
-        for one in records
+        record.model_copy(update={"status": "failed", "loss": None})
+        if record.variant == "peer"
+        else record
+        for record in records
     ]
     analysis = analyse(broken, samples=10)
-    assert [each.variant for each in analysis.standings] == ["dense", "peer"]
+    assert [standing.variant for standing in analysis.standings] == ["dense", "peer"]
     assert "no finished cell" in analysis.standings[1].reason
     assert len(analysis.missing("peer")) == len(analysis.finished) == 15
 
@@ -49,6 +51,6 @@ def test_every_part_is_there() -> None:
     assert analysis.budgets == BUDGETS
     assert set(analysis.holdouts) == set(truth)
     assert [sweep.budget for sweep in analysis.granularity_sweeps] == list(BUDGETS)
-    assert [one.variant for one in analysis.rate_sweeps] == ["dense"]
+    assert [sweep.variant for sweep in analysis.rate_sweeps] == ["dense"]
     assert set(analysis.sensitivity) == set(truth)
     assert analysis.samples == 50

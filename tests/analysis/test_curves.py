@@ -11,8 +11,8 @@ BUDGETS = (1e14, 4e14, 1.6e15)
 OCTAVES = (-1.0, -0.5, 0.0, 0.5, 1.0)
 
 
-def changed(one: Record, **fields: object) -> Record:
-    return one.model_copy(update=fields)
+def changed(record: Record, **fields: object) -> Record:
+    return record.model_copy(update=fields)
 
 
 def only(records: list[Record]) -> Curve:
@@ -24,7 +24,8 @@ def bowl(vertex: float = 1.2e6, bend: float = 0.03) -> list[Record]:
     """Five sizes whose losses lie on a parabola."""
     cells = [record("dense", 1e14, size) for size in (4e5, 8e5, 1.6e6, 3.2e6, 6.4e6)]
     return [
-        changed(one, loss=3.0 + bend * np.log(one.parameters.active / vertex) ** 2) for one in cells
+        changed(cell, loss=3.0 + bend * np.log(cell.parameters.active / vertex) ** 2)
+        for cell in cells
     ]
 
 
@@ -74,20 +75,20 @@ def test_total_parameters_are_an_axis_too() -> None:
 def test_seeds_of_a_cell_make_one_point() -> None:
     (curve,), _ = fit_curves(simulate({"dense": 1.0}, (1e14,), octaves=OCTAVES, seeds=3))
     assert len(curve.loss) == len(OCTAVES)
-    assert curve.loss[2] == pytest.approx(np.mean([one.loss for one in curve.cells[2]]))
-    assert [one.seed for one in curve.cells[0]] == [0, 1, 2]
+    assert curve.loss[2] == pytest.approx(np.mean([run.loss for run in curve.cells[2]]))
+    assert [run.seed for run in curve.cells[0]] == [0, 1, 2]
 
 
-def test_the_noise_is_found() -> None:
-    found: list[Noise] = []
+def test_the_noise_is_estimated() -> None:
+    noises: list[Noise] = []
     for random in range(20):
         records = simulate(
             {"dense": 1.0, "peer": 1.5}, BUDGETS, octaves=OCTAVES, noise=0.01, random=random
         )
-        found.append(fit_curves(records, samples=0)[1])
-    assert np.mean([noise.fit**2 for noise in found]) == pytest.approx(0.01**2, rel=0.2)
-    assert {noise.seed for noise in found} == {0.0}
-    assert {noise.degrees for noise in found} == {12}
+        noises.append(fit_curves(records, samples=0)[1])
+    assert np.mean([noise.fit**2 for noise in noises]) == pytest.approx(0.01**2, rel=0.2)
+    assert {noise.seed for noise in noises} == {0.0}
+    assert {noise.degrees for noise in noises} == {12}
 
 
 def test_seeds_are_noise_not_certainty() -> None:
@@ -97,8 +98,8 @@ def test_seeds_are_noise_not_certainty() -> None:
     for seeds in (1, 8):
         records = simulate({"dense": 1.0}, BUDGETS, octaves=OCTAVES, seeds=seeds, noise=1e-4)
         bumped = [
-            changed(one, loss=(one.loss or 0) + bumps[index // seeds % len(OCTAVES)])
-            for index, one in enumerate(records)
+            changed(record, loss=(record.loss or 0) + bumps[index // seeds % len(OCTAVES)])
+            for index, record in enumerate(records)
         ]
         curve = fit_curves(bumped)[0][-1]
         widths.append(curve.parabola.loss.high - curve.parabola.loss.low)
@@ -106,7 +107,7 @@ def test_seeds_are_noise_not_certainty() -> None:
 
 
 def test_intervals_cover_at_their_nominal_rate() -> None:
-    """95% intervals of optimum and loss, one seed and three, counted over 200 simulated suites."""
+    """Of optimum and loss, with one and three seeds, over 100 simulated suites each."""
     for seeds in (1, 3):
         inside = []
         for random in range(100):
@@ -120,21 +121,21 @@ def test_intervals_cover_at_their_nominal_rate() -> None:
         assert 0.90 <= np.mean(inside) <= 0.99, seeds
 
 
-def test_the_same_records_give_the_same_draws_in_any_order() -> None:
+def test_the_same_records_give_the_same_samples_in_any_order() -> None:
     records = simulate({"dense": 1.0, "peer": 1.5}, BUDGETS, octaves=OCTAVES, seeds=2)
-    first, _ = fit_curves(records)
-    second, _ = fit_curves(records[::-1])
-    for one, other in zip(first, second, strict=True):
-        np.testing.assert_array_equal(one.parabola.lowest, other.parabola.lowest)
+    forward, _ = fit_curves(records)
+    backward, _ = fit_curves(records[::-1])
+    for curve, same in zip(forward, backward, strict=True):
+        np.testing.assert_array_equal(curve.parabola.lowest, same.parabola.lowest)
 
 
-def test_without_anything_to_tell_the_noise_there_is_no_interval() -> None:
+def test_without_an_estimate_of_the_noise_there_is_no_interval() -> None:
     curves, noise = fit_curves(simulate({"dense": 1.0}, (1e14,), octaves=(-1, 0, 1)))
     assert noise.degrees == 0
     assert np.isnan(curves[0].parabola.loss.low)
 
 
-def test_seeds_alone_tell_the_noise() -> None:
+def test_seeds_alone_give_the_noise() -> None:
     _, noise = fit_curves(
         simulate({"dense": 1.0}, BUDGETS, octaves=(-1, 0, 1), seeds=40, noise=0.02)
     )
@@ -166,6 +167,6 @@ def test_a_cell_twice_is_refused() -> None:
 
 
 def test_no_finished_record_is_refused() -> None:
-    failed = [changed(one, status="failed", loss=None) for one in simulate({"dense": 1.0})]
+    failed = [changed(record, status="failed", loss=None) for record in simulate({"dense": 1.0})]
     with pytest.raises(AnalysisError, match="no finished cell among 20 records"):
         fit_curves(failed)

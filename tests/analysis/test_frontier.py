@@ -39,19 +39,19 @@ def test_it_agrees_with_the_general_fit() -> None:
     ours = fit_frontier(BUDGETS, losses[None])
     general = fit(LAWS["frontier"], {"C": BUDGETS, "L": losses}, delta=1.0)
     assert ours
-    # they differ in that one weighs losses and the other their logarithms
+    # they differ: ours weighs losses, the other their logarithms
     np.testing.assert_allclose(ours.predict(BUDGETS)[0], general.predict({"C": BUDGETS}), atol=5e-4)
 
 
-def test_every_draw_is_fitted_by_itself() -> None:
+def test_every_sample_is_fitted_by_itself() -> None:
     samples = np.stack([law(BUDGETS), law(BUDGETS, floor=1.2, alpha=0.1)])
-    both = fit_frontier(BUDGETS, samples)
-    assert both
+    together = fit_frontier(BUDGETS, samples)
+    assert together
     for row, losses in enumerate(samples):
         alone = fit_frontier(BUDGETS, losses[None])
         assert alone
-        assert both.floor[row] == pytest.approx(alone.floor[0], abs=1e-9)
-        assert both.alpha[row] == pytest.approx(alone.alpha[0], abs=1e-9)
+        assert together.floor[row] == pytest.approx(alone.floor[0], abs=1e-9)
+        assert together.alpha[row] == pytest.approx(alone.alpha[0], abs=1e-9)
 
 
 def test_least_squares_cannot_be_improved() -> None:
@@ -93,7 +93,7 @@ def test_few_budgets_are_said_to_be_few() -> None:
     assert "only 2 budgets" in two.status
     np.testing.assert_allclose(two.predict(BUDGETS[:2])[0], law(BUDGETS[:2]))
     assert three
-    assert "unchecked" in three.status
+    assert "cannot be checked" in three.status
     np.testing.assert_allclose(three.predict(BUDGETS[:3])[0], law(BUDGETS[:3]), atol=1e-6)
 
 

@@ -58,6 +58,10 @@ def test_variants_that_differ_in_more_than_granularity_are_no_sweep() -> None:
 def test_untrusted_optima_are_left_out() -> None:
     options = {f"moe-g{g}": {"granularity": g} for g in (1, 2, 4, 8)}
     records = simulate(dict.fromkeys(options, 1.0), BUDGETS[:1], octaves=OCTAVES, options=options)
-    kept = [one for index, one in enumerate(records) if one.variant != "moe-g2" or index % 5 < 3]
+    kept = [
+        record
+        for index, record in enumerate(records)
+        if record.variant != "moe-g2" or index % 5 < 3
+    ]
     (sweep,) = granularity_sweeps(fit_curves(kept, samples=10)[0])
     assert sweep.values.tolist() == [1, 4, 8]

@@ -1,4 +1,4 @@
-"""HoldOut validation: a law that holds predicts, one that bends does not."""
+"""Extrapolation tests: a law that holds predicts the held-out budget, one that bends does not."""
 
 import numpy as np
 import pytest
@@ -18,10 +18,14 @@ def of(records: list[Record]) -> tuple[HoldOut, ...]:
 
 
 def test_a_law_that_holds_predicts_the_largest_budget() -> None:
-    found = of(simulate({"dense": 1.0}, BUDGETS, octaves=OCTAVES, noise=1e-6))
-    assert [one.budgets.tolist() for one in found] == [list(BUDGETS[:2]), list(BUDGETS[:3])]
-    assert found[-1].error.value == pytest.approx(0, abs=0.01)
-    assert found[-1].compute.value == pytest.approx(1, abs=0.05)
+    holdouts = of(simulate({"dense": 1.0}, BUDGETS, octaves=OCTAVES, noise=1e-6))
+    assert [holdout.budgets.tolist() for holdout in holdouts] == [
+        list(BUDGETS[:2]),
+        list(BUDGETS[:3]),
+    ]
+    assert holdouts[-1].held_out == BUDGETS[-1]
+    assert holdouts[-1].error.value == pytest.approx(0, abs=0.01)
+    assert holdouts[-1].compute.value == pytest.approx(1, abs=0.05)
 
 
 def test_it_is_called_a_failure_at_the_nominal_rate() -> None:
@@ -35,13 +39,15 @@ def test_it_is_called_a_failure_at_the_nominal_rate() -> None:
 @pytest.mark.parametrize("nats", [-0.15, 0.15])
 def test_a_bend_at_the_largest_budget_is_a_failure(nats: float) -> None:
     bent = [
-        one.model_copy(update={"loss": (one.loss or 0) + nats * (one.budget == BUDGETS[-1])})
-        for one in simulate({"dense": 1.0}, BUDGETS, octaves=OCTAVES)
+        record.model_copy(
+            update={"loss": (record.loss or 0) + nats * (record.budget == BUDGETS[-1])}
+        )
+        for record in simulate({"dense": 1.0}, BUDGETS, octaves=OCTAVES)
     ]
     last = of(bent)[-1]
     assert last.failed
     assert last.error.value == pytest.approx(-nats, abs=0.03)
-    # a law that predicts too high a loss needs more compute to reach the loss found
+    # a law that predicts too high a loss needs more compute to reach the measured loss
     assert (last.compute.value > 1) == (nats < 0)
 
 
@@ -57,8 +63,8 @@ def test_the_price_is_that_of_the_budgets_fitted() -> None:
     records = simulate({"dense": 1.0}, BUDGETS, octaves=OCTAVES)
     cheap, dear = of(records)
     assert cheap.spent == pytest.approx(5 * sum(BUDGETS[:2]), rel=0.01)
-    assert dear.spent == sum(one.flops for one in records if one.budget < BUDGETS[-1])
+    assert dear.spent == sum(record.flops for record in records if record.budget < BUDGETS[-1])
 
 
-def test_two_budgets_have_no_rollout() -> None:
+def test_with_two_budgets_nothing_is_held_out() -> None:
     assert of(simulate({"dense": 1.0}, BUDGETS[:2], octaves=OCTAVES)) == ()

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from isoflop.analysis.parabola import estimate, fit_parabola, projector
+from isoflop.analysis.estimate import estimate
+from isoflop.analysis.parabola import fit_parabola, projector
 
 LOG_X = np.log([1.0, 2.0, 4.0, 8.0, 16.0])
 
 
-def test_every_draw_is_fitted_by_itself() -> None:
+def test_every_sample_is_fitted_by_itself() -> None:
     vertices = np.log([3.0, 5.0, 7.0])
     losses = 2 + 0.1 * (LOG_X - vertices[:, None]) ** 2
     fit = fit_parabola(LOG_X, losses)
@@ -18,7 +19,7 @@ def test_every_draw_is_fitted_by_itself() -> None:
     assert fit.status == "ok"
 
 
-def test_draws_are_held_to_the_grid() -> None:
+def test_minima_are_limited_to_the_grid() -> None:
     outside, concave_left, concave_right = (
         0.1 * (LOG_X - 9) ** 2,
         -0.1 * (LOG_X - 2) ** 2,
@@ -46,14 +47,14 @@ def test_two_points_at_one_place_are_one_place() -> None:
     assert fit_parabola(log_x, (log_x[None] - 0.5) ** 2).status == "few"
 
 
-def test_a_minimum_whose_interval_reaches_the_edge_is_unsettled() -> None:
+def test_a_minimum_whose_interval_reaches_the_edge_is_noticed() -> None:
     clear = fit_parabola(LOG_X, np.tile((LOG_X - 1.4) ** 2, (100, 1)))
     vertices = np.linspace(1.4, 3.0, 100)[:, None]
-    assert not clear.unsettled
-    assert fit_parabola(LOG_X, (LOG_X - vertices) ** 2).unsettled
+    assert not clear.reaches_edge
+    assert fit_parabola(LOG_X, (LOG_X - vertices) ** 2).reaches_edge
 
 
-def test_an_estimate_is_draw_zero_within_the_percentiles_of_the_rest() -> None:
+def test_an_estimate_is_sample_zero_with_the_percentiles_of_the_rest() -> None:
     assert estimate(np.concatenate([[5.0], np.arange(1001)])) == (5.0, 25.0, 975.0)
     alone = estimate(np.array([5.0]))
     assert alone.value == 5.0

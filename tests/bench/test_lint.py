@@ -2,16 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from isoflop.bench.lint import (
-    CHECKS,
-    ESSENTIAL,
-    LintError,
-    lint,
-    read_options,
-    refuse,
-    refuse_files,
-    with_class,
-)
+from isoflop.bench.checks import CHECKS, ESSENTIAL
+from isoflop.bench.lint import LintError, lint, read_options, refuse, refuse_files, with_class
 from tests.bench.cells import tiny_cells
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
@@ -148,7 +140,7 @@ def test_a_sound_layer_passes_every_check(tmp_path: Path) -> None:
 def test_each_fault_is_found_by_its_check_in_one_line(tmp_path: Path, fault: str) -> None:
     check, _, _, text = FAULTS[fault]
     name = faulty(tmp_path, fault)
-    finding = next(one for one in lint(name) if not one.ok)
+    finding = next(finding for finding in lint(name) if not finding.ok)
     assert finding.check == check
     assert text in finding.fix
     assert "\n" not in finding.fix

@@ -73,7 +73,7 @@ def test_the_learning_rate_follows_the_transfer_rule() -> None:
     assert cells[0].learning_rate == pytest.approx(1e-2 / 2)
 
 
-def test_a_bracket_varies_the_rate_of_the_tune_cell() -> None:
+def test_a_sweep_varies_the_rate_of_the_tune_cell() -> None:
     tune = {"size": "s", "budget": 5e8, "factors": [0.5, 1.0, 2.0], "seeds": [0, 1]}
     cells = sweep_cells(tiny_suite(tune=tune), "tiny.toml")
     assert len({cell.id for cell in cells}) == 2 * 3 * 2
@@ -100,7 +100,7 @@ def test_a_layer_file_runs_from_its_source_and_leaves_no_bytecode(tmp_path: Path
     path = tmp_path / "mine.py"
     path.write_text(LAYER_FILE)
     find_layer(f"{path}:Nothing")
-    assert [one.name for one in tmp_path.iterdir()] == ["mine.py"]
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.py"]
 
 
 def test_a_layer_file_is_used_without_touching_the_package(tmp_path: Path) -> None:
@@ -121,13 +121,20 @@ def test_a_layer_file_is_used_without_touching_the_package(tmp_path: Path) -> No
     [
         ("raise RuntimeError('no')", "A", "cannot be imported: RuntimeError"),
         ("A = 3", "A", "is not a class derived from isoflop.Layer"),
-        ("", "A", "is not a class derived from isoflop.Layer"),
+        ("", "A", "no class 'A'; layers there: none$"),
+        (
+            LAYER_FILE,
+            "Nothng",
+            r"no class 'Nothng' \(did you mean 'Nothing'\?\); layers there: Nothing",
+        ),
+        ("import beside", "A", "No module named 'beside'.*; beside lies beside the file: set PYTH"),
     ],
 )
 def test_a_bad_layer_file_is_refused(
     tmp_path: Path, text: str, attribute: str, message: str
 ) -> None:
-    path = tmp_path / f"bad{len(text)}.py"
+    (tmp_path / "beside").mkdir(exist_ok=True)
+    path = tmp_path / "bad.py"
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         find_layer(f"{path}:{attribute}")
@@ -135,7 +142,7 @@ def test_a_bad_layer_file_is_refused(
 
 def test_a_class_derived_from_ours_has_a_name_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "derived.py"
-    path.write_text("from models import Dense\n\nclass Mine(Dense):\n    pass\n")
+    path.write_text("from isoflop.models import Dense\n\nclass Mine(Dense):\n    pass\n")
     assert find_layer(f"{path}:Mine").name == "derived.py:Mine"
     assert find_layer("dense").name == "dense"
 
@@ -143,7 +150,10 @@ def test_a_class_derived_from_ours_has_a_name_of_its_own(tmp_path: Path) -> None
 def test_options_are_completed_and_checked() -> None:
     assert complete_options(PEER, {"heads": 2})["n_experts"] == 1024**2
     for options, message in (
-        ({"head": 2}, "head: unknown option of layer peer; known: n_experts, heads"),
+        (
+            {"head": 2},
+            r"head: unknown option of layer peer \(did you mean 'heads'\?\); known: n_exp",
+        ),
         ({"heads": "2"}, "heads: Input should be a valid integer"),
         ({"query_norm": "instance"}, "query_norm: Input should be 'batch', 'layer' or 'none'"),
         ({"n_experts": 80}, "80 keys are no square"),

@@ -11,7 +11,7 @@ import pytest
 
 from isoflop.bench.run import ALLOCATOR, Event, RunError, _interrupt_afterwards, missing, run_cells
 from isoflop.models import LAYERS
-from isoflop.results.record import read_records
+from isoflop.results.record import load_records
 from tests.bench.cells import TINY, tiny_cells
 
 # Cells of a second or two, so that there is time to kill them.
@@ -92,12 +92,12 @@ def test_a_killed_run_keeps_what_finished_and_goes_on(tmp_path: Path, kind: sign
         assert process.returncode == 130
         assert "interrupted; finished records are whole" in output
         assert "Traceback" not in output
-    before = {r.cell: r for r in read_records(records)}
+    before = {r.cell: r for r in load_records(records)}
     assert 2 <= len(before) < 4
     again = start(tmp_path)
     output, _ = again.communicate(timeout=120)
     assert f"{4 - len(before)} of 4 cells to train" in output
-    after = {r.cell: r for r in read_records(records)}
+    after = {r.cell: r for r in load_records(records)}
     assert len(after) == 4
     assert all(after[cell] == record for cell, record in before.items())
     output, _ = start(tmp_path).communicate(timeout=60)
@@ -139,7 +139,7 @@ def test_a_worker_that_dies_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> 
         "dense": TINY["variants"]["dense"],
     }
     finish(tmp_path / "records", variants)
-    records = {r.variant: r for r in read_records(tmp_path / "records")}
+    records = {r.variant: r for r in load_records(tmp_path / "records")}
     assert records["dense"].status == "finished"
     assert records["killed"].status == "failed"
     assert (
@@ -164,7 +164,7 @@ def test_a_full_disk_is_one_line_and_keeps_finished_records(
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(RunError, match="No space left on device; finished records are whole"):
         finish(tmp_path / "records")
-    assert len(read_records(tmp_path / "records")) == 1
+    assert len(load_records(tmp_path / "records")) == 1
 
 
 def test_records_do_not_depend_on_the_process(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_records_do_not_depend_on_the_process(tmp_path: Path) -> None:
 
     cell = tiny_cells()[0]
     finish(tmp_path / "records")
-    there = next(r for r in read_records(tmp_path / "records") if r.cell == cell.id)
+    there = next(r for r in load_records(tmp_path / "records") if r.cell == cell.id)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     here = train_cell(cell, prepare(cell.corpus), torch.device("cpu"), tmp_path)

@@ -4,7 +4,20 @@ from typing import Any
 import pytest
 
 from isoflop.bench.plan import plan
-from isoflop.bench.suite import SHIPPED, SuiteError, load_suite
+from isoflop.bench.suite import (
+    SHIPPED,
+    Budget,
+    Corpus,
+    Shape,
+    Suite,
+    SuiteError,
+    Training,
+    Transfer,
+    Tune,
+    Variant,
+    first_seeds,
+    load_suite,
+)
 
 GOOD = """
 [training]
@@ -52,13 +65,13 @@ def test_shipped_suites_load_and_can_be_planned(path: Path) -> None:
         (
             'layer = "dense"',
             'layer = "dens"',
-            "variants.dense.layer: no layer 'dens'; known: dense",
+            "variants.dense.layer: no layer 'dens' (did you mean 'dense'?); known: dense",
         ),
         ('layer = "dense"', 'layer = "no.py:A"', "variants.dense.layer: no file no.py"),
         (
             "1e-2 }",
             "1e-2, options = { ration = 2 } }",
-            "options: ration: unknown option of layer dense; known: activation, ratio",
+            "options: ration: unknown option of layer dense (did you mean 'ratio'?); known",
         ),
         (
             "1e-2 }",
@@ -76,6 +89,16 @@ def test_shipped_suites_load_and_can_be_planned(path: Path) -> None:
             "flops = 1e9",
             'flops = 1e9\nvariants = ["moe"]',
             "budgets.0.variants: no variant 'moe' in",
+        ),
+        (
+            "flops = 1e9",
+            'flops = 1e9\nsizes = ["S"]',
+            "'S' in [sizes] (did you mean 's'?); known: s",
+        ),
+        (
+            "flops = 1e9",
+            'flops = 1e9\nvariants = ["densest"]',
+            "(did you mean 'dense'?); known: dense",
         ),
         ("batch = 4", "batch = 4\nmicro_batch = 3", "training.micro_batch: 3 must divide"),
         ("[training]", "[training", "not TOML"),
@@ -97,3 +120,17 @@ def test_a_bad_suite_is_one_line_naming_file_key_and_remedy(
 def test_a_suite_that_is_not_there_lists_the_shipped_ones() -> None:
     with pytest.raises(SuiteError, match=r"nowhere: No such file.*ci, .*quick"):
         load_suite("nowhere")
+    with pytest.raises(SuiteError, match=r" \(did you mean 'quick'\?\); give .* one of: .*quick"):
+        load_suite("qick")
+
+
+def test_the_first_seeds_are_the_suite_s_then_the_smallest_unused() -> None:
+    suite = load_suite("ci").model_copy(update={"seeds": [4, 1]})
+    assert first_seeds(suite, 1) == [4]
+    assert first_seeds(suite, 5) == [4, 1, 0, 2, 3]
+
+
+def test_every_field_says_what_it_means() -> None:
+    tables = [Suite, Budget, Corpus, Shape, Training, Transfer, Tune, Variant]
+    silent = [(t, key) for t in tables for key, f in t.model_fields.items() if not f.description]
+    assert not silent

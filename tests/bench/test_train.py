@@ -12,8 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 import isoflop.bench.train
 from isoflop.bench.data import Tokens, prepare
 from isoflop.bench.plan import Cell, plan
+from isoflop.bench.step import Trainer, learning_rate_at, make_optimizer
 from isoflop.bench.suite import Training, load_suite
-from isoflop.bench.train import Progress, Trainer, learning_rate_at, make_optimizer, train_cell
+from isoflop.bench.train import Progress, train_cell
 from isoflop.models import Decoder
 from isoflop.results.record import Record, read_record, write_record
 from tests.bench.cells import TINY, tiny_cells
@@ -258,8 +259,8 @@ def test_reports_together_hold_the_curve_once_also_of_a_resumed_cell(
     with pytest.raises(KeyboardInterrupt):
         train_cell(cell, tokens, CPU, tmp_path, stop)
     assert len(seen) > 2
-    assert [step for one in seen for step, _ in one.curve] == [one.step for one in seen]
+    assert [step for p in seen for step, _ in p.curve] == [p.step for p in seen]
     seen.clear()
     record = train_cell(cell, tokens, CPU, tmp_path, seen.append)
     assert len(seen[0].curve) > 1  # from the checkpoint
-    assert [entry for one in seen for entry in one.curve] == record.curve
+    assert [entry for p in seen for entry in p.curve] == record.curve

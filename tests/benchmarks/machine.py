@@ -1,4 +1,4 @@
-"""What the benchmarks run on, and how fast it copies and multiplies: the limits on others."""
+"""The device that the benchmarks run on, and its rates of copies and products: the limits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cache
 
 import torch
 
-from isoflop.bench.train import device_name
+from isoflop.bench.machine import device_name
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
@@ -21,6 +21,7 @@ def synchronize() -> None:
 
 
 def seconds(function: Callable[[], object], repeats: int = 1) -> float:
+    """Wall-clock seconds of all repeats, the device's work included."""
     synchronize()
     start = time.perf_counter()
     for _ in range(repeats):
@@ -31,7 +32,7 @@ def seconds(function: Callable[[], object], repeats: int = 1) -> float:
 
 @cache
 def bandwidth() -> float:
-    """Bytes per second of a copy, read and write counted, of tensors that no cache holds."""
+    """Bytes per second of a copy of tensors larger than any cache; read and write both count."""
     a = torch.zeros(2**28, dtype=torch.uint8, device=DEVICE)
     b = torch.zeros_like(a)
     return 2 * a.numel() / min(seconds(lambda: b.copy_(a)) for _ in range(8))
@@ -46,7 +47,7 @@ def matmul_rate() -> float:
 
 
 def describe() -> dict[str, object]:
-    """A `Machine` of `isoflop.analysis.report.benchmarks`: the device, and not whose it is."""
+    """A `Machine` of `isoflop.analysis.report.benchmarks`, without the name of the host."""
     return {
         "kind": "GPU" if GPU else "CPU",
         "device": device_name(DEVICE),

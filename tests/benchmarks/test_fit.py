@@ -116,4 +116,4 @@ def test_against_vpnls(benchmark, points, method, resolution):
 def test_a_thousand_bootstrap_refits(benchmark, points):
     fitted = benchmark.pedantic(fit, (CHINCHILLA, points), {"bootstrap": 1000}, rounds=5)
     benchmark.extra_info["a"] = [fitted.derived["a"], *fitted.derived_intervals["a"]]
-    benchmark.extra_info["draws that converged"] = len(fitted.draws)
+    benchmark.extra_info["samples that converged"] = len(fitted.samples)

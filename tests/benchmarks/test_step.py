@@ -19,8 +19,9 @@ from isoflop.bench.cost import DEVICES
 from isoflop.bench.data import prepare
 from isoflop.bench.plan import Cell, plan
 from isoflop.bench.run import workers
+from isoflop.bench.step import Trainer
 from isoflop.bench.suite import Suite, load_suite
-from isoflop.bench.train import Trainer, train_cell
+from isoflop.bench.train import train_cell
 from isoflop.models import ops
 from isoflop.models.decoder import causal_attention
 from tests.benchmarks.machine import DEVICE, GPU, matmul_rate, seconds
@@ -73,7 +74,7 @@ def test_step_reaches_a_third_of_the_matmul_rate(benchmark: Any) -> None:
 def test_step_on_a_gpu(benchmark: Any, variant: str) -> None:
     """The largest size of the `h100` suite, width 768: dense at 40% or more of the bf16 peak.
 
-    The peak is the maker's figure or, of a GPU that `bench.cost` does not know, a large product's.
+    The peak is the manufacturer's figure or, for a GPU unknown to `bench.cost`, a large product's.
     """
     cell = next(
         c for c in plan(load_suite("h100"), "h100") if (c.variant, c.size.name) == (variant, "xl")
@@ -101,7 +102,7 @@ def test_step_on_a_gpu(benchmark: Any, variant: str) -> None:
 def test_step_is_nearly_all_of_a_quick_cell(benchmark: Any, tmp_path: Path, variant: str) -> None:
     """Data, logging, evaluation and bookkeeping take under 5% of a quick cell's time.
 
-    Of the middle of the suite's budgets: evaluation costs the same for all, so that its share is
+    At the middle budget of the suite: evaluation costs the same at every budget, so its share is
     larger in the smallest cells (8% for dense) and smaller in those that take most of the time.
     """
     threads = torch.get_num_threads()
@@ -133,24 +134,24 @@ def test_step_is_nearly_all_of_a_quick_cell(benchmark: Any, tmp_path: Path, vari
 
 
 def plain_operators(patch: pytest.MonkeyPatch) -> None:
-    """Layers on their definitions: gather, einsum, and topk of all scores."""
+    """Make the layers run the references: gather, einsum, and topk of all scores."""
     for module, name in (
         ("moe", "expert_ffn"),
         ("peer", "expert_mix"),
         ("pkm", "value_sum"),
         ("product_keys", "product_key_topk"),
     ):
-        plain = partial(getattr(ops, name), backend="reference")
-        patch.setattr(f"models.{module}.{name}", plain)
+        reference = partial(getattr(ops, name), backend="reference")
+        patch.setattr(f"isoflop.models.{module}.{name}", reference)
 
 
 def plain(patch: pytest.MonkeyPatch) -> None:
-    """As one writes it who does not care for speed: torch's attention, too."""
+    """The straightforward implementation: the references, and torch's attention."""
     plain_operators(patch)
     patch.setattr("isoflop.models.decoder.causal_attention", fused)
 
 
-SIDES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+IMPLEMENTATIONS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "plain": plain,
     "plain operators": plain_operators,
     "ours": lambda patch: None,
@@ -158,7 +159,7 @@ SIDES: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
 
 
 def time_the_quick_suite() -> dict[str, dict[str, float]]:
-    """Seconds of training by side and variant: steps of every size, times how many there are."""
+    """Seconds of training by implementation and variant: one step of every size times its steps."""
     torch.set_num_threads(1)  # as the suite trains
     steps: dict[tuple[str, str], int] = {}
     cells = {}
@@ -166,35 +167,35 @@ def time_the_quick_suite() -> dict[str, dict[str, float]]:
         key = cell.variant, cell.size.name
         steps[key] = steps.get(key, 0) + cell.steps
         cells[key] = cell
-    total = {side: dict.fromkeys(sorted({v for v, _ in cells}), 0.0) for side in SIDES}
+    total = {name: dict.fromkeys(sorted({v for v, _ in cells}), 0.0) for name in IMPLEMENTATIONS}
     for (variant, size), cell in cells.items():
         shape = cell.training.batch, cell.training.context + 1
         windows = np.random.default_rng(0).integers(0, cell.corpus.vocabulary, shape)
-        trainers = {side: Trainer(cell, CPU) for side in SIDES}
-        times: dict[str, list[float]] = {side: [] for side in SIDES}
+        trainers = {name: Trainer(cell, CPU) for name in IMPLEMENTATIONS}
+        times: dict[str, list[float]] = {name: [] for name in IMPLEMENTATIONS}
         for turn in range(ROUNDS):
-            for side in sorted(SIDES, reverse=turn % 2 == 0):
+            for name in sorted(IMPLEMENTATIONS, reverse=turn % 2 == 0):
                 with pytest.MonkeyPatch.context() as patch:
-                    SIDES[side](patch)
-                    times[side].append(seconds(partial(trainers[side].step, 1, windows)))
-        for side, found in times.items():
-            total[side][variant] += steps[variant, size] * median(found)
+                    IMPLEMENTATIONS[name](patch)
+                    times[name].append(seconds(partial(trainers[name].step, 1, windows)))
+        for name, measured in times.items():
+            total[name][variant] += steps[variant, size] * median(measured)
     return total
 
 
 def test_step_of_the_quick_suite_against_the_plain_one(
     benchmark: Any, request: pytest.FixtureRequest
 ) -> None:
-    """Training the whole suite takes the plain definitions 1.5 times as long or longer.
+    """Training the whole suite takes 1.5 times as long or longer with plain implementations.
 
-    In a worker process like the suite's own, which keeps freed memory: without that the plain side,
-    with its large tensors, is slower still.
+    In a worker process like the suite's own, which keeps freed memory: without that the plain
+    implementation, with its large tensors, is slower still.
     """
     with workers() as context, context.Pool(1) as pool:
         total = benchmark.pedantic(pool.apply, args=(time_the_quick_suite,), rounds=1)
 
-    def ratio(side: str, *chosen: str) -> float:
-        return sum(total[side][v] for v in chosen) / sum(total["ours"][v] for v in chosen)
+    def ratio(name: str, *chosen: str) -> float:
+        return sum(total[name][v] for v in chosen) / sum(total["ours"][v] for v in chosen)
 
     variants = list(total["ours"])
     ratios = {variant: ratio("plain", variant) for variant in variants}

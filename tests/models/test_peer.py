@@ -37,8 +37,8 @@ def test_heads_share_experts_and_by_default_keys() -> None:
     shared = PEER(8, n_experts=16, heads=4, top_k=2, d_key=4)
     assert shared.up_ND.shape == shared.down_ND.shape == (16, 8)
     assert shared.retrieval.keys.shape[1] == 1
-    own = PEER(8, n_experts=16, heads=4, top_k=2, d_key=4, shared_keys=False)
-    assert own.retrieval.keys.shape[1] == 4
+    separate = PEER(8, n_experts=16, heads=4, top_k=2, d_key=4, shared_keys=False)
+    assert separate.retrieval.keys.shape[1] == 4
 
 
 def test_defaults_are_the_paper_s() -> None:

@@ -7,95 +7,90 @@ let charts = [];
 
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-const forms = {
-  plain: (value) => String(Number(value.toPrecision(4))),
-  multiple: (value) => Number(value.toPrecision(4)) + "x",
-  flops: (value) => value.toExponential(2).replace(/\.?0*e\+?/, "e"),
-  si: (value) => {
-    for (const [scale, prefix] of [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"]])
-      if (value >= scale) return Number((value / scale).toPrecision(3)) + prefix;
-    return String(Number(value.toPrecision(3)));
-  },
-};
+const lookOf = (variant) => page.looks[variant] ?? page.neutral;
 
-// Beside a layer under comparison the others recede, all but the baseline.
-const muted = (variant) =>
-  page.highlight && ![null, page.highlight, page.baseline].includes(variant) ? page.muted : 1;
-
-// A variant's colour mixed with the paper. The baseline has the colour of text, to show on light
-// and dark alike.
+// A colour mixed with the paper. The baseline has the colour of text, to show on light and dark.
 function tint(variant, strength, alpha = 1) {
-  strength *= muted(variant);
-  const own = variant === null || variant === page.baseline ? css("--ink") : page.colours[variant];
+  const look = lookOf(variant);
+  strength *= look.strength;
   const parts = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
   const paper = parts(css("--paper"));
-  const mixed = parts(own).map((part, i) => Math.round(strength * part + (1 - strength) * paper[i]));
+  const mixed = parts(variant === page.baseline ? css("--ink") : look.colour)
+    .map((part, i) => Math.round(strength * part + (1 - strength) * paper[i]));
   return `rgba(${mixed.join(",")},${alpha})`;
 }
 
+// The markers of figures, as Chart.js names them: shape, size over the usual, degrees turned.
+const markers = {
+  "o": ["circle", 1, 0], "s": ["rect", 1.1, 0], "^": ["triangle", 1.2, 0],
+  "v": ["triangle", 1.2, 180], ">": ["triangle", 1.2, 90], "<": ["triangle", 1.2, 270],
+  "diamond": ["rectRot", 1.6, 0], "dot": ["circle", 0.6, 0], "dash": ["line", 1, 0],
+};
+
 // Chart.js data sets of one series: a band is two lines with the space between filled, whiskers
-// are a line with gaps.
-function dataSets(series) {
-  const { variant, strength = 1, x } = series;
+// are lines with gaps. Later series are drawn over earlier ones.
+function dataSets(series, place) {
+  const { kind, variant, x, y, low, high, x_low, x_high, strength = 1, dashed, hollow } = series;
   const colour = tint(variant, strength);
-  const strong = variant === page.highlight;
-  const weight = strong ? page.weight : 1;
+  const { weight, marker } = lookOf(variant);
   const base = {
-    variant, borderColor: colour, backgroundColor: colour, pointRadius: 0,
-    borderWidth: 1.5 * weight, pointHoverRadius: 0, pointHitRadius: 0, showLine: true,
-    hidden: hidden.has(variant), order: strong ? -1 : 0, // the lowest is drawn last
+    variant, borderColor: colour, backgroundColor: colour, borderWidth: 1.5 * weight,
+    pointRadius: 0, pointHoverRadius: 0, pointHitRadius: 0, showLine: true,
+    hidden: hidden.has(variant), order: -place,
   };
-  const along = (y) => x.map((value, i) => ({ x: value, y: y[i] }));
-  if (series.kind === "line")
-    return [{ ...base, data: along(series.y), borderDash: series.dashed ? [5, 4] : [] }];
-  if (series.kind === "band") {
+  const along = (xs, ys) => xs.map((value, i) => ({ x: value, y: ys[i] }));
+  if (kind === "line") return [{ ...base, data: along(x, y), borderDash: dashed ? [5, 4] : [] }];
+  if (kind === "band") {
     const edge = { ...base, borderWidth: 0, backgroundColor: tint(variant, strength, 0.15) };
-    return [{ ...edge, data: along(series.low) }, { ...edge, data: along(series.high), fill: "-1" }];
+    return [{ ...edge, data: along(x, low) }, { ...edge, data: along(x, high), fill: "-1" }];
   }
-  const diamond = series.marker === "diamond";
+  const gap = { x: NaN, y: NaN };
+  const whiskers = [
+    ...(low ? x.flatMap((at, i) => [{ x: at, y: low[i] }, { x: at, y: high[i] }, gap]) : []),
+    ...(x_low ? y.flatMap((at, i) => [{ x: x_low[i], y: at }, { x: x_high[i], y: at }, gap]) : []),
+  ];
+  const [pointStyle, size, pointRotation] = markers[series.marker ?? marker];
+  const pointRadius = 4 * weight * size;
   const points = {
-    ...base, showLine: false, texts: series.text,
-    data: along(series.y),
-    pointStyle: diamond ? "rectRot" : "circle", pointRadius: weight * (diamond ? 7 : 4),
-    pointHoverRadius: weight * (diamond ? 9 : 6), pointHitRadius: 8,
-    borderColor: diamond && !series.hollow ? css("--paper") : colour,
-    backgroundColor: series.hollow ? "transparent" : colour,
+    ...base, showLine: false, texts: series.text, data: along(x, y), pointStyle, pointRotation,
+    borderWidth: series.marker === "dot" ? 0 : base.borderWidth, pointRadius,
+    pointHoverRadius: series.text ? pointRadius + 2 : pointRadius,
+    pointHitRadius: series.text ? 8 : 0,
+    borderColor: series.marker === "diamond" && !hollow ? css("--paper") : colour,
+    backgroundColor: hollow ? "transparent" : colour,
   };
-  if (!series.low) return [points];
-  const gaps = x.flatMap((value, i) => [
-    { x: value, y: series.low[i] }, { x: value, y: series.high[i] }, { x: value, y: NaN },
-  ]);
-  return [{ ...base, data: gaps }, points];
+  return whiskers.length ? [{ ...base, borderWidth: weight, data: whiskers }, points] : [points];
 }
 
 function scale(axis) {
-  const form = forms[axis.form];
+  const { rule = null } = axis;
+  const labels = new Map(axis.ticks.map((value, i) => [value, axis.labels[i]]));
   return {
     type: axis.log ? "logarithmic" : "linear",
-    min: axis.min,
-    max: axis.max,
+    min: axis.low,
+    max: axis.high,
     title: { display: true, text: axis.title, color: css("--ink") },
     afterBuildTicks: (built) => { built.ticks = axis.ticks.map((value) => ({ value })); },
-    ticks: { callback: (value) => form(value), color: css("--soft"), maxRotation: 0 },
+    ticks: { callback: (value) => labels.get(value), color: css("--soft"), maxRotation: 0 },
     grid: {
-      color: (context) => (context.tick?.value === axis.rule ? css("--soft") : css("--line")),
+      color: (context) => (context.tick?.value === rule ? css("--soft") : css("--line")),
     },
     border: { color: css("--soft") },
   };
 }
 
-function draw(spec) {
-  const canvas = document.getElementById(spec.id);
-  return new Chart(canvas, {
+function draw(id, x, panel) {
+  return new Chart(document.getElementById(id), {
     type: "scatter",
-    data: { datasets: spec.series.flatMap(dataSets) },
+    data: { datasets: panel.series.flatMap(dataSets) },
     options: {
       animation: false,
       maintainAspectRatio: false,
       interaction: { mode: "nearest", intersect: true },
-      scales: { x: scale(spec.x), y: scale(spec.y) },
+      scales: { x: scale(x), y: scale(panel.y) },
       plugins: {
         legend: { display: false },
+        title: { display: "title" in panel, text: panel.title, color: css("--ink") },
         tooltip: {
           displayColors: false,
           filter: (item, index) => index === 0,
@@ -109,7 +104,8 @@ function draw(spec) {
 function drawAll() {
   charts.forEach((chart) => chart.destroy());
   Chart.defaults.font.family = getComputedStyle(document.body).fontFamily;
-  charts = Object.values(page.charts).map(draw);
+  charts = page.charts.flatMap(({ id, x, panels }) =>
+    panels.map((panel, number) => draw(`${id}-${number}`, x, panel)));
 }
 
 // Arrow keys on a chart step through its points and say what they are.

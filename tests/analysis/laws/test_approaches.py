@@ -5,7 +5,7 @@ import numpy as np
 from isoflop.analysis.laws.approaches import budgets, envelope, isoflop
 
 
-def test_budgets_are_parted_by_gaps_not_by_exact_values():
+def test_budgets_are_separated_by_gaps_not_by_exact_values():
     C = np.array([1e19, 1.002e18, 1e18, 0.998e18, 1.01e19])
     assert budgets(C).tolist() == [1, 0, 0, 0, 1]
 
@@ -27,11 +27,11 @@ def slice_of_runs(C, vertex, curvature=0.1, sizes=(1e8, 2e8, 4e8, 8e8, 1.6e9)):
 
 def test_parabolas_find_their_minima():
     slices = [slice_of_runs(1e18, 3e8), slice_of_runs(1e19, 5e8)]
-    C, N, L = (np.concatenate(each) for each in zip(*slices, strict=True))
-    found = isoflop({"C": C, "N": N, "L": L})
-    np.testing.assert_allclose(found["C"], [1e18, 1e19])
-    np.testing.assert_allclose(found["N"], [3e8, 5e8])
-    np.testing.assert_allclose(found["L"], 3)
+    C, N, L = (np.concatenate(parts) for parts in zip(*slices, strict=True))
+    optima = isoflop({"C": C, "N": N, "L": L})
+    np.testing.assert_allclose(optima["C"], [1e18, 1e19])
+    np.testing.assert_allclose(optima["N"], [3e8, 5e8])
+    np.testing.assert_allclose(optima["L"], 3)
 
 
 def test_a_budget_whose_minimum_cannot_be_trusted_is_left_out():
@@ -42,7 +42,7 @@ def test_a_budget_whose_minimum_cannot_be_trusted_is_left_out():
         slice_of_runs(1e21, 3e9),  # minimum above the largest
         slice_of_runs(1e22, 3e8, sizes=(1e8, 1e9)),  # two sizes
     ]
-    C, N, L = (np.concatenate(each) for each in zip(*slices, strict=True))
+    C, N, L = (np.concatenate(parts) for parts in zip(*slices, strict=True))
     np.testing.assert_allclose(isoflop({"C": C, "N": N, "L": L})["C"], [1e18])
     none = isoflop({"C": C[5:], "N": N[5:], "L": L[5:]})
     assert none["N"].shape == (0,)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from isoflop.analysis.laws.bias import isoflop_grid
 from isoflop.analysis.laws.dense import (
     CHINCHILLA,
     CHINCHILLA_ENVELOPE,
@@ -19,6 +18,7 @@ from isoflop.analysis.laws.fit import fit
 from isoflop.analysis.laws.moe import FINE_GRAINED_MOE, JOINT_MOE, ROUTED
 from isoflop.analysis.laws.solver import Problem
 from isoflop.analysis.laws.table import read_table
+from tests.analysis.laws.grids import isoflop_grid
 
 RUNS = Path(__file__).parents[4] / "shared" / "data" / "runs"
 
@@ -305,9 +305,9 @@ def test_the_largest_routed_models_are_predicted(record_property):
             if run["k"] == "1" and run["routing_frequency"] == "0.5"
         ]
     for router in ("S-Base", "RL-R", "Hash"):
-        mine = [run for run in runs if run["router_type"] in ("Dense", router)]
+        chosen = [run for run in runs if run["router_type"] in ("Dense", router)]
         N, E, L = (
-            np.array([float(run[name]) for run in mine])
+            np.array([float(run[name]) for run in chosen])
             for name in ("dense_parameter_count", "num_experts", "loss_validation")
         )
         held_out = N > 1e9

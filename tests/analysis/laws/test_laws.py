@@ -23,7 +23,7 @@ ROWS = {
 
 
 @pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
-def test_the_derivative_of_the_exponents_is_theirs(law):
+def test_the_exponents_have_the_stated_derivative(law):
     theta_SP = np.array([[law.example[name] for name in law.shapes]])
     l_SKn, dl_SKPn = law.exponents(theta_SP, ROWS)
     assert l_SKn.shape == (1, len(law.terms), 3)
@@ -66,12 +66,12 @@ def test_predictions_are_the_formulas():
     np.testing.assert_allclose(ROUTED.predict(p, ROWS), expected, rtol=1e-12)
 
 
-def test_draws_are_predicted_one_per_row():
+def test_samples_are_predicted_one_per_row():
     samples = {name: np.array([value, 1.1 * value]) for name, value in CHINCHILLA.example.items()}
-    both = CHINCHILLA.predict(samples, ROWS)
-    assert both.shape == (2, 3)
+    predictions = CHINCHILLA.predict(samples, ROWS)
+    assert predictions.shape == (2, 3)
     second = {name: float(values[1]) for name, values in samples.items()}
-    np.testing.assert_allclose(both[1], CHINCHILLA.predict(second, ROWS))
+    np.testing.assert_allclose(predictions[1], CHINCHILLA.predict(second, ROWS))
 
 
 def test_effective_experts_run_from_start_to_end():

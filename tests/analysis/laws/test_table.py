@@ -61,7 +61,8 @@ def test_an_empty_table(table):
 
 def test_missing_columns_are_named_with_those_there_are(table):
     assert refusal(table("N,tokens,loss\n1,2,3\n")) == (
-        "runs.csv: no column D, L, which chinchilla needs; name yours (D=NAME), of N, tokens, loss"
+        "runs.csv: no column D, L, which chinchilla needs; "
+        "say which it is (D=NAME), of N, tokens, loss"
     )
 
 
@@ -80,8 +81,8 @@ def test_a_renamed_column_must_exist_and_be_the_laws(table):
         ("", "is '', not a number"),
         ("nan", "is nan; leave out runs without a finite value"),
         ("inf", "is inf; leave out runs without a finite value"),
-        ("-3.2", "is -3.2, where only positive values make sense"),
-        ("0", "is 0, where only positive values make sense"),
+        ("-3.2", "is -3.2, but must be positive"),
+        ("0", "is 0, but must be positive"),
     ],
 )
 def test_a_value_that_is_no_loss(table, value, reason):
@@ -111,7 +112,8 @@ def test_one_size_only(table):
 
 def test_duplicated_cells(table):
     assert refusal(table(GOOD + "2e8,2e9,3.21\n")) == (
-        "runs.csv line 5 repeats line 3: N = 2e+08, D = 2e+09, and no column seed tells them apart"
+        "runs.csv line 5 repeats line 3: N = 2e+08, D = 2e+09, "
+        "and no column seed distinguishes them"
     )
     seeded = "seed,N,D,L\n0,1e8,2e9,3.4\n1,1e8,2e9,3.41\n1,1e8,2e9,3.42\n0,2e8,3e9,3.2\n"
     assert refusal(table(seeded)) == (
@@ -124,7 +126,7 @@ def test_rows_that_cannot_be_compared(table, column):
     text = f"N,D,L,{column}\n1e8,2e9,3.4,one\n2e8,2e9,3.2,one\n1e8,4e9,3.3,two\n"
     assert refusal(table(text)) == (
         f"runs.csv line 4: {column} is 'two' but 'one' before; "
-        "such rows cannot be compared: fit them apart"
+        "such rows cannot be compared: fit them separately"
     )
     assert read_table(table(text.replace("two", "one")), CHINCHILLA)
 
@@ -132,5 +134,5 @@ def test_rows_that_cannot_be_compared(table, column):
 def test_a_law_at_one_number_of_experts(table):
     text = "N,D,G,E,L\n1e8,2e9,1,8,3.4\n2e8,3e9,2,16,3.2\n"
     assert refusal(table(text), FINE_GRAINED_MOE) == (
-        "runs.csv: E takes 2 values; fine-grained-moe is a law at one: fit them apart"
+        "runs.csv: E takes 2 values; fine-grained-moe is for a single E: fit them separately"
     )

@@ -11,14 +11,17 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 CHROMIUM = next(
     (
-        found
+        path
         for name in ("chromium", "chromium-browser", "google-chrome")
-        if (found := shutil.which(name))
+        if (path := shutil.which(name))
     ),
     None,
 )
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
     "--disable-background-networking", "--hide-scrollbars", "--remote-debugging-pipe",
@@ -52,7 +55,7 @@ class Browser:
         self.problems: list[str] = []
         self.requests: list[str] = []
         (target,) = (
-            each for each in self.call("Target.getTargets")["targetInfos"] if each["type"] == "page"
+            info for info in self.call("Target.getTargets")["targetInfos"] if info["type"] == "page"
         )
         attached = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
         self._session = attached["sessionId"]

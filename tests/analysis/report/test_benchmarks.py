@@ -25,7 +25,7 @@ def times(side: str, forward: float, step: float) -> dict:
 
 
 def stored(kind: str = "CPU", device: str = "Some CPU") -> dict:
-    """A file's contents: one problem, 1 GB at 10 GB/s in a copy, and three sides."""
+    """A file's contents: one problem, 1 GB at 10 GB/s in a copy, and three implementations."""
     return {
         "machine_info": {
             "kind": kind,
@@ -80,7 +80,7 @@ def cells(text: str, row: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_tables_are_derived(benchmarks: Path, document: Path) -> None:
+def test_tables_are_generated(benchmarks: Path, document: Path) -> None:
     store(benchmarks, "cpu.json", stored())
     report(benchmarks, document)
     page, text = (benchmarks / "README.md").read_text(), document.read_text()
@@ -145,7 +145,7 @@ def test_a_changed_file_is_stale(benchmarks: Path, document: Path) -> None:
     assert stale(benchmarks, document) == [benchmarks / "README.md", document]
 
 
-def test_without_a_directory_only_the_document_is_derived(tmp_path: Path, document: Path) -> None:
+def test_without_a_directory_only_the_document_is_generated(tmp_path: Path, document: Path) -> None:
     report(tmp_path / "benchmarks", document)
     assert sorted(tmp_path.iterdir()) == [document]
     assert stale(tmp_path / "benchmarks", tmp_path / "none.md") == []
@@ -153,8 +153,8 @@ def test_without_a_directory_only_the_document_is_derived(tmp_path: Path, docume
 
 def test_a_bad_file_is_one_line_that_names_it(benchmarks: Path, document: Path) -> None:
     for contents, where in (
-        ("{", "the file: Invalid JSON"),
-        ('{"benchmarks": []}', "machine_info: Field required"),
+        ("{", "bad.json: Invalid JSON"),
+        ('{"benchmarks": []}', "machine_info: missing"),
         (json.dumps(stored() | {"benchmarks": []}), "benchmarks: List should have at least 1"),
         (json.dumps(stored("abacus")), "machine_info.kind: Input should be 'CPU' or 'GPU'"),
     ):
@@ -193,11 +193,11 @@ def test_the_command_line_keeps_documents_current(tmp_path: Path) -> None:
     (directory / "cpu.json").write_text("{")
     done = isoflop("check")
     assert done.returncode == 2
-    assert done.stderr.startswith(f"isoflop: {Path('results/benchmarks/cpu.json')}: the file: ")
+    assert done.stderr.startswith(f"isoflop: {Path('results/benchmarks/cpu.json')}: Invalid JSON")
     assert done.stderr.count("\n") == 1
 
 
 def test_torch_is_never_imported() -> None:
     code = "import sys, isoflop.analysis.report.benchmarks; print('torch' in sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "False"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

@@ -1,12 +1,14 @@
-"""The data of the page's charts."""
+"""What the charts show, whoever draws them."""
 
 import json
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
 from isoflop.analysis.analyse import Analysis, analyse
-from isoflop.analysis.report.charts import Chart, charts
+from isoflop.analysis.report.charts import CHARTS, charts
+from isoflop.analysis.report.spec import Chart, Panel, Series, plain
 from isoflop.analysis.simulate import rate_sweep, simulate
 
 BUDGETS = (1e14, 4e14, 1.6e15, 6.4e15)
@@ -19,9 +21,9 @@ def full() -> Analysis:
     truth = {"dense": 1.0, "moe-g1": 1.2, "moe-g2": 1.5, "moe-g4": 1.6, "moe-g8": 1.4, "pkm": 0.7}
     records = simulate(truth, BUDGETS, octaves=OCTAVES, options=options)
     kept = [
-        one
-        for index, one in enumerate(records)
-        if (one.variant, one.budget) != ("pkm", 1e14) or index % 5 < 3
+        record
+        for index, record in enumerate(records)
+        if (record.variant, record.budget) != ("pkm", 1e14) or index % 5 < 3
     ]
     tune = rate_sweep("dense", (5e-4, 1e-3, 2e-3), 1e-2)
     tune[0] = tune[0].model_copy(update={"status": "diverged", "loss": None})
@@ -30,74 +32,171 @@ def full() -> Analysis:
 
 @pytest.fixture(scope="module")
 def drawn(full: Analysis) -> dict[str, Chart]:
-    return {chart["id"]: chart for chart in charts(full)}
+    return {chart.id: chart for chart in charts(full)}
+
+
+def panels(drawn: dict[str, Chart]) -> Iterator[tuple[Chart, Panel]]:
+    for chart in drawn.values():
+        for panel in chart.panels:
+            yield chart, panel
+
+
+def of(chart: Chart, variant: str, kind: str) -> list[Series]:
+    return [
+        series
+        for panel in chart.panels
+        for series in panel.series
+        if (series.variant, series.kind) == (variant, kind)
+    ]
 
 
 def test_every_chart_is_there_and_is_json(drawn: dict[str, Chart]) -> None:
-    assert list(drawn) == [
-        "isoflop", "frontier", "multiplier", "wall_clock", "holdout", "granularity",
+    assert list(drawn) == list(CHARTS) == [
+        "isoflop", "frontier", "multiplier_scale", "wall_clock", "holdout", "granularity",
         "learning_rate",
     ]  # fmt: skip
-    assert json.loads(json.dumps(drawn, allow_nan=False)) == drawn
+    data = [plain(chart) for chart in drawn.values()]
+    assert json.loads(json.dumps(data, allow_nan=False)) == data
+    assert all(chart.title and chart.caption.endswith(".") for chart in drawn.values())
 
 
 def test_a_single_budget_has_fewer() -> None:
     alone = analyse(simulate({"peer": 1.0}, BUDGETS[:1], octaves=OCTAVES), samples=10)
-    assert [chart["id"] for chart in charts(alone)] == ["isoflop", "frontier", "wall_clock"]
+    assert [chart.id for chart in charts(alone)] == ["isoflop", "frontier", "wall_clock"]
 
 
 def test_all_that_is_drawn_lies_within_the_axes(drawn: dict[str, Chart]) -> None:
-    for chart in drawn.values():
-        x, y = chart["x"], chart["y"]
-        assert x["ticks"] == sorted(x["ticks"])
-        assert 2 <= len(y["ticks"]) <= 12
-        assert x["min"] <= x["ticks"][0]
-        assert x["ticks"][-1] <= x["max"]
-        for series in chart["series"]:
-            assert x["min"] <= min(series["x"])
-            assert max(series["x"]) <= x["max"]
-            ends = [v for key in ("y", "low", "high") for v in series.get(key, ())]
-            assert y["min"] <= min(ends)
-            assert max(ends) <= y["max"]
+    for chart, panel in panels(drawn):
+        x, y = chart.x, panel.y
+        for axis in (x, y):
+            assert axis.low <= axis.ticks[0]
+            assert axis.ticks[-1] <= axis.high
+            assert list(axis.ticks) == sorted(axis.ticks)
+            assert 2 <= len(axis.ticks) == len(axis.labels) <= 12
+        for series in panel.series:
+            assert x.low <= min((*series.x, *series.x_low))
+            assert max((*series.x, *series.x_high)) <= x.high
+            ends = [*series.y, *series.low, *series.high]
+            assert y.low <= min(ends)
+            assert max(ends) <= y.high
 
 
 def test_series_are_as_long_as_their_x(drawn: dict[str, Chart]) -> None:
-    for chart in drawn.values():
-        for series in chart["series"]:
-            lengths = {
-                len(series[key]) for key in ("x", "y", "low", "high", "text") if key in series
-            }
-            assert len(lengths) == 1
-            assert series["kind"] in ("line", "points", "band")
-            assert ("text" in series) == (series["kind"] == "points")
+    for _, panel in panels(drawn):
+        for series in panel.series:
+            names = ("x", "y", "low", "high", "x_low", "x_high", "text")
+            lengths = {len(values) for name in names if (values := getattr(series, name))}
+            assert lengths == {len(series.x)}
+            assert series.kind in ("line", "points", "band")
+            assert bool(series.text) == (series.kind == "points")
 
 
 def test_an_untrusted_curve_is_dashed_and_hollow(drawn: dict[str, Chart]) -> None:
-    own = [series for series in drawn["isoflop"]["series"] if series["variant"] == "pkm"]
-    assert [series.get("dashed") for series in own if series["kind"] == "line"] == [
-        True, False, False, False,
+    lines = of(drawn["isoflop"], "pkm", "line")
+    assert [series.dashed for series in lines] == [True, False, False, False]
+    points = of(drawn["isoflop"], "pkm", "points")
+    assert [series.hollow for series in points] == [True, True] + [False] * 6
+    assert [bool(series.low) for series in points if series.marker == "diamond"] == [
+        False, True, True, True,
     ]  # fmt: skip
-    hollow = [series["hollow"] for series in own if series["kind"] == "points"]
-    assert hollow == [True, True] + [False] * 6
-    assert own[2]["text"] == [["pkm, 1e14 FLOPs: not to be trusted", "few"]]
+    assert points[1].text == (("pkm, 1e14 FLOPs: not to be trusted", "few"),)
+    minima = of(drawn["frontier"], "pkm", "points")
+    assert [series.hollow for series in minima] == [True, False, False, False]
+    assert [bool(series.low) for series in minima] == [False, True, True, True]
+    keys = [key for key in drawn["isoflop"].keys if key.hollow]
+    assert [key.label for key in keys] == ["not trusted"]
 
 
 def test_the_optimum_lies_on_its_parabola(full: Analysis, drawn: dict[str, Chart]) -> None:
-    diamonds = [
-        series
-        for series in drawn["isoflop"]["series"]
-        if series.get("marker") and series["variant"] == "dense"
-    ]
-    dense = next(each for each in full.standings if each.variant == "dense")
-    for curve, series in zip(dense.curves, diamonds, strict=True):
-        assert series["y"][0] == pytest.approx(
-            float(curve.parabola(np.log(series["x"]))[0]), abs=1e-4
-        )
+    points = of(drawn["isoflop"], "dense", "points")
+    optima = [series for series in points if series.marker == "diamond"]
+    dense = next(standing for standing in full.standings if standing.variant == "dense")
+    for curve, series in zip(dense.curves, optima, strict=True):
+        assert series.y[0] == pytest.approx(float(curve.parabola(np.log(series.x))[0]))
 
 
-def test_a_rate_that_diverged_has_no_point(drawn: dict[str, Chart]) -> None:
-    line, points, best = drawn["learning_rate"]["series"]
-    assert line["x"] == points["x"] == [1e-3, 2e-3]
-    assert best["hollow"]
-    assert "at the edge" in best["text"][0][1]
-    assert 5e-4 in drawn["learning_rate"]["x"]["ticks"]
+def test_seeds_are_marked_where_there_are_several() -> None:
+    records = simulate({"dense": 1.0}, BUDGETS[:1], octaves=OCTAVES, seeds=2)
+    (chart, *_) = charts(analyse(records, samples=10))
+    points = of(chart, "dense", "points")
+    (mean,) = (series for series in points if series.marker == "variant")
+    seeds = [series for series in points if series.marker == "dash"]
+    assert [np.mean(series.y) for series in seeds] == pytest.approx(mean.y)
+    assert [set(series.x) for series in seeds] == [{size} for size in mean.x]
+
+
+def test_an_extrapolated_multiplier_is_dashed(drawn: dict[str, Chart]) -> None:
+    whole, inside = of(drawn["multiplier_scale"], "moe-g4", "line")
+    assert (whole.dashed, inside.dashed) == (True, False)
+    assert whole.x[-1] == pytest.approx(BUDGETS[-1])
+    assert inside.x[-1] == pytest.approx(BUDGETS[-1] / 1.6, rel=0.1)
+    (never,) = of(drawn["multiplier_scale"], "pkm", "line")
+    assert not never.dashed
+
+
+def test_compute_axes_are_ticked_at_the_budgets(drawn: dict[str, Chart]) -> None:
+    for name in ("frontier", "multiplier_scale"):
+        assert drawn[name].x.labels == ("1e14", "4e14", "1.6e15", "6.4e15")
+
+
+def test_the_held_out_budget_is_judged_in_loss_and_in_compute(
+    full: Analysis, drawn: dict[str, Chart]
+) -> None:
+    loss, compute = drawn["holdout"].panels
+    assert (loss.y.rule, compute.y.rule) == (0, 1)
+    for panel, name in ((loss, "error"), (compute, "compute")):
+        points = [s for s in panel.series if (s.kind, s.variant) == ("points", "dense")]
+        holdouts = full.holdouts["dense"]
+        assert [series.y[0] for series in points] == [getattr(h, name).value for h in holdouts]
+        assert [series.hollow for series in points] == [not h.judged for h in holdouts]
+        assert {series.hollow for series in points} == {True, False}
+
+
+def test_a_rate_that_diverged_has_a_dashed_vertical_and_no_point(drawn: dict[str, Chart]) -> None:
+    (panel,) = drawn["learning_rate"].panels
+    vertical, line, points, best = panel.series
+    assert (vertical.x, vertical.dashed) == ((5e-4, 5e-4), True)
+    assert line.x == points.x == (1e-3, 2e-3)
+    assert best.hollow
+    assert "at the edge" in best.text[0][1]
+    assert 5e-4 in drawn["learning_rate"].x.ticks
+
+
+def test_a_sweep_that_diverged_everywhere_is_left_out() -> None:
+    records = simulate({"dense": 1.0, "peer": 1.2}, BUDGETS[:2], octaves=OCTAVES)
+    tune = []
+    for record in rate_sweep("peer", (1e-3, 2e-3), 1e-3):
+        lost = {"status": "diverged", "loss": None}
+        tune += [record, record.model_copy(update={"cell": f"{record.cell}-1", "seed": 1} | lost)]
+    tune += rate_sweep("dense", (1e-3, 2e-3), 1e-3)
+    analysis = analyse(records, tune, samples=10)
+    assert {sweep.variant for sweep in analysis.rate_sweeps} == {"dense", "peer"}
+    chart = next(chart for chart in charts(analysis) if chart.id == "learning_rate")
+    assert {series.variant for series in chart.panels[0].series} == {"dense"}
+
+
+def test_layers_have_panels_of_granularity() -> None:
+    options = {f"{layer}-g{g}": {"granularity": g} for layer in ("moe", "peer") for g in (1, 2, 4)}
+    truth = {"dense": 1.0} | dict.fromkeys(options, 1.2)
+    records = simulate(truth, BUDGETS[:2], octaves=OCTAVES, options=options)
+    analysis = analyse(records, highlight="moe-g2", samples=20)
+    chart = next(chart for chart in charts(analysis) if chart.id == "granularity")
+    assert [panel.title for panel in chart.panels] == ["moe", "peer"]
+    assert len({panel.y for panel in chart.panels}) == 1
+    assert [key.label.partition(":")[0] for key in chart.keys] == [
+        "moe, 1e14", "moe, 4e14", "peer, 1e14", "peer, 4e14",
+    ]  # fmt: skip
+    marked = of(chart, "moe-g2", "points")
+    assert [series.x for series in marked] == [(2.0,), (2.0,)]
+    assert chart.panels[0].series[-2:] == tuple(marked)  # on top
+
+
+def test_panels_are_laid_over_each_other_only_where_that_may_be(drawn: dict[str, Chart]) -> None:
+    whole = drawn["isoflop"]
+    assert [panel.title for panel in whole.panels] == [
+        "dense", "moe-g1", "moe-g2", "moe-g4", "moe-g8", "pkm",
+    ]  # fmt: skip
+    (panel,) = whole.overlaid.panels
+    assert panel.series == tuple(series for part in whole.panels for series in part.series)
+    assert len({part.y for part in whole.panels}) == 1
+    assert drawn["holdout"].overlaid == drawn["holdout"]

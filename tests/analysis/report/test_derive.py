@@ -1,4 +1,4 @@
-"""From records on disk to derived files, and back to whether they are current."""
+"""From records on disk to generated files, and whether these are current."""
 
 import json
 import subprocess
@@ -42,7 +42,7 @@ def document(quick: Path) -> Path:
 @pytest.fixture
 def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing all of them takes most of a report's time."""
-    monkeypatch.setattr(figures, "FIGURES", {"frontier": figures.frontier})
+    monkeypatch.setattr(figures, "FIGURES", {"frontier": figures.FIGURES["frontier"]})
 
 
 def test_everything_is_written_and_then_current(quick: Path, document: Path) -> None:
@@ -57,10 +57,10 @@ def test_everything_is_written_and_then_current(quick: Path, document: Path) -> 
         assert png.read_bytes().startswith(b"\x89PNG")
         assert b"</svg>" in svg.read_bytes()
     assert "learning_rate" in (quick / "index.html").read_text()
-    assert "## Learning rates" in (quick / "LEADERBOARD.md").read_text()
+    assert "## Learning-rate sweeps" in (quick / "LEADERBOARD.md").read_text()
     text = document.read_text()
-    assert "| 1 | peer |" in text
-    assert "\nAt 1.6e15 FLOPs dense needs " in text
+    assert "|    1 | peer    |" in text
+    assert "\nAt 1.6e15 FLOPs, dense needs " in text
     assert text.startswith("before\n")
     assert text.endswith("<!-- /isoflop -->\nafter\n")
     assert "old" not in text
@@ -69,7 +69,7 @@ def test_everything_is_written_and_then_current(quick: Path, document: Path) -> 
 @pytest.mark.usefixtures("one_figure")
 def test_a_changed_record_or_file_is_stale(quick: Path, document: Path) -> None:
     report(quick, document)
-    document.write_text(document.read_text().replace("| peer |", "| mine |"))
+    document.write_text(document.read_text().replace("| peer ", "| mine "))
     (quick / "figures" / "frontier.svg").unlink()
     assert set(stale(quick, document)) == {document, quick / "figures" / "frontier.svg"}
     report(quick, document)
@@ -88,7 +88,7 @@ def test_figures_of_other_library_versions_are_current_if_of_the_same_records(
     monkeypatch.setattr(reporting, "DRAWN_BY", "matplotlib 1.5 on Plan9")
     report(quick)
     monkeypatch.undo()
-    monkeypatch.setattr(figures, "FIGURES", {"frontier": figures.frontier})
+    monkeypatch.setattr(figures, "FIGURES", {"frontier": figures.FIGURES["frontier"]})
     assert stale(quick) == []
     next((quick / "records").glob("*.json")).unlink()
     assert quick / "figures" / "frontier.png" in stale(quick)
@@ -117,14 +117,18 @@ def test_a_comparison_says_so_itself(quick: Path) -> None:
     plain = {path: path.read_bytes() for path in quick.rglob("*.*") if path.is_file()}
     path = quick / "comparison.json"
     path.write_text(json.dumps({"variant": "pkm", "seeds": 1, "command": "isoflop compare <pkm>"}))
-    assert path in stale(quick)  # nothing found yet
+    assert path in stale(quick)  # it has no result yet
     report(quick)
     assert stale(quick) == []
-    found = json.loads(path.read_text())
-    assert (found["variant"], found["seeds"], found["verdict"]) == ("pkm", 1, "worse")
-    sentence = found["sentence"]
-    assert sentence.startswith("pkm: compute multiplier 0.69x [")
-    assert sentence.endswith("at 1.6e15 FLOPs, 95% interval: worse than dense")
+    comparison = json.loads(path.read_text())
+    assert (comparison["variant"], comparison["seeds"], comparison["verdict"]) == (
+        "pkm",
+        1,
+        "worse",
+    )
+    sentence = comparison["sentence"]
+    assert sentence.startswith("pkm has a compute multiplier of 0.69x [")
+    assert sentence.endswith("at 1.6e15 FLOPs (95% interval): significantly worse than dense.")
     board = (quick / "LEADERBOARD.md").read_text()
     assert board.startswith(f"# Comparison: pkm against dense, suite simulated\n\n{sentence}\n\n|")
     html = (quick / "index.html").read_text()
@@ -135,7 +139,7 @@ def test_a_comparison_says_so_itself(quick: Path) -> None:
     assert stale(quick) == [path]
     path.unlink()
     report(quick)
-    assert all(one.read_bytes() == content for one, content in plain.items())
+    assert all(file.read_bytes() == content for file, content in plain.items())
 
 
 @pytest.mark.usefixtures("one_figure")
@@ -143,7 +147,7 @@ def test_a_comparison_without_a_record_yet_is_reported(quick: Path) -> None:
     path = quick / "comparison.json"
     path.write_text(json.dumps({"variant": "Mine", "command": "isoflop compare mine.py"}))
     report(quick)
-    assert "no record of it yet" in json.loads(path.read_text())["sentence"]
+    assert "it has no record yet" in json.loads(path.read_text())["sentence"]
 
 
 @pytest.mark.parametrize(
@@ -158,10 +162,10 @@ def test_a_broken_comparison_is_named(quick: Path, text: str, reason: str) -> No
 
 @pytest.mark.usefixtures("one_figure")
 def test_blocks_of_other_directories_are_left_alone(quick: Path, document: Path) -> None:
-    other = BLOCK.replace("quick", "h100")
-    document.write_text(other)
+    text = BLOCK.replace("quick", "h100")
+    document.write_text(text)
     report(quick, document)
-    assert document.read_text() == other
+    assert document.read_text() == text
 
 
 @pytest.mark.usefixtures("one_figure")
@@ -189,8 +193,8 @@ def test_a_broken_record_is_named(quick: Path) -> None:
 
 
 def test_records_not_to_be_compared_name_their_directory(quick: Path) -> None:
-    (other,) = simulate({"moe": 1.0}, (1e14,), octaves=(0.0,))
-    write_record(quick / "records", other.model_copy(update={"validation_hash": "other"}))
+    (record,) = simulate({"moe": 1.0}, (1e14,), octaves=(0.0,))
+    write_record(quick / "records", record.model_copy(update={"validation_hash": "other"}))
     with pytest.raises(AnalysisError, match=f"^{quick}: records of different validation_hash"):
         report(quick)
 
@@ -200,8 +204,8 @@ def test_torch_is_never_imported() -> None:
         "import sys, isoflop.analysis.report.derive;"
         "print(sorted({'torch', 'datasets', 'fvcore', 'pandas', 'scipy'} & set(sys.modules)))"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_another_process_draws_the_same_bytes(quick: Path) -> None:
@@ -210,8 +214,8 @@ def test_another_process_draws_the_same_bytes(quick: Path) -> None:
         "import sys, pathlib; from isoflop.analysis.report.derive import stale;"
         f"print(stale(pathlib.Path({str(quick)!r})))"
     )
-    found = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"},
     )  # fmt: skip
-    assert found.stdout.strip() == "[]"
+    assert done.stdout.strip() == "[]"

@@ -1,14 +1,15 @@
 """What the figures show, and that they are the same bytes every time."""
 
-import matplotlib.colors
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from isoflop.analysis.analyse import Analysis, analyse
 from isoflop.analysis.report import figures
-from isoflop.analysis.report.style import HIGHLIGHT, colours, looks
+from isoflop.analysis.report.charts import CHARTS
+from isoflop.analysis.report.style import HIGHLIGHT, looks
 from isoflop.analysis.simulate import rate_sweep, simulate
 
 BUDGETS = (1e14, 4e14, 1.6e15, 6.4e15)
@@ -22,12 +23,14 @@ def full() -> Analysis:
     options = {f"moe-g{g}": {"granularity": g} for g in (1, 2, 4, 8)}
     records = simulate(TRUTH, BUDGETS, octaves=OCTAVES, options=options)
     spoilt = [
-        one.model_copy(update={"loss": 3.6 - 0.01 * (index % 5)})
-        if (one.variant, one.budget) == ("pkm", BUDGETS[-1])
-        else one
-        for index, one in enumerate(records)
+        record.model_copy(update={"loss": 3.6 - 0.01 * (index % 5)})
+        if (record.variant, record.budget) == ("pkm", BUDGETS[-1])
+        else record
+        for index, record in enumerate(records)
     ]
     tune = [*rate_sweep("dense", (5e-4, 1e-3, 2e-3), 1e-3), *rate_sweep("pkm", (5e-4, 1e-3), 1e-2)]
+    tune += rate_sweep("not in the suite", (5e-4, 1e-3, 2e-3), 1e-3)
+    tune[0] = tune[0].model_copy(update={"status": "diverged", "loss": None})
     return analyse(spoilt, tune, samples=100)
 
 
@@ -37,96 +40,122 @@ def bare() -> Analysis:
     return analyse(simulate({"peer": 1.0}, BUDGETS[:1], octaves=OCTAVES), samples=100)
 
 
-def panels(figure: Figure | None) -> list[Axes]:
+def make(name: str, analysis: Analysis) -> Figure:
+    figure = figures.FIGURES[name](analysis)
     assert figure
+    return figure
+
+
+def panels(figure: Figure) -> list[Axes]:
     return [ax for ax in figure.axes if ax.axison]
 
 
-def hexes(ax: Axes) -> set[str]:
-    return {matplotlib.colors.to_hex(line.get_color()) for line in ax.lines}
+def drawn(ax: Axes) -> list[Line2D]:
+    """Lines and points, without the rule across."""
+    return [line for line in ax.lines if line.get_zorder() > 0]
 
 
 def test_every_figure_is_drawn_and_the_same_again(full: Analysis) -> None:
     first = figures.draw(full, "a description")
     assert set(first) == {f"{name}.{kind}" for name in figures.FIGURES for kind in ("png", "svg")}
+    assert set(figures.FIGURES) == {*CHARTS, "multiplier"}
     assert first == figures.draw(full, "a description")
     assert all(b"a description" in content for content in first.values())
 
 
 def test_what_has_nothing_to_show_is_left_out(bare: Analysis) -> None:
-    drawn = {name.partition(".")[0] for name in figures.draw(bare, "")}
-    assert drawn == {"isoflop", "frontier", "wall_clock"}
+    files = {name.partition(".")[0] for name in figures.draw(bare, "")}
+    assert files == {"isoflop", "frontier", "wall_clock"}
+
+
+def test_eighteen_variants_and_odd_names_are_drawn() -> None:
+    names = ["dense", r"$\frac{$ & co", "<b>", *(f"layer-{number}" for number in range(15))]
+    truth = {name: 1 + 0.02 * place for place, name in enumerate(names)}
+    tune = [record for name in names for record in rate_sweep(name, (1e-3, 2e-3, 4e-3), 2e-3)]
+    analysis = analyse(simulate(truth, BUDGETS[:3], octaves=OCTAVES), tune, samples=10)
+    files = figures.draw(analysis, "")
+    assert {name for name in files if name.endswith("svg")} == {
+        f"{name}.svg" for name in figures.FIGURES if name != "granularity"
+    }
+    titles = [ax.get_title() for ax in panels(make("isoflop", analysis))]
+    assert sorted(titles) == sorted(names)
 
 
 def test_a_variant_has_one_colour_and_marker_everywhere(full: Analysis) -> None:
-    colour = colours(full)
-    marks = {name: look.marker for name, look in looks(full).items()}
-    assert len(set(colour.values())) == len(set(marks.values())) == len(TRUTH)
-    assert colour["dense"] == "#222222"
-    titles = {ax.get_title(): ax for ax in panels(figures.isoflop(full))}
+    look = looks(full)
+    assert len({style.tint() for style in look.values()}) == len(TRUTH)
+    assert len({style.marker for style in look.values()}) == len(TRUTH)
+    assert look["dense"].tint() == "#222222"
+    titles = {ax.get_title(): ax for ax in panels(make("isoflop", full))}
     assert set(titles) == set(TRUTH)
     for variant, ax in titles.items():
-        assert colour[variant].lower() in hexes(ax)
-    for make in (figures.frontier, figures.wall_clock, figures.holdout):
-        lines = panels(make(full))[0].lines
-        legend = {line.get_label(): line for line in lines if line.get_label() in TRUTH}
-        assert {name: line.get_color() for name, line in legend.items()} == colour
-        assert {name: line.get_marker() for name, line in legend.items()} == marks
+        assert look[variant].tint() in {line.get_color() for line in ax.lines}
+    for name in ("frontier", "wall_clock", "holdout"):
+        (legend,) = make(name, full).legends
+        keys = {line.get_label(): line for line in legend.get_lines()}
+        assert {name: line.get_color() for name, line in keys.items()} == {
+            name: style.tint() for name, style in look.items()
+        }
+        assert {name: line.get_marker() for name, line in keys.items()} == {
+            name: style.marker for name, style in look.items()
+        }
 
 
 def test_an_untrusted_fit_is_dashed_and_hollow(full: Analysis) -> None:
-    titles = {ax.get_title(): ax for ax in panels(figures.isoflop(full))}
+    figure = make("isoflop", full)
+    titles = {ax.get_title(): ax for ax in panels(figure)}
     for variant, dashed in (("dense", 0), ("pkm", 1)):
         lines = titles[variant].lines
         assert sum(line.get_linestyle() == "--" for line in lines) == dashed
-        stars = [line for line in lines if line.get_marker() == "*"]
-        assert len(stars) == len(BUDGETS)
-        assert sum(line.get_markerfacecolor() == "none" for line in stars) == dashed
+        optima = [line for line in lines if line.get_marker() == "D"]
+        assert len(optima) == len(BUDGETS)
+        assert sum(line.get_markerfacecolor() == "none" for line in optima) == dashed
+    (legend,) = figure.legends
+    (key,) = (line for line in legend.get_lines() if line.get_label() == "not trusted")
+    assert (key.get_linestyle(), key.get_markerfacecolor()) == ("--", "none")
 
 
 def test_optima_lie_on_their_parabolas(full: Analysis) -> None:
-    (ax,) = (ax for ax in panels(figures.isoflop(full)) if ax.get_title() == "dense")
-    stars = [line.get_xydata() for line in ax.lines if line.get_marker() == "*"]
-    dense = next(each for each in full.standings if each.variant == "dense")
-    for curve, star in zip(dense.curves, stars, strict=True):
-        ((x, y),) = np.asarray(star)
+    (ax,) = (ax for ax in panels(make("isoflop", full)) if ax.get_title() == "dense")
+    optima = [line.get_xydata() for line in ax.lines if line.get_marker() == "D"]
+    dense = next(standing for standing in full.standings if standing.variant == "dense")
+    for curve, optimum in zip(dense.curves, optima, strict=True):
+        ((x, y),) = np.asarray(optimum)
         assert y == pytest.approx(curve.parabola(np.log([x]))[0])
 
 
 def test_multipliers_are_drawn_best_first(full: Analysis) -> None:
-    (ax,) = panels(figures.multiplier(full))
+    (ax,) = panels(make("multiplier", full))
     labels = [label.get_text() for label in ax.get_yticklabels()]
-    ranked = [each for each in full.standings if each.headline]
-    assert labels == [f"{each.rank}. {each.variant}" for each in ranked]
+    ranked = [standing for standing in full.standings if standing.headline]
+    assert labels == [f"{standing.rank}. {standing.variant}" for standing in ranked]
     assert "pkm" not in " ".join(labels)
     assert ax.get_ylim()[0] > ax.get_ylim()[1]
-
-
-def test_an_extrapolated_multiplier_is_dashed(full: Analysis) -> None:
-    (ax,) = panels(figures.multiplier_scale(full))
-    own = [line for line in ax.lines if line.get_color() == colours(full)["moe-g4"]]
-    reach = {line.get_linestyle(): np.max(line.get_xdata(), initial=0) for line in own[:2]}
-    assert reach["--"] == pytest.approx(BUDGETS[-1])
-    assert reach["-"] == pytest.approx(BUDGETS[-1] / 1.6, rel=0.1)
-
-
-def test_a_best_rate_at_the_edge_is_hollow(full: Analysis) -> None:
-    (ax,) = panels(figures.learning_rate(full))
-    stars = {
-        line.get_color(): line.get_markerfacecolor()
-        for line in ax.lines
-        if line.get_marker() == "*"
-    }
-    assert stars[colours(full)["dense"]] == colours(full)["dense"]
-    assert stars[colours(full)["pkm"]] == "none"
+    values = [line.get_xdata()[0] for line in drawn(ax)]
+    assert values == [standing.headline.value for standing in ranked if standing.headline]
+    ends = [np.ravel(lines.get_segments()[0])[::2] for lines in ax.collections]
+    expected = [standing.headline[1:] for standing in ranked if standing.headline]
+    assert [tuple(end) for end in ends] == expected
 
 
 def test_compute_axes_are_ticked_at_the_budgets(full: Analysis) -> None:
-    for make in (figures.frontier, figures.multiplier_scale):
-        (ax,) = panels(make(full))
+    for name in ("frontier", "multiplier_scale"):
+        (ax,) = panels(make(name, full))
         assert [label.get_text() for label in ax.get_xticklabels()] == [
             "1e14", "4e14", "1.6e15", "6.4e15",
         ]  # fmt: skip
+
+
+def test_panels_of_one_axis_are_labelled_at_the_margin(full: Analysis) -> None:
+    labels = [
+        (ax.get_xlabel() != "", ax.get_ylabel() != "") for ax in panels(make("isoflop", full))
+    ]
+    assert labels == [
+        (False, True), (False, False), (False, False), (True, True), (True, False), (True, False),
+    ]  # fmt: skip
+    loss, compute = panels(make("holdout", full))
+    assert loss.get_ylabel().startswith("predicted less measured loss")
+    assert compute.get_ylabel().startswith("predicted over measured compute")
 
 
 def test_the_layer_under_comparison_is_on_top_in_every_figure() -> None:
@@ -134,20 +163,22 @@ def test_the_layer_under_comparison_is_on_top_in_every_figure() -> None:
     records = simulate(TRUTH, BUDGETS, octaves=OCTAVES, options=options)
     tune = [*rate_sweep("moe-g2", (5e-4, 1e-3), 1e-3), *rate_sweep("pkm", (5e-4, 1e-3), 1e-3)]
     compared = analyse(records, tune, highlight="moe-g2", samples=50)
-    others = {look.colour for name, look in looks(compared).items() if name != "moe-g2"}
+    others = {look.tint() for name, look in looks(compared).items() if name != "moe-g2"}
+    highlight = HIGHLIGHT.lower()
     for name in ("frontier", "multiplier_scale", "wall_clock", "holdout", "learning_rate"):
-        ax = panels(figures.FIGURES[name](compared))[0]
-        lines = [line for line in ax.lines if line.get_linestyle() != "None" and line.zorder > 0]
-        own = [at for at, line in enumerate(lines) if line.get_color() == HIGHLIGHT]
-        assert own, name
-        assert not [line for line in lines[own[0] :] if line.get_color() in others], name
-        widest = max(line.get_linewidth() for line in lines if line.get_color() in others)
-        assert all(lines[at].get_linewidth() > widest for at in own), name
-    *_, last = (ax.get_title() for ax in panels(figures.isoflop(compared)))
+        for ax in panels(make(name, compared)):
+            lines = [line for line in drawn(ax) if line.get_linestyle() != "None"]
+            marked = [at for at, line in enumerate(lines) if line.get_color() == highlight]
+            assert marked, name
+            assert not [line for line in lines[marked[0] :] if line.get_color() in others], name
+            widest = max(line.get_linewidth() for line in lines if line.get_color() in others)
+            assert all(lines[at].get_linewidth() > widest for at in marked), name
+    *_, last = (ax.get_title() for ax in panels(make("isoflop", compared)))
     assert last == "moe-g2"
-    for make in (figures.multiplier, figures.granularity):
-        (ax,) = panels(make(compared))
+    for name in ("multiplier", "granularity"):
+        (ax,) = panels(make(name, compared))
         sizes = {
-            line.get_color(): line.get_markersize() for line in ax.lines if len(line.get_xdata())
-        }
-        assert sizes[HIGHLIGHT] > 4.5
+            line.get_markerfacecolor(): line.get_markersize() for line in drawn(ax)
+            if line.get_linestyle() == "None"
+        }  # fmt: skip
+        assert sizes[highlight] > 4.5

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from isoflop.analysis.parabola import Estimate
-from isoflop.analysis.report.format import flops, flops_interval, interval, si
+from isoflop.analysis.estimate import Estimate
+from isoflop.analysis.report.format import decade, flops, flops_interval, interval, listed, si
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,8 @@ def test_counts(value: float, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(6.4e14, "6.4e14"), (1e18, "1e18"), (1.2345e9, "1.23e9"), (9.999e9, "1e10")]
+    ("value", "text"),
+    [(6.4e14, "6.4e14"), (1e18, "1e18"), (1.2345e9, "1.23e9"), (9.999e9, "1e10"), (0, "0")],
 )
 def test_flops(value: float, text: str) -> None:
     assert flops(value) == text
@@ -28,3 +29,10 @@ def test_intervals() -> None:
     assert interval(Estimate(1.234, np.nan, np.nan)) == "1.23"
     assert flops_interval(Estimate(1e14, 9e13, 2e14)) == "1e14 [9e13, 2e14]"
     assert flops_interval(Estimate(1e14, np.nan, np.nan)) == "1e14"
+    assert decade(Estimate(0.1, 0.0, 0.2)) == "1.26x [1.00, 1.58]"
+
+
+def test_names_in_a_sentence() -> None:
+    assert [listed(names) for names in (["a"], ["a", "b"], ["a", "b", "c"])] == [
+        "a", "a and b", "a, b and c",
+    ]  # fmt: skip

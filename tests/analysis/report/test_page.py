@@ -1,21 +1,19 @@
 """The page, in text and in a real browser."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from isoflop.analysis.analyse import analyse
+from isoflop.analysis.analyse import Analysis, analyse
 from isoflop.analysis.report.page import page
 from isoflop.analysis.simulate import rate_sweep, simulate
 from isoflop.results.record import Record
-from tests.analysis.report.browser import CHROMIUM, Browser
+from tests.analysis.report.browser import Browser, needs_browser
 
 BUDGETS = (1e14, 4e14, 1.6e15, 6.4e15)
 OCTAVES = (-1.0, -0.5, 0.0, 0.5, 1.0)
 SUITE = '# the <b>suite</b> file\nname = "simulated"\n'
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
 
 def records() -> list[Record]:
@@ -24,17 +22,21 @@ def records() -> list[Record]:
     truth = {"dense": 1.0, "moe-g1": 1.2, "moe-g2": 1.5, "moe-g4": 1.6, "moe-g8": 1.4, "pkm": 0.7}
     made = simulate(truth, BUDGETS, octaves=OCTAVES, options=options)
     return [
-        one.model_copy(update={"loss": 3.6 - 0.01 * (index % 5)})
-        if (one.variant, one.budget) == ("pkm", BUDGETS[-1])
-        else one
-        for index, one in enumerate(made)
+        record.model_copy(update={"loss": 3.6 - 0.01 * (index % 5)})
+        if (record.variant, record.budget) == ("pkm", BUDGETS[-1])
+        else record
+        for index, record in enumerate(made)
     ]
+
+
+def analysis() -> Analysis:
+    tune = [*rate_sweep("dense", (5e-4, 1e-3, 2e-3), 1e-3), *rate_sweep("pkm", (5e-4, 1e-3), 1e-2)]
+    return analyse(records(), tune, samples=200)
 
 
 @pytest.fixture(scope="module")
 def html() -> str:
-    tune = [*rate_sweep("dense", (5e-4, 1e-3, 2e-3), 1e-3), *rate_sweep("pkm", (5e-4, 1e-3), 1e-2)]
-    return page(analyse(records(), tune, samples=200), SUITE)
+    return page(analysis(), SUITE)
 
 
 def test_it_asks_nothing_of_the_network(html: str) -> None:
@@ -42,34 +44,34 @@ def test_it_asks_nothing_of_the_network(html: str) -> None:
         r"""(?:src|href|action)\s*=\s*["'](?!data:)[^"']*|url\([^)]*\)|@import""", html
     )
     library_free = re.sub(r"<script>.*?</script>", "", html, flags=re.DOTALL)
-    assert [each for each in outside if each in library_free] == []
+    assert [address for address in outside if address in library_free] == []
     assert "sourceMappingURL" not in html
     assert "Released under the MIT License" in html
     assert len(html) < 600_000
 
 
 def test_it_is_the_same_again_and_holds_the_result(html: str) -> None:
-    tune = [*rate_sweep("dense", (5e-4, 1e-3, 2e-3), 1e-3), *rate_sweep("pkm", (5e-4, 1e-3), 1e-2)]
-    assert page(analyse(records(), tune, samples=200), SUITE) == html
+    assert page(analysis(), SUITE) == html
     headline = re.search(r'class="headline">(.*?)</p>', html)
     assert headline
-    assert re.match(r"At 6\.4e15 FLOPs dense needs 1\.\d\dx \[1\.\d\d, 1\.\d\d\] the", headline[1])
+    assert re.match(r"At 6\.4e15 FLOPs, dense needs 1\.\d\dx \[1\.\d\d, 1\.\d\d\] the", headline[1])
 
 
 def test_text_from_records_and_suite_is_escaped() -> None:
     assert "# the &lt;b&gt;suite&lt;/b&gt; file" in page(analyse(records(), samples=10), SUITE)
     evil = "</script><script>alert(1)</script>"
     named = [
-        one.model_copy(update={"variant": evil}) if one.variant == "pkm" else one
-        for one in records()
+        record.model_copy(update={"variant": evil}) if record.variant == "pkm" else record
+        for record in records()
     ]
     assert evil not in page(analyse(named, samples=10), None)
 
 
 def test_a_page_of_one_budget_says_so() -> None:
     alone = page(analyse(simulate({"peer": 1.0}, BUDGETS[:1], octaves=OCTAVES), samples=10), None)
-    assert "No compute multiplier at 1e14 FLOPs is to be trusted yet." in alone
+    assert "No compute multiplier at 1e14 FLOPs can be trusted yet." in alone
     assert "No copy of the suite file" in alone
+    assert "No extrapolation test (it takes three budgets), granularity sweep or" in alone
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +79,6 @@ def path(html: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "index.html"
     path.write_text(html, encoding="utf-8")
     return path
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    opened = Browser(tmp_path_factory.mktemp("profile"))
-    yield opened
-    opened.close()
 
 
 @needs_browser
@@ -96,9 +91,24 @@ def test_it_loads_cleanly_and_fits(browser: Browser, path: Path, width: int, dar
     assert browser.evaluate("document.documentElement.scrollWidth") == width
     wide = browser.evaluate(
         "[...document.querySelectorAll('main > section > *:not(.scroll)')]"
-        ".filter((one) => one.getBoundingClientRect().right > innerWidth).length"
+        ".filter((element) => element.getBoundingClientRect().right > innerWidth).length"
     )
     assert wide == 0
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [390, 1280])
+def test_eighteen_variants_fit(browser: Browser, tmp_path: Path, width: int) -> None:
+    truth = {"dense": 1.0} | {f"layer-{number}": 1 + 0.05 * number for number in range(17)}
+    path = tmp_path / "index.html"
+    path.write_text(page(analyse(simulate(truth, BUDGETS[:3]), samples=10), None), encoding="utf-8")
+    browser.open(path, width)
+    assert browser.problems == []
+    assert browser.evaluate("document.documentElement.scrollWidth") == width
+    drawn = browser.evaluate(
+        "charts.map((chart) => new Set(chart.data.datasets.map((set) => set.variant)).size)"
+    )
+    assert drawn == [18, 18, 17, 18, 18, 18]
 
 
 @needs_browser
@@ -110,12 +120,12 @@ def test_the_layer_under_comparison_is_on_top(browser: Browser, tmp_path: Path) 
     assert browser.problems == []
     first = browser.evaluate("""charts.map((chart) => {
         const drawn = chart.getSortedVisibleDatasetMetas().map((meta) => meta._dataset);
-        const width = (own) => Math.max(...drawn
-            .filter((set) => (set.variant === page.highlight) === own)
+        const width = (highlit) => Math.max(...drawn
+            .filter((set) => (set.variant === 'moe-g2') === highlit)
             .map((set) => set.borderWidth));
         return [drawn[0].variant, width(true) > width(false)];
     })""")  # Chart.js draws the first of these last
-    assert first == [["moe-g2", True]] * 6
+    assert first == [["moe-g2", True]] * 7
     colour = "charts[1].data.datasets.find((set) => set.variant === '{}').borderColor"
     assert browser.evaluate(colour.format("moe-g2")) == "rgba(230,25,95,1)"
     assert browser.evaluate(colour.format("dense")) == "rgba(34,34,34,1)"
@@ -132,19 +142,19 @@ def test_every_chart_is_drawn(browser: Browser, path: Path) -> None:
         return [canvas.id, new Set(new Uint32Array(buffer)).size];
     })""")
     assert [name for name, _ in inked] == [
-        "isoflop", "frontier", "multiplier", "wall_clock", "holdout", "granularity",
-        "learning_rate",
+        "isoflop-0", "frontier-0", "multiplier_scale-0", "wall_clock-0", "holdout-0", "holdout-1",
+        "granularity-0", "learning_rate-0",
     ]  # fmt: skip
     assert all(colours > 5 for _, colours in inked)
 
 
 def shown(browser: Browser, column: int) -> list[str]:
-    found = browser.evaluate(
+    cells = browser.evaluate(
         "[...document.querySelectorAll('.sortable tbody')].map((body) => "
         f"body.rows[0].children[{column}].innerText.split('\\n')[0])"
     )
-    assert isinstance(found, list)
-    return found
+    assert isinstance(cells, list)
+    return cells
 
 
 @needs_browser
@@ -191,7 +201,7 @@ def test_a_variant_is_hidden_in_every_chart(browser: Browser, path: Path) -> Non
     assert browser.evaluate(f"{button}.ariaPressed") == "false"
     browser.prefer("dark")  # a change of scheme redraws, and must not bring it back
     browser.settle()
-    assert browser.evaluate("charts.length") == 7
+    assert browser.evaluate("charts.length") == 8
     assert browser.evaluate(visible) == 0
     browser.press(" ")
     assert browser.evaluate(visible) == before
@@ -202,7 +212,7 @@ def test_a_variant_is_hidden_in_every_chart(browser: Browser, path: Path) -> Non
 def test_pointer_and_arrow_keys_say_what_a_point_is(browser: Browser, path: Path) -> None:
     browser.open(path)
     x, y = browser.evaluate("""(() => {
-        const canvas = document.getElementById("multiplier");
+        const canvas = document.getElementById("multiplier_scale-0");
         canvas.scrollIntoView({ block: "center" });
         const chart = Chart.getChart(canvas);
         const at = chart.data.datasets.findIndex((set) => set.texts);
@@ -211,12 +221,12 @@ def test_pointer_and_arrow_keys_say_what_a_point_is(browser: Browser, path: Path
         return [box.left + point.x, box.top + point.y];
     })()""")
     browser.move(x, y)
-    lines = "Chart.getChart('multiplier').tooltip.body?.[0].lines"
+    lines = "Chart.getChart('multiplier_scale-0').tooltip.body?.[0].lines"
     browser.settle()
     told = browser.evaluate(lines)
     assert told[0] == "moe-g1, 4e14 FLOPs"
     assert told[1].startswith("multiplier ")
-    browser.evaluate("document.getElementById('frontier').focus()")
+    browser.evaluate("document.getElementById('frontier-0').focus()")
     spoken = "document.getElementById('spoken').textContent"
     browser.press("ArrowRight")
     assert browser.evaluate(spoken).startswith("dense, 1e14 FLOPs, loss ")

@@ -20,7 +20,7 @@ from isoflop.bench.suite import SuiteError, load_suite
 from isoflop.bench.train import describe
 from isoflop.cli.main import app
 from isoflop.results.manifest import read_manifest, submissions
-from isoflop.results.record import Record, read_record, read_records, write_record
+from isoflop.results.record import Record, load_records, read_record, write_record
 from isoflop.results.sources import sources
 from tests.bench.cells import make_record
 
@@ -129,7 +129,7 @@ def here(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 @pytest.fixture
 def one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing all of them takes most of a report's time."""
-    monkeypatch.setattr(figures, "FIGURES", {"frontier": figures.frontier})
+    monkeypatch.setattr(figures, "FIGURES", {"frontier": figures.FIGURES["frontier"]})
 
 
 def test_a_submission_holds_what_it_says_and_agrees(here: Path) -> None:
@@ -430,8 +430,8 @@ def test_check_prints_the_lines_and_ends_with_one(here: Path) -> None:
     report(Path("results/tiny"))
     done = CliRunner().invoke(app, ["check"])
     assert done.exit_code == 0, done.output
-    assert "ok   submissions: every hash, count and fit of results/submissions/base" in done.stdout
-    assert "ok   derived files: " in done.stdout
+    assert "ok   submissions: every hash and count of results/submissions/base" in done.stdout
+    assert "ok   generated files: " in done.stdout
     lower_the_loss(here / "mine")
     done = CliRunner().invoke(app, ["check"])
     assert done.exit_code == 1
@@ -470,7 +470,7 @@ def unsubmitted(here: Path) -> Path:
 
 
 def test_an_incomplete_variant_is_refused(unsubmitted: Path) -> None:
-    mine = [r for r in read_records(unsubmitted / "records") if r.variant == "mine"]
+    mine = [r for r in load_records(unsubmitted / "records") if r.variant == "mine"]
     for record in mine[:2]:
         (unsubmitted / "records" / f"{record.cell}.json").unlink()
     refused(r"2 of 8 cells have no record yet", "mine", unsubmitted)
@@ -505,14 +505,14 @@ def test_a_layer_file_that_is_gone_or_edited_is_refused(unsubmitted: Path) -> No
 
 def test_records_of_other_text_are_refused(unsubmitted: Path) -> None:
     for kind in ("records", "tune"):
-        for record in read_records(unsubmitted / kind):
+        for record in load_records(unsubmitted / kind):
             other = record.model_copy(update={"validation_hash": "other"})
             write_record(unsubmitted / kind, other)
     refused(r"validation_hash: 'other', yet '0123456789abcdef' in .*base", "mine", unsubmitted)
 
 
 def test_half_a_bracket_is_refused_and_none_is_taken(unsubmitted: Path) -> None:
-    mine = [r for r in read_records(unsubmitted / "tune") if r.variant == "mine"]
+    mine = [r for r in load_records(unsubmitted / "tune") if r.variant == "mine"]
     (unsubmitted / "tune" / f"{mine[0].cell}.json").unlink()
     refused(r"tune: 1 of 3 cells have no record yet", "mine", unsubmitted)
     shutil.rmtree(unsubmitted / "tune")
@@ -520,7 +520,7 @@ def test_half_a_bracket_is_refused_and_none_is_taken(unsubmitted: Path) -> None:
 
 
 def test_cells_that_did_not_finish_are_submitted_too(unsubmitted: Path) -> None:
-    record = next(r for r in read_records(unsubmitted / "records") if r.variant == "mine")
+    record = next(r for r in load_records(unsubmitted / "records") if r.variant == "mine")
     measured = record.measured.model_copy(update={"tokens_per_second": None})
     changes = {"status": "diverged", "message": "training loss 9", "loss": None}
     changes |= {"bits_per_byte": None, "curve": record.curve[:1], "measured": measured}
@@ -600,7 +600,7 @@ def test_a_comparison_can_be_submitted(here: Path) -> None:
     assert described.name == "tiny"
     assert list(described.variants) == ["dense", "mine", "Further"]
     assert described.variants["Further"].learning_rate == 0.05
-    assert len(read_records(comparison.records)) == 8 + 12 + 16
+    assert len(load_records(comparison.records)) == 8 + 12 + 16
     done = CliRunner().invoke(app, ["submit", "further", "--from", "runs/compare-Further"])
     assert done.exit_code == 0, done.output
     assert "Further for suite tiny; `isoflop report results/tiny`" in done.stdout

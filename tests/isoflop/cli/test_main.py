@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from isoflop.cli.main import app
+from isoflop.results.errors import IsoflopError, did_you_mean
 from isoflop.results.record import write_record
 from tests.bench.cells import make_record
 
@@ -93,7 +94,7 @@ def test_more_seeds_than_a_suite_has(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["run", "nowhere.toml"], "isoflop: nowhere.toml: No such file"),
-        (["plan", "ci", "--device", "tpu"], "isoflop: --device: no device 'tpu'; known: cpu, a100"),
+        (["plan", "ci", "--device", "gpu0"], "isoflop: --device: no device 'gpu0'"),
         (["report", "nowhere"], "isoflop: nowhere/records: no records here"),
         (["run", "ci", "--shard", "3/2"], "isoflop: --shard: '3/2' is not K/N with K from 1 to N"),
         (["tune", "ci", "--shard", "2"], "isoflop: --shard: '2' is not K/N with K from 1 to N"),
@@ -108,6 +109,29 @@ def test_bad_input_is_one_line_and_exit_code_two(arguments: list[str], message: 
     assert done.stdout == ""
     assert done.stderr.startswith(message)
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plan", "quik"], r"^quik: .* \(did you mean 'quick'\?\); .* one of: ci, .*quick"),
+        (["plan", "ci", "--device", "H10"], r"'H10' \(did you mean 'h100'\?\); known: cpu, a100"),
+        (["fit", "x.csv", "--law", "chincila"], r"\(did you mean 'chinchilla'\?\); known: chinch"),
+        (["compare", "peeer"], r"no layer 'peeer' \(did you mean 'peer'\?\); known: dense, moe"),
+        (
+            ["compare", "pkm", "--option", "slots=4"],
+            r"\(did you mean 'n_slots'\?\); known: n_slots",
+        ),
+    ],
+)
+def test_a_misspelt_name_gets_a_suggestion(arguments: list[str], message: str) -> None:
+    with pytest.raises(IsoflopError, match=message):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
+def test_a_name_like_no_other_gets_no_suggestion() -> None:
+    assert did_you_mean("zebra", ["dense", "moe"]) == ""
+    assert did_you_mean("PEER", ["dense", "peer"]) == " (did you mean 'peer'?)"
 
 
 def test_an_unreadable_record_stops_the_run_and_is_not_overwritten(tmp_path: Path) -> None:
@@ -149,27 +173,6 @@ def test_two_shards_train_every_cell_once(tmp_path: Path, monkeypatch: pytest.Mo
     sweep = said("tune", "tiny.toml", "--shard", "2/2")
     assert "2 of 2 cells to train" in sweep
     assert sweep.endswith("2 of 4 cells have no record in runs/tiny/tune yet\n")
-
-
-def test_report_needs_no_torch(tmp_path: Path) -> None:
-    """A laptop without torch redraws everything; here torch is there, and must stay unloaded."""
-    for seed in range(3):
-        write_record(tmp_path / "records", make_record(cell=f"cell{seed}", seed=seed))
-    code = (
-        "import sys; sys.modules['torch'] = None\n"  # importing it would raise
-        f"sys.argv = ['isoflop', 'report', {str(tmp_path)!r}]\n"
-        "from isoflop.cli.main import main; main()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "LEADERBOARD.md").exists()
 
 
 def test_check_notices_a_stale_file(tmp_path: Path) -> None:

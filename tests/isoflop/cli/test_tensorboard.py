@@ -11,7 +11,8 @@ import pytest
 
 from isoflop.bench.plan import Cell
 from isoflop.bench.run import Event, run_cells
-from isoflop.bench.train import Progress, learning_rate_at
+from isoflop.bench.step import learning_rate_at
+from isoflop.bench.train import Progress
 from isoflop.cli.tensorboard import TensorBoardError, require_tensorboard, run_name, scalars
 from isoflop.results.record import Record, read_record
 from tests.bench.cells import make_record, tiny_cells
@@ -33,9 +34,9 @@ def reader(directory: Path, cell: Cell) -> Any:
     return EventAccumulator(str(directory / run_name(cell)), size_guidance={"scalars": 0}).Reload()
 
 
-def points(found: Any, tag: str) -> np.ndarray:
+def points(events: Any, tag: str) -> np.ndarray:
     """[n, 2]: step, value, in the order they were written."""
-    return np.array([(one.step, one.value) for one in found.Scalars(tag)])
+    return np.array([(event.step, event.value) for event in events.Scalars(tag)])
 
 
 def close_to(expected: list[tuple[int, float]]) -> Any:
@@ -49,19 +50,19 @@ def test_a_run_writes_every_entry_of_every_curve_once(tmp_path: Path) -> None:
     assert {event.cell.id for event in events if event.record} == {cell.id for cell in cells}
     for cell in cells:
         record = read_record(records / f"{cell.id}.json")
-        found = reader(tmp_path / "tb", cell)
-        assert set(found.Tags()["scalars"]) == TAGS
-        assert points(found, "train/loss") == close_to(record.curve)
-        assert points(found, "validation/loss") == close_to([(cell.steps, record.loss)])
-        assert points(found, "validation/bits_per_byte") == close_to(
+        events = reader(tmp_path / "tb", cell)
+        assert set(events.Tags()["scalars"]) == TAGS
+        assert points(events, "train/loss") == close_to(record.curve)
+        assert points(events, "validation/loss") == close_to([(cell.steps, record.loss)])
+        assert points(events, "validation/bits_per_byte") == close_to(
             [(cell.steps, record.bits_per_byte)]
         )
         rates = [
             (step, learning_rate_at(step - 1, cell.steps, cell.learning_rate, cell.training))
             for step, _ in record.curve
         ]
-        assert points(found, "train/learning_rate") == close_to(rates)
-        assert found.Scalars("train/tokens_per_second")[-1].step == cell.steps
+        assert points(events, "train/learning_rate") == close_to(rates)
+        assert events.Scalars("train/tokens_per_second")[-1].step == cell.steps
 
 
 def record_of(cell: Cell, curve: list[tuple[int, float]], **changes: Any) -> Record:
@@ -87,10 +88,10 @@ def test_a_killed_run_starts_its_unfinished_cells_over(tmp_path: Path) -> None:
         Event(cell, record=record_of(cell, curve)),
     ]
     assert list(scalars(again, tmp_path)) == again
-    for found in (reader(tmp_path, cell), watching.Reload()):
-        assert points(found, "train/loss") == close_to(curve)
-        assert points(found, "train/tokens_per_second") == close_to([(30, 50.0)])
-        assert points(found, "validation/loss") == close_to([(40, 4.5)])
+    for events in (reader(tmp_path, cell), watching.Reload()):
+        assert points(events, "train/loss") == close_to(curve)
+        assert points(events, "train/tokens_per_second") == close_to([(30, 50.0)])
+        assert points(events, "validation/loss") == close_to([(40, 4.5)])
     # Also for a reader that does not know of restarts.
     files = (tmp_path / run_name(cell)).iterdir()
     assert len([path for path in files if path.stat().st_size]) == 1
@@ -101,15 +102,17 @@ def test_a_diverged_cell_has_its_curve_and_no_validation_loss(tmp_path: Path) ->
     curve = [(10, 5.0), (20, 70.0)]
     lost = record_of(cell, curve, status="diverged", loss=None, bits_per_byte=None)
     list(scalars([Event(cell, record=lost)], tmp_path))
-    found = reader(tmp_path, cell)
-    assert points(found, "train/loss") == close_to(curve)
-    assert "validation/loss" not in found.Tags()["scalars"]
+    events = reader(tmp_path, cell)
+    assert points(events, "train/loss") == close_to(curve)
+    assert "validation/loss" not in events.Tags()["scalars"]
 
 
 def test_a_reader_stopped_early_loses_nothing(tmp_path: Path) -> None:
     cell = tiny_cells()[0]
     curve = [(10, 5.0), (20, 4.5), (30, 4.0)]
-    events = scalars((Event(cell, progress=Progress(*one, 1.0, [one])) for one in curve), tmp_path)
+    events = scalars(
+        (Event(cell, progress=Progress(*point, 1.0, [point])) for point in curve), tmp_path
+    )
     next(events)
     next(events)
     events.close()

@@ -1,0 +1,79 @@
+"""Back ends of an operator: how they are chosen, and how they are entered in torch's dispatcher.
+
+As operators of the dispatcher (`isoflop::expert_mix` and others) torch.compile takes them whole,
+fvcore finds them by name, and FlopCounterMode counts them, forward and backward.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# searched for once, at import: torch.compile cannot trace the search
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+_library = torch.library.Library("isoflop", "DEF")
+
+
+def define(schema: str, function: Callable[..., Any]) -> Any:
+    """Define the operator `isoflop::<schema>` for CPU and CUDA tensors, and return it.
+
+    Args:
+        schema: name, arguments and results, as `torch.library.Library.define` takes them.
+        function: computes it; its first argument is a tensor on the device to run on.
+    """
+
+    def on_gpu(tensor: Tensor, *rest: Any) -> Any:
+        with torch.cuda.device(tensor.device):  # Triton launches on the current device
+            return function(tensor, *rest)
+
+    name = schema.partition("(")[0]
+    _library.define(schema)
+    _library.impl(name, function, "CPU")
+    _library.impl(name, on_gpu, "CUDA")
+    return getattr(torch.ops.isoflop, name).default
+
+
+def check_name(kind: str, name: str, known: Sequence[str]) -> None:
+    """Raises ValueError if `name` is not known."""
+    if name not in known:
+        raise ValueError(f"{kind} {name!r} is unknown: one of {', '.join(known)}")
+
+
+def choose_backend(backend: str, known: Sequence[str], obstacles: Mapping[str, str]) -> str:
+    """The back end to use.
+
+    Args:
+        backend: a name, or "auto": the first in `obstacles` without any, else "reference".
+        known: all names, "auto" included.
+        obstacles: for each fast back end, why it cannot take the operands; empty if it can.
+    Raises:
+        ValueError: the back end is unknown, or cannot take the operands.
+    """
+    check_name("back end", backend, known)
+    if backend == "auto":
+        return next((fast for fast in obstacles if not obstacles[fast]), "reference")
+    if obstacles.get(backend):
+        raise ValueError(f"back end {backend!r} is impossible here: {obstacles[backend]}")
+    return backend
+
+
+def cpu_obstacle(tensor: Tensor) -> str:
+    """Why stock CPU operators cannot take this tensor; empty if they can."""
+    device = tensor.device.type
+    return "" if device == "cpu" else f"it runs on a CPU only, not on {device}"
+
+
+def triton_obstacle(tensor: Tensor) -> str:
+    """Why Triton's kernels cannot take this tensor; empty if they can."""
+    interpreted = tensor.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    if tensor.device.type != "cuda" and not interpreted:
+        return f"it runs on CUDA only, not on {tensor.device.type}"
+    if tensor.dtype == torch.float64:
+        return "it sums in float32, and this is float64"
+    return "" if HAS_TRITON else "triton is not installed"

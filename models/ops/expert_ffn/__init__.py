@@ -1,0 +1,63 @@
+"""The experts of a token-choice MoE, dropless: each token through the experts that it chose.
+
+Sizes: M tokens, K experts per token, E experts, D model width, F expert width, R = M * K rows.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from isoflop.models.ops.backends import check_name
+from isoflop.models.ops.expert_ffn import grouped, reference
+
+BACKENDS = ("auto", "reference", "grouped")
+ACTIVATIONS = ("gelu", "relu", "swiglu")
+
+
+def expert_ffn(
+    x_MD: Tensor,
+    w_in_EDF: Tensor,
+    w_out_EFD: Tensor,
+    index_MK: Tensor,
+    gate_MK: Tensor,
+    activation: str = "gelu",
+    backend: str = "auto",
+) -> Tensor:
+    """y[m] = sum_k gate[m, k] * act(x[m] w_in[e]) w_out[e] with e = index[m, k].
+
+    4 * M * K * D * F FLOPs, 6 * M * K * D * F for "swiglu".
+
+    Args:
+        x_MD: M tokens of width D.
+        w_in_EDF: each expert's first matrix; for "swiglu" [E, D, 2 F], where act(h) is
+            silu(first half) * second half (arXiv 2002.05202).
+        w_out_EFD: each expert's second matrix.
+        index_MK: the K experts of each token, int64.
+        gate_MK: their weights.
+        activation: "gelu" (exact), "relu" or "swiglu".
+        backend: "reference" (gather each token's weights: the definition, and the path that is
+            counted), "grouped" (sort rows by expert, `F.grouped_mm`), or "auto": grouped, but the
+            reference on the meta device. Grouped does not wait for the device where `F.grouped_mm`
+            has a kernel: bfloat16 on a GPU of compute capability 9 or later.
+    Returns:
+        [M, D] in x's dtype.
+    Raises:
+        ValueError: an unknown back end or activation, or shapes that do not fit.
+    """
+    check_name("activation", activation, ACTIVATIONS)
+    check_name("back end", backend, BACKENDS)
+    E, d_model, d_in = w_in_EDF.shape
+    d_out = d_in // 2 if activation == "swiglu" else d_in
+    if w_out_EFD.shape != (E, d_out, d_model) or x_MD.shape[1:] != (d_model,):
+        raise ValueError(
+            f"x {tuple(x_MD.shape)}, w_in {tuple(w_in_EDF.shape)} and w_out "
+            f"{tuple(w_out_EFD.shape)} do not fit {activation!r} experts"
+        )
+    if index_MK.shape != gate_MK.shape or index_MK.dim() != 2:
+        raise ValueError(
+            f"index {tuple(index_MK.shape)} and gate {tuple(gate_MK.shape)} must both be [M, K]"
+        )
+    if backend == "auto":
+        backend = "reference" if x_MD.device.type == "meta" else "grouped"
+    forward = reference.forward if backend == "reference" else grouped.forward
+    return forward(x_MD, w_in_EDF, w_out_EFD, index_MK, gate_MK, activation).to(x_MD.dtype)

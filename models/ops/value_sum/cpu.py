@@ -1,0 +1,25 @@
+"""The value sum on a CPU, by stock operators: see `pairs`."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from isoflop.models.ops.pairs import pair_dots, row_sums, sort_pairs, unsort
+
+
+def forward(values_ND: Tensor, index_MP: Tensor, gate_MP: Tensor) -> Tensor:
+    """y [M, D]."""
+    return F.embedding_bag(index_MP, values_ND, per_sample_weights=gate_MP, mode="sum")
+
+
+def backward(
+    dy_MD: Tensor, values_ND: Tensor, index_MP: Tensor, gate_MP: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradients of values and gate."""
+    pairs = sort_pairs(index_MP, values_ND.shape[0])
+    dgate = pair_dots(values_ND, dy_MD, pairs)
+    return (
+        row_sums(pairs, dy_MD, gate_MP.flatten().index_select(0, pairs.order)),
+        unsort(dgate, pairs, gate_MP),
+    )
