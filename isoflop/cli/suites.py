@@ -13,6 +13,7 @@ from isoflop.cli.console import Json, app, show
 from isoflop.cli.fields import suite_fields
 from isoflop.cli.reports import report
 from isoflop.cli.tensorboard import TensorBoard
+from isoflop.cli.time_limit import TimeLimit
 from isoflop.results.errors import IsoflopError, did_you_mean
 
 if TYPE_CHECKING:
@@ -148,6 +149,10 @@ def run(
     seeds: Seeds = None,
     shard: Shard = None,
     tensorboard: TensorBoard = None,
+    time_limit: TimeLimit = None,
+    keep_models: Annotated[
+        bool, typer.Option("--keep-models", help="Store trained weights in models/, by cell.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train the cells that have no record yet, then report."""
@@ -159,7 +164,15 @@ def run(
     directory = out or Path("runs") / described.name
     mine = share(cells, shard) if shard else cells
     refuse_files(mine)
-    train(mine, directory, directory / "records", suite, tensorboard)
+    train(
+        mine,
+        directory,
+        directory / "records",
+        suite,
+        tensorboard,
+        time_limit=time_limit,
+        keep_models=keep_models,
+    )
     report(directory, as_json)
     say_missing(cells, directory / "records")
 
@@ -170,6 +183,7 @@ def tune(
     out: Out = None,
     shard: Shard = None,
     tensorboard: TensorBoard = None,
+    time_limit: TimeLimit = None,
     as_json: Json = False,
 ) -> None:
     """Train the learning-rate sweep of the suite: one cell of every variant, at several rates."""
@@ -182,7 +196,7 @@ def tune(
     directory = out or Path("runs") / described.name
     cells = sweep_cells(described, str(suite_path(suite)))
     mine = share(cells, shard) if shard else cells
-    train(mine, directory, directory / "tune", suite, tensorboard)
+    train(mine, directory, directory / "tune", suite, tensorboard, time_limit=time_limit)
     losses: dict[tuple[str, float], list[float | None]] = {}
     for cell in cells:
         path = directory / "tune" / f"{cell.id}.json"
