@@ -131,7 +131,7 @@ def plan(
     slots = at_a_time(target)
     memory = max(predict_bytes(cell) for cell in cells) * slots
     print(
-        f"{len(cells)} cells, {sum(cell.flops for cell in cells):.3g} FLOPs, about "
+        f"{len(cells)} cells, {show_flops(sum(cell.flops for cell in cells))} FLOPs, about "
         f"{minutes(cells, target):.0f} min on {target.name} with {slots} at a time (a rough figure)"
         f", {memory / 2**30:.1f} GiB at most"
     )
