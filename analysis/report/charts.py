@@ -9,7 +9,7 @@ import numpy as np
 from isoflop.analysis.analyse import Analysis
 from isoflop.analysis.curves import Curve
 from isoflop.analysis.estimate import Estimate, estimate
-from isoflop.analysis.report.format import flops, interval, si, si_interval
+from isoflop.analysis.report.format import decade, flops, interval, si, si_interval
 from isoflop.analysis.report.spec import (
     STEPS,
     Axis,

@@ -102,7 +102,8 @@ def watch(
             if not live:
                 left = (monotonic() - begin) * (view.total / view.done - 1)
                 line += (
-                    f"; {flops(view.done)} of {flops(view.total)} FLOPs, about {left / 60:.0f} min left"
+                    f"; {flops(view.done)} of {flops(view.total)} FLOPs, "
+                    f"about {left / 60:.0f} min left"
                 )
             if not live or record.status != "finished":
                 style = "red" if live else ""
