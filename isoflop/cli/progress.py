@@ -56,7 +56,7 @@ def _terminations() -> Iterator[None]:
 
 
 def name_of(cell: Cell) -> str:
-    return f"{cell.variant} {cell.size.name} {cell.budget:.2g} FLOPs, seed {cell.seed}"
+    return f"{cell.variant} {cell.size.name} {flops(cell.budget)} FLOPs, seed {cell.seed}"
 
 
 def outcome_of(record: Record) -> str:
@@ -156,7 +156,8 @@ def watch(
             if not live:
                 left = (monotonic() - begin) * (view.total / view.done - 1)
                 line += (
-                    f"; {view.done:.2g} of {view.total:.2g} FLOPs, about {left / 60:.0f} min left"
+                    f"; {flops(view.done)} of {flops(view.total)} FLOPs, "
+                    f"about {left / 60:.0f} min left"
                 )
             if not live or record.status != "finished":
                 style = "red" if live else ""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from isoflop.analysis.report.format import flops as show_flops
 from isoflop.bench.suite import Suite, first_seeds, load_suite, shipped_suites, suite_path
 from isoflop.cli.console import Json, app, show
 from isoflop.cli.fields import suite_fields
@@ -132,7 +133,7 @@ def plan(
     slots = at_a_time(target)
     memory = max(predict_bytes(cell) for cell in cells) * slots
     print(
-        f"{len(cells)} cells, {sum(cell.flops for cell in cells):.3g} FLOPs, about "
+        f"{len(cells)} cells, {show_flops(sum(cell.flops for cell in cells))} FLOPs, about "
         f"{minutes(cells, target):.0f} min on {target.name} with {slots} at a time (a rough figure)"
         f", {memory / 2**30:.1f} GiB at most"
     )
