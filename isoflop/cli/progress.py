@@ -33,7 +33,7 @@ NAME_WIDTH = 10  # characters of a variant's name that are not given up for a co
 
 
 def name_of(cell: Cell) -> str:
-    return f"{cell.variant} {cell.size.name} {cell.budget:.2g} FLOPs, seed {cell.seed}"
+    return f"{cell.variant} {cell.size.name} {flops(cell.budget)} FLOPs, seed {cell.seed}"
 
 
 def outcome_of(record: Record) -> str:
@@ -101,9 +101,8 @@ def watch(
             line = f"[{len(records)}/{view.cells}] {name_of(event.cell)}: {outcome_of(record)}"
             if not live:
                 left = (monotonic() - begin) * (view.total / view.done - 1)
-                line += (
-                    f"; {view.done:.2g} of {view.total:.2g} FLOPs, about {left / 60:.0f} min left"
-                )
+                line += f"; {flops(view.done)} of {flops(view.total)} FLOPs"
+                line += f", about {left / 60:.0f} min left"
             if not live or record.status != "finished":
                 style = "red" if live else ""
                 console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
