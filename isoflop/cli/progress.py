@@ -101,8 +101,10 @@ def watch(
             line = f"[{len(records)}/{view.cells}] {name_of(event.cell)}: {outcome_of(record)}"
             if not live:
                 left = (monotonic() - begin) * (view.total / view.done - 1)
-                line += f"; {flops(view.done)} of {flops(view.total)} FLOPs"
-                line += f", about {left / 60:.0f} min left"
+                line += (
+                    f"; {flops(view.done)} of {flops(view.total)} FLOPs, "
+                    f"about {left / 60:.0f} min left"
+                )
             if not live or record.status != "finished":
                 style = "red" if live else ""
                 console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isoflop.analysis.report.format import flops
 from isoflop.bench.suite import Suite, first_seeds, load_suite, shipped_suites, suite_path
 from isoflop.cli.console import Json, app, show
 from isoflop.cli.fields import suite_fields
@@ -66,8 +65,8 @@ def suites(
     show(rows, f"Suites; minutes are a rough figure for {target.name}", as_json)
 
 
-@app.command("flops")
-def flops_per_token(suite: SuiteArgument = "quick", as_json: Json = False) -> None:
+@app.command()
+def flops(suite: SuiteArgument = "quick", as_json: Json = False) -> None:
     """Show forward FLOPs per token of every variant and size, by formula and by fvcore's trace."""
     from isoflop.bench.flops import backward_ratio, verify_flops
 
@@ -132,7 +131,7 @@ def plan(
     slots = at_a_time(target)
     memory = max(predict_bytes(cell) for cell in cells) * slots
     print(
-        f"{len(cells)} cells, {flops(sum(cell.flops for cell in cells))} FLOPs, about "
+        f"{len(cells)} cells, {show_flops(sum(cell.flops for cell in cells))} FLOPs, about "
         f"{minutes(cells, target):.0f} min on {target.name} with {slots} at a time (a rough figure)"
         f", {memory / 2**30:.1f} GiB at most"
     )
