@@ -75,10 +75,9 @@ def rate_sweeps(
             runs.setdefault(record.learning_rate, []).append(record)
     deviation = _deviation(sweeps.values()) or noise.seed or noise.fit
     generator = np.random.default_rng(1)
+    used = {record.key.point: record.learning_rate for record in records}
     result = []
-    used = {record.key.point: record.learning_rate for record in reversed(records)}
-    for variant, budget, size in sorted((name, flops, size) for name, size, flops in sweeps):
-        point = variant, size, budget
+    for point in sorted(sweeps, key=lambda point: (point[0], point[2], point[1])):
         runs = sweeps[point]
         if any(record.status == "finished" for seeds in runs.values() for record in seeds):
             result.append(_sweep(runs, used.get(point), deviation, generator, samples))
