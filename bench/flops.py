@@ -56,6 +56,14 @@ def _attention(inputs: list[Any], outputs: list[Any]) -> int:
     return 2 * math.prod(batch) * queries * keys * (d_key + d_value)
 
 
+def _convolution(inputs: list[Any], outputs: list[Any]) -> int:
+    """2 x output elements (input elements if transposed) x what one filter of the weight holds."""
+    x, weight, transposed = inputs[0], inputs[1], inputs[6].toIValue()
+    return (
+        2 * math.prod(get_shape(x if transposed else outputs[0])) * math.prod(get_shape(weight)[1:])
+    )
+
+
 HANDLES: dict[str, Callable[[list[Any], list[Any]], int]] = {
     "aten::linear": _product(0),
     "aten::matmul": _product(0),
@@ -63,7 +71,12 @@ HANDLES: dict[str, Callable[[list[Any], list[Any]], int]] = {
     "aten::bmm": _product(0),
     "aten::addmm": _product(1),
     "aten::baddbmm": _product(1),
+    "aten::mv": _product(0),
+    "aten::dot": _product(0),
+    "aten::vdot": _product(0),
+    "aten::addmv": _product(1),
     "aten::einsum": _einsum,
+    "aten::_convolution": _convolution,
     "aten::scaled_dot_product_attention": _attention,
 }
 

@@ -158,7 +158,8 @@ def run(
     described, cells = load_cells(suite, seeds)
     directory = out or Path("runs") / described.name
     mine = share(cells, shard) if shard else cells
-    refuse_files(mine)
+    for note in refuse_files(mine):
+        print(note, file=sys.stderr)
     train(mine, directory, directory / "records", suite, tensorboard)
     report(directory, as_json)
     say_missing(cells, directory / "records")
