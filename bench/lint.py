@@ -174,6 +174,8 @@ def with_class(name: str) -> str:
     """
     if not name.endswith(".py"):
         return name
+    if not Path(name).exists():
+        raise LintError(f"{name}: No such file or directory")
     try:
         module = load_file(name, read_source(name))
     except LayerFileError as error:
