@@ -164,7 +164,8 @@ def run(
     described, cells = load_cells(suite, seeds)
     directory = out or Path("runs") / described.name
     mine = share(cells, shard) if shard else cells
-    refuse_files(mine)
+    for note in refuse_files(mine):
+        print(note, file=sys.stderr)
     train(
         mine,
         directory,
