@@ -3,7 +3,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from isoflop.analysis.report import figures
 from isoflop.analysis.report.derive import report, stale
 from isoflop.bench.compare import prepare
 from isoflop.bench.plan import Cell, plan, sweep_cells
+from isoflop.bench.submissions import verify
 from isoflop.bench.submissions.bundle import SubmissionError, submit
 from isoflop.bench.submissions.verify import hashes, problems
 from isoflop.bench.suite import SuiteError, load_suite
@@ -108,8 +109,16 @@ def make_results(folder: Path) -> None:
             write_record(folder / kind, made_up(cell))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def in_process() -> Iterator[None]:
+    """A child imports torch anew, which takes seconds: `test_tampering` tries it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "stream", lambda function, *arguments: function(*arguments))
+        yield
+
+
 @pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def published(in_process: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working directory with results and two submissions; tests work on copies."""
     root = tmp_path_factory.mktemp("published")
     make_results(root / "runs/tiny")
