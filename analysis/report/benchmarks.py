@@ -147,7 +147,7 @@ def read(path: Path) -> Measurements:
         return Measurements.model_validate_json(path.read_bytes())
     except ValidationError as error:
         reason = explain(error, Measurements)
-        raise PerformanceError(f"{path}: {reason}; tests/benchmarks write such files") from None
+        raise PerformanceError(f"{path}: {reason}; tests/benchmarks writes such files") from None
     except OSError as error:
         raise PerformanceError(f"{path}: {error.strerror}") from None
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from isoflop.analysis.analyse import Analysis
 from isoflop.analysis.curves import Curve
-from isoflop.analysis.parabola import Estimate, estimate
-from isoflop.analysis.report.format import flops, interval, si, si_interval
+from isoflop.analysis.estimate import Estimate, estimate
+from isoflop.analysis.report.format import decade, flops, interval, si, si_interval
 from isoflop.analysis.report.spec import (
     STEPS,
     Axis,
@@ -148,8 +148,7 @@ def multiplier_scale(analysis: Analysis) -> Chart | None:
         series.append(points(name, gain.budgets, values, texts))
         slope = estimate(gain.slope)
         if not np.isnan(slope.value):
-            trend = interval(Estimate(*(10**end for end in slope)), unit="x")
-            labels[name] = f"{name}: {trend} per tenfold"
+            labels[name] = f"{name}: {decade(slope)} per decade"
     if not series:
         return None
     gains = axis("compute multiplier", [1, *extent(series, "y")], multiple, log=True, rule=1)

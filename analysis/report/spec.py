@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from isoflop.analysis.parabola import Array, Estimate
+from isoflop.analysis.estimate import CENTRAL_95, Array, Estimate
 
 Numbers = tuple[float, ...]
 STEPS = 50  # points of a fitted curve
@@ -132,7 +132,7 @@ def band(variant: str | None, x: Array, samples: Array) -> tuple[Series, ...]:
     centre = line(variant, x, samples[0])
     if len(samples) == 1:
         return (centre,)
-    low, high = np.quantile(samples[1:], [0.025, 0.975], axis=0)
+    low, high = np.quantile(samples[1:], CENTRAL_95, axis=0)
     return (Series("band", variant, centre.x, low=_numbers(low), high=_numbers(high)), centre)
 
 

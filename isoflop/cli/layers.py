@@ -15,6 +15,7 @@ import typer
 
 from isoflop.cli.console import Json, app, show
 from isoflop.cli.tensorboard import TensorBoard
+from isoflop.cli.time_limit import TimeLimit
 
 if TYPE_CHECKING:
     from isoflop.models import Layer
@@ -131,6 +132,7 @@ def compare(
         typer.Option(help="Name of the new variant; the layer with its options if not given."),
     ] = None,
     tensorboard: TensorBoard = None,
+    time_limit: TimeLimit = None,
     as_json: Json = False,
 ) -> None:
     """Train a new layer's cells beside a suite's stored records: is it better than dense?"""
@@ -157,7 +159,14 @@ def compare(
         "command": shlex.join(command),
     }
     write_whole(plan.directory / COMPARISON, json.dumps(asked, indent=1) + "\n")
-    train(plan.cells, plan.directory, plan.records, str(plan.suite_file), tensorboard)
+    train(
+        plan.cells,
+        plan.directory,
+        plan.records,
+        str(plan.suite_file),
+        tensorboard,
+        time_limit=time_limit,
+    )
     rows = report(plan.directory)
     result = read_comparison(plan.directory / COMPARISON)
     if as_json:

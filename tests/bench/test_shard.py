@@ -56,7 +56,7 @@ def test_cells_of_the_same_id_are_dealt_out_once_each() -> None:
     assert sorted(share(cells, f"{k}/2")[0].variant for k in (1, 2)) == ["one", "other"]
 
 
-def test_brackets_are_shared_too() -> None:
+def test_sweeps_are_shared_too() -> None:
     cells = sweep_cells(load_suite("quick"), "quick")
     assert sorted(c.id for k in (1, 2, 3) for c in share(cells, f"{k}/3")) == sorted(
         cell.id for cell in cells

@@ -19,7 +19,7 @@ documents = 40
 validation = 0.2
 [training]
 context = 16
-batch = 4
+batch = 2
 validation_tokens = 512
 [sizes]
 xs = { width = 8, depth = 2, heads = 2 }

@@ -500,7 +500,7 @@ def test_records_of_other_text_are_refused(unsubmitted: Path) -> None:
     refused(r"validation_hash: 'other', yet '0123456789abcdef' in .*base", "mine", unsubmitted)
 
 
-def test_half_a_bracket_is_refused_and_none_is_taken(unsubmitted: Path) -> None:
+def test_half_a_sweep_is_refused_and_none_is_taken(unsubmitted: Path) -> None:
     mine = [r for r in load_records(unsubmitted / "tune") if r.variant == "mine"]
     (unsubmitted / "tune" / f"{mine[0].cell}.json").unlink()
     refused(r"tune: 1 of 3 cells have no record yet", "mine", unsubmitted)
