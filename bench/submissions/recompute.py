@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from isoflop.bench.plan import Cell
-from isoflop.bench.train import describe
 from isoflop.bench.suite import Suite
+from isoflop.bench.train import describe
 from isoflop.results.record import FLOP_CONVENTION, Record
 
 if TYPE_CHECKING:
     from isoflop.bench.submissions.verify import Folder
+
+# By variant and field: the cell, what its record says, what is right.
+Cases = dict[tuple[str, str], list[tuple[str, Any, Any]]]
 
 
 def against_cells(
@@ -40,27 +43,36 @@ def against_cells(
         return one.variant, one.size.name, one.budget, one.seed, rate
 
     wanted = {key(cell): cell for cell in cells}
-    unlike: dict[tuple[str, str], list[tuple[str, Any, Any]]] = {}
+    unlike: Cases = {}
     for record in records:
         cell = wanted.pop(key(record), None)
         if cell is None:
-            yield (
-                f"{where / record.cell}.json: of no cell of suite.toml, or of one that has a "
-                f"record already: {record.variant}, size {record.size.name}, "
-                f"{record.budget:g} FLOPs, seed {record.seed}, rate {record.learning_rate:g}"
-            )
+            yield _of_no_cell(where, record)
             continue
         says, again = _flat(record), _flat(_recomputed(record, cell))
         for field in sorted({*says, *again}):
             if says.get(field) != again.get(field):
                 case = (record.cell, says.get(field), again.get(field))
                 unlike.setdefault((record.variant, field), []).append(case)
-    for (variant, field), cases in unlike.items():
-        name, said, found = cases[0]
-        more = f" (and so {len(cases) - 1} more records of {variant})" if cases[1:] else ""
-        yield f"{where / name}.json: {field}: says {said}, recomputed {found}{more}"
+    yield from _lines(where, unlike)
     for variant, size, budget, seed, _ in wanted:
         yield f"{where}: no record of {variant}, size {size}, {budget:g} FLOPs, seed {seed}"
+
+
+def _of_no_cell(where: Path, record: Record) -> str:
+    return (
+        f"{where / record.cell}.json: of no cell of suite.toml, or of one that has a record "
+        f"already: {record.variant}, size {record.size.name}, {record.budget:g} FLOPs, seed "
+        f"{record.seed}, rate {record.learning_rate:g}"
+    )
+
+
+def _lines(where: Path, unlike: Cases) -> Iterator[str]:
+    """A line for each field of a variant's records that is not as recomputed."""
+    for (variant, field), cases in unlike.items():
+        name, said, right = cases[0]
+        more = f" (and so {len(cases) - 1} more records of {variant})" if cases[1:] else ""
+        yield f"{where / name}.json: {field}: says {said}, recomputed {right}{more}"
 
 
 def without_layer(folder: Folder) -> Iterator[str]:
@@ -75,17 +87,19 @@ def without_layer(folder: Folder) -> Iterator[str]:
         ("tune", folder.tune, _sweep_keys(suite, {record.variant for record in folder.tune})),
     ):
         where, left = folder.directory / kind, dict(wanted)
+        unlike: Cases = {}
         for record in records:
-            path = f"{where / record.cell}.json"
             key = (record.variant, record.size.name, record.budget, record.seed)
-            key = (*key, record.learning_rate) if kind == "tune" else key
-            rate = left.pop(key, None)
+            by_rate = (record.learning_rate,) if kind == "tune" else ()
+            rate = left.pop((*key, *by_rate), None)
             if rate is None:
-                yield f"{path}: of no cell of suite.toml, or of one that has a record already"
-            else:
-                for field, said, right in _decided(record, suite, rate):
-                    if said != right:
-                        yield f"{path}: {field}: says {said}, recomputed {right}"
+                yield _of_no_cell(where, record)
+                continue
+            for field, said, right in _decided(record, suite, rate):
+                if said != right:
+                    case = (record.cell, said, right)
+                    unlike.setdefault((record.variant, field), []).append(case)
+        yield from _lines(where, unlike)
         for key in left:
             yield f"{where}: no record of {key[0]}, size {key[1]}, {key[2]:g} FLOPs, seed {key[3]}"
 
@@ -138,7 +152,6 @@ def _decided(record: Record, suite: Suite, rate: float) -> Iterator[tuple[str, A
     yield "learning_rate", record.learning_rate, rate
     yield "tokens", record.tokens, tokens
     yield "flops", record.flops, tokens * per_token
-    yield "steps", record.steps, round(record.budget / (per_token * batch * record.context or 1))
     yield "flop_convention", record.flop_convention, FLOP_CONVENTION
 
 
