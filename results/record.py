@@ -157,7 +157,7 @@ class Record(Frozen):
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a text or bytes to `path` so that a kill at any moment leaves the old file or the new one.
+    """Write to `path` so that a kill at any moment leaves the old file or the new one.
 
     Raises:
         OSError: the disk is full or not writable; nothing is left behind at `path`.

@@ -34,7 +34,7 @@ def draw(
         description: goes into each file's metadata.
         failed: takes the figures that cannot be drawn, and why; if None, they raise.
     """
-    files = {}
+    files: dict[str, bytes] = {}
     with matplotlib.rc_context(STYLE):
         for name, make in FIGURES.items():
             with noted(name, failed):

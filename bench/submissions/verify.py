@@ -169,7 +169,7 @@ def recomputed(folder: Folder) -> list[str]:
 
 def _executed(folder: Folder, manifest: Manifest) -> list[str]:
     """What the layer files of a submission decide, from a child process."""
-    lines = []
+    lines: list[str] = []
     for variant, layer in folder.foreign.items():
         options = manifest.variants[variant].options if variant in manifest.variants else {}
         try:

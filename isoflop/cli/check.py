@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -156,10 +155,11 @@ def generated(directory: Path | None) -> Check:
 
 def trained(cells: list[Cell], suite: str) -> list[Record]:
     """Records of cells, trained anew: a stored record says nothing about today's code."""
+    from isoflop.bench.gate.scratch import scratch
     from isoflop.cli.progress import train
     from isoflop.results.record import load_records
 
-    with tempfile.TemporaryDirectory(prefix="isoflop-check-") as folder:
+    with scratch("check") as folder:
         train(cells, Path(folder), Path(folder) / "records", suite)
         return load_records(Path(folder) / "records")
 
