@@ -79,7 +79,8 @@ def rate_sweeps(
     result = []
     for point in sorted(sweeps, key=lambda point: (point[0], point[2], point[1])):
         runs = sweeps[point]
-        if any(record.status == "finished" for seeds in runs.values() for record in seeds):
+        # Without a rate at which every seed finished there is no lowest loss.
+        if any(np.isfinite(_mean_loss(seeds)) for seeds in runs.values()):
             result.append(_sweep(runs, used.get(point), deviation, generator, samples))
     return tuple(result)
 

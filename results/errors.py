@@ -16,6 +16,17 @@ class IsoflopError(Exception):
     """
 
 
+def printable(text: str) -> str:
+    """Foreign text as one line that can neither move a cursor nor start a line of a CI log.
+
+    Control characters (ESC and C1 too), line ends, and characters that change the direction of
+    text are shown as escapes such as \\x1b.
+    """
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """What follows an unknown name: ` (did you mean 'x'?)` if a known name is close, or nothing."""
     by_lower = {candidate.lower(): candidate for candidate in known}

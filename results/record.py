@@ -5,6 +5,7 @@ This module does not import torch, so that a laptop without it can read and anal
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from isoflop.results.errors import IsoflopError, explain
+from isoflop.results.strict import read_json
 
 FLOP_CONVENTION = "full-attention, 3x forward"
 
@@ -154,24 +156,24 @@ class Record(Frozen):
         return CellKey(self.variant, self.size.name, self.budget, self.seed)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write `text` to `path` so that a kill at any moment leaves the old file or the new one.
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write to `path` so that a kill at any moment leaves the old file or the new one.
 
     Raises:
         OSError: the disk is full or not writable; nothing is left behind at `path`.
     """
-    with _written(path, text) as temporary:
+    with _written(path, content) as temporary:
         os.replace(temporary, path)
 
 
 @contextmanager
-def _written(path: Path, text: str) -> Iterator[Path]:
-    """A temporary file beside `path` that holds `text`, on disk, with the mode of the umask."""
+def _written(path: Path, content: str | bytes) -> Iterator[Path]:
+    """A temporary file beside `path` that holds `content`, on disk, with the mode of the umask."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}"
     try:
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         yield temporary
@@ -232,9 +234,13 @@ def read_stored(path: Path, schema: type[Stored]) -> Stored:
         RecordError: the file is unreadable or does not follow the schema.
     """
     try:
-        return schema.model_validate_json(path.read_bytes())
+        # As JSON, since strict mode there takes a list for a tuple, yet no "8" or true for 8.
+        text = json.dumps(read_json(path))
+        return schema.model_validate_json(text, strict=True)
     except ValidationError as error:
         raise RecordError(f"{path}: {explain(error, schema)}") from None
+    except ValueError as error:
+        raise RecordError(f"{path}: {error}") from None
     except OSError as error:
         raise RecordError(f"{path}: {error.strerror}") from None
 
