@@ -65,7 +65,8 @@ FAULTS = {
     "needs its batch": (
         "batch",
         "        return self.linear(x)",
-        "        if len(x) % 2:\n            raise ValueError('odd')\n        return self.linear(x)",
+        "        if len(x) % 2:\n"
+        "            raise ValueError('odd')\n        return self.linear(x)",
         "a sequence without its batch raises ValueError: odd; an output may",
     ),
     "attends on real tensors": (
@@ -201,7 +202,7 @@ def test_cells_are_asked_as_they_train(tmp_path: Path) -> None:
     variants = {"mine": {"layer": name, "learning_rate": 1e-2}}
     cells = tiny_cells(variants=variants, seeds=[0, 1])
     write(tmp_path, GOOD)
-    with pytest.raises(LintError, match="causality: at batch 4.* in evaluation under autocast"):
+    with pytest.raises(LintError, match=r"causality: at batch 4.* in evaluation under autocast"):
         refuse_files(cells)
     assert refuse_files(tiny_cells(variants=variants, seeds=[0, 1])) == []
 
