@@ -206,7 +206,9 @@ def checkout_of(revision: str) -> Iterator[Path]:
     if Path(revision, "isoflop").is_dir():
         yield Path(revision)
         return
-    from isoflop.bench.gate.scratch import scratch  # an older baseline, timed by this file, has none
+    from isoflop.bench.gate.scratch import (
+        scratch,  # an older baseline, timed by this file, has none
+    )
 
     prune = ["git", "-C", str(ROOT), "worktree", "prune"]
     with scratch("baseline") as folder:
