@@ -20,9 +20,9 @@ def scratch(purpose: str) -> Iterator[str]:
     prefix = f"isoflop-{purpose}-"
     for folder in Path(tempfile.gettempdir()).glob(f"{prefix}*-*"):
         owner = folder.name.removeprefix(prefix).partition("-")[0]
-        if owner.isdecimal() and folder.is_dir() and not folder.is_symlink():
-            if not _runs(int(owner)):
-                shutil.rmtree(folder, ignore_errors=True)
+        gone = owner.isdecimal() and not _runs(int(owner))
+        if gone and folder.is_dir() and not folder.is_symlink():
+            shutil.rmtree(folder, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=f"{prefix}{os.getpid()}-") as folder_name:
         yield folder_name
 

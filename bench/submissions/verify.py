@@ -152,7 +152,7 @@ def not_executed(directory: Path) -> list[str]:
 def recomputed(folder: Folder) -> list[str]:
     """What in the records does not follow from the suite and its layers, which are built."""
     cells, rates = folder.cells()
-    lines = []
+    lines: list[str] = []
     for kind, records, of, by_rate in (
         ("records", folder.records, cells, False),
         ("tune", folder.tune, rates, True),
