@@ -133,9 +133,10 @@ class Surface:
     terms: Array  # (1 + samples, 2) A N^-alpha and B D^-beta at the middle of the cells, nats
     exponents: Array  # (1 + samples, 2) alpha and beta
     status: Status
+    losses: Array  # (1 + samples, cells) that it was fitted to
 
     @classmethod
-    def from_solution(cls, cells: Cells, solution: Solution, index: int) -> Surface:
+    def from_solution(cls, cells: Cells, solution: Solution, index: int, losses: Array) -> Surface:
         """The surface of the variant that is number `index` of a solution's group."""
         terms = np.exp(solution.log_terms[:, index])
         exponents = solution.exponents[:, index]
@@ -149,7 +150,7 @@ class Surface:
             status = "bound"
         elif solution.floor[0] <= 0:
             status = "no floor"
-        return cls(cells, solution.floor, terms, exponents, status)
+        return cls(cells, solution.floor, terms, exponents, status, losses)
 
     @property
     def trusted(self) -> bool:
@@ -256,7 +257,8 @@ def fit_surfaces(
     ):
         solution = solve(group, members_losses)
         for index, part in enumerate(parts):
-            surfaces[part.variant] = Surface.from_solution(part, solution, index)
+            mine = members_losses[:, group.variant == index]
+            surfaces[part.variant] = Surface.from_solution(part, solution, index, mine)
     return Surfaces(form, surfaces, unfitted, noise, samples)
 
 

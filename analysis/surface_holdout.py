@@ -39,16 +39,12 @@ class SurfaceHoldOut:
         return self.p < LEAST_P
 
 
-def hold_out_surface(
-    fits: Surfaces, variant: str, *, samples: int = 1000, random: int = 0
-) -> SurfaceHoldOut | None:
+def hold_out_surface(fits: Surfaces, variant: str) -> SurfaceHoldOut | None:
     """Fit a variant's surface without its largest budget and predict it.
 
     Args:
         fits: with a floor per variant.
         variant: one with a surface.
-        samples: bootstrap samples.
-        random: the seed of the bootstrap.
     Returns:
         None if the variant has fewer than three budgets, or too few cells in the others.
     """
@@ -59,22 +55,18 @@ def hold_out_surface(
     if len(np.unique(cells.budget)) < LEAST_BUDGETS or cells.where(~held).why_unfitted:
         return None
     deviation = noise.deviation(cells.budget, cells.seeds)
-    errors = noise.errors(cells.budget, cells.seeds, samples, np.random.default_rng(random))
+    group = cells_group([cells.where(~held)], 1 / deviation[~held])
+    losses = surface.losses[:, ~held]
+    fitted = Surface.from_solution(cells.where(~held), solve(group, losses), 0, losses)
     lawful = surface.predict(cells.log_n, cells.log_d)[0]
-    losses = np.vstack([cells.loss, lawful + errors])
-    fitted = Surface.from_solution(
-        cells.where(~held),
-        solve(cells_group([cells.where(~held)], 1 / deviation[~held]), losses[:, ~held]),
-        0,
-    )
     predicted = fitted.predict(cells.log_n, cells.log_d)[0]
     whole = (((cells.loss - lawful) / deviation) ** 2).sum()
     part = (((cells.loss - predicted) / deviation)[~held] ** 2).sum()
     count = int(held.sum())
     f = float(max(whole - part, 0) / count)
     gap = fitted.predict(cells.log_n[held], cells.log_d[held]).mean(axis=1)
-    gap -= losses[:, held].mean(axis=1)
-    ends = gap[0] - np.quantile(gap[1:], QUANTILES) if samples else (np.nan, np.nan)
+    gap -= surface.losses[:, held].mean(axis=1)
+    ends = gap[0] - np.quantile(gap[1:], QUANTILES) if len(gap) > 1 else (np.nan, np.nan)
     return SurfaceHoldOut(
         variant=variant,
         budget=float(cells.budget.max()),

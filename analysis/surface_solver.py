@@ -21,10 +21,10 @@ from isoflop.analysis.estimate import Array
 
 EXPONENTS = (0.02, 3.0)  # bounds of alpha and beta
 TERMS = (1e-9, 100.0)  # nats, bounds of the two terms at the middle of the cells
-GRID = np.geomspace(0.05, 2.0, 12)  # of alpha and beta
-FLOORS = np.linspace(0, 0.98, 15)  # the grid of E, relative to the lowest loss
+GRID = np.geomspace(0.05, 2.0, 10)  # of alpha and beta
+FLOORS = np.linspace(0, 0.98, 11)  # the grid of E, relative to the lowest loss
 LEAST_START = 1e-3  # nats, a term that the grid finds no use for starts from here
-STEPS = 60
+STEPS = 200
 TOLERANCE = 1e-9  # relative decrease of the sum of squares at which a sample has converged
 LONGEST_STEP = 2.0  # in any parameter
 
@@ -216,5 +216,5 @@ def _step(jacobian: Array, left: Array, damping: Array, at_low: Flags, at_high: 
     scale = np.maximum(diagonal, 1e-12 * diagonal.max(axis=1, keepdims=True))
     index = np.arange(normal.shape[1])
     normal[:, index, index] = np.where(held, 1, diagonal + damping[:, None] * scale)
-    step: Array = np.linalg.solve(normal, np.where(held, 0, gradient)[..., None])[..., 0]
-    return step
+    step = np.linalg.solve(normal, np.where(held, 0, gradient)[..., None])[..., 0]
+    return np.asarray(step, dtype=float)
