@@ -2,8 +2,10 @@
 
 A law that holds predicts the cells of the largest budget from the others. What these cells add to
 the weighted sum of squares, per cell and in units of the pooled noise, follows an F distribution
-(Chow's test of prediction, Econometrica 28, 1960): a larger value means that the law does not
-continue to the largest budget.
+(Chow's test of prediction, Econometrica 28, 1960); a larger value means that the law does not
+continue to the largest budget. F looks for departures of every kind. A common one, all cells above
+the prediction or all below, shows more clearly in the mean error, whose interval comes from the
+bootstrap. Either is enough to fail.
 """
 
 from __future__ import annotations
@@ -36,15 +38,18 @@ class SurfaceHoldOut:
     @property
     def failed(self) -> bool:
         """Whether the law does not continue to the largest budget."""
-        return self.p < LEAST_P
+        return self.p < LEAST_P or self.error.low > 0 or self.error.high < 0
 
 
-def hold_out_surface(fits: Surfaces, variant: str) -> SurfaceHoldOut | None:
+def hold_out_surface(
+    fits: Surfaces, variant: str, samples: int | None = None
+) -> SurfaceHoldOut | None:
     """Fit a variant's surface without its largest budget and predict it.
 
     Args:
         fits: with a floor per variant.
         variant: one with a surface.
+        samples: how many of the bootstrap samples of `fits` to use; all if None.
     Returns:
         None if the variant has fewer than three budgets, or too few cells in the others.
     """
@@ -56,7 +61,8 @@ def hold_out_surface(fits: Surfaces, variant: str) -> SurfaceHoldOut | None:
         return None
     deviation = noise.deviation(cells.budget, cells.seeds)
     group = cells_group([cells.where(~held)], 1 / deviation[~held])
-    losses = surface.losses[:, ~held]
+    every = surface.losses if samples is None else surface.losses[: 1 + samples]
+    losses = every[:, ~held]
     fitted = Surface.from_solution(cells.where(~held), solve(group, losses), 0, losses)
     lawful = surface.predict(cells.log_n, cells.log_d)[0]
     predicted = fitted.predict(cells.log_n, cells.log_d)[0]
@@ -65,7 +71,7 @@ def hold_out_surface(fits: Surfaces, variant: str) -> SurfaceHoldOut | None:
     count = int(held.sum())
     f = float(max(whole - part, 0) / count)
     gap = fitted.predict(cells.log_n[held], cells.log_d[held]).mean(axis=1)
-    gap -= surface.losses[:, held].mean(axis=1)
+    gap -= every[:, held].mean(axis=1)
     ends = gap[0] - np.quantile(gap[1:], QUANTILES) if len(gap) > 1 else (np.nan, np.nan)
     return SurfaceHoldOut(
         variant=variant,

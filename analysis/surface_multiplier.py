@@ -88,6 +88,8 @@ class SurfaceMultipliers:
 
     def log_multiplier(self, variant: str, compute: Array) -> Array:
         """Natural logarithm of the multiplier at FLOPs, shape (1 + samples, len(compute))."""
+        if variant == self.baseline:
+            return np.zeros((len(self._surface(variant).floor), len(compute)))
         loss, _ = self._surface(variant).frontier(np.log(compute))
         return self._frontiers[self.forms[variant]].invert(loss) - np.log(compute)
 
@@ -214,7 +216,7 @@ def choose(surface: Array, parabola: Array | None, paired: Array | None) -> Head
 
 
 def _deviation(samples: Array) -> float:
-    """Half the width of the central 68% of the samples: the few that reach no end do not count."""
+    """Half the width of the central 68% of the samples, which a few far ones do not widen."""
     low, high = np.quantile(samples[1:], (0.16, 0.84))
     return float(high - low) / 2
 
@@ -230,8 +232,8 @@ def parabola_samples(fits: Surfaces, baseline: str, budget: float) -> dict[str, 
         baseline: the dense variant.
         budget: FLOPs of the ranking.
     Returns:
-        Natural logarithms by variant, shape (1 + samples,). Variants whose parabola at the budget is
-        not trusted have none.
+        Natural logarithms by variant, shape (1 + samples,); none for a variant whose parabola at
+        the budget is not trusted.
     """
     if baseline not in fits.surfaces:
         return {}

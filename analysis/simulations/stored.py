@@ -18,8 +18,14 @@ import numpy as np
 
 from isoflop import analysis
 from isoflop.analysis.simulations.coverage import Suite, analyse_suite
-from isoflop.analysis.simulations.layouts import paper, quick
-from isoflop.analysis.simulations.truths import Truth, paper_truths, quick_truths, rank_truths
+from isoflop.analysis.simulations.layouts import incomplete, paper, quick
+from isoflop.analysis.simulations.truths import (
+    Truth,
+    layout_truths,
+    paper_truths,
+    quick_truths,
+    rank_truths,
+)
 from isoflop.results.record import write_whole
 
 STORED = Path("results/simulations/simulations.json")
@@ -52,6 +58,7 @@ CURRENT = 1e-3  # by which the logarithm of a multiplier may differ between mach
 def truths() -> Iterator[Truth]:
     """All truths that are simulated."""
     yield from quick_truths(quick())
+    yield from layout_truths(quick(seeds=3), incomplete())
     yield from paper_truths(paper())
     yield from rank_truths(quick())
 

@@ -57,7 +57,7 @@ def coverage(counts: Mapping[str, Any]) -> str:
                 f"{parabola['bias']:+.3f}",
                 f"x/{np.exp(surface['half_width']):.2f}",
                 f"x/{np.exp(parabola['half_width']):.2f}",
-                f"{_percent(surface['coverage'])} ({_percent(min(shares))} to {_percent(max(shares))})",
+                f"{_percent(surface['coverage'])} ({min(shares):.0%} to {max(shares):.0%})",
                 _percent(parabola["coverage"]),
                 _percent(headline["coverage"]),
                 _percent(parabola["missing"]),

@@ -183,6 +183,17 @@ def _stored(layout: Layout) -> Truth:
     return Truth("fitted to the records", layout, laws, noise, multipliers)
 
 
+def layout_truths(seeds: Layout, incomplete: Layout) -> list[Truth]:
+    """The base truth with several seeds, and with cells that did not finish."""
+    make = _layer(seeds, lambda index: QUICK_LAW)
+    laws = calibrated(seeds, QUICK_LAW, make)
+    off = RunNoise(off_law=0.015)
+    return [
+        Truth("three seeds, cells off the law", seeds, laws, off),
+        Truth("a cell missing in every layer", incomplete, laws, RunNoise()),
+    ]
+
+
 def paper_truths(layout: Layout) -> list[Truth]:
     """The truths of the suite `paper`, whose two budgets do not reach a multiplier of 2.5."""
     make = _layer(layout, lambda index: PAPER_LAW)
