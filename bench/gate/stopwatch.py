@@ -148,7 +148,7 @@ class _Process:
         self.checkout, self.suite = checkout, suite
 
     def __enter__(self) -> _Process:
-        from isoflop.bench.run import ALLOCATOR
+        from isoflop.bench.worker import ALLOCATOR
 
         self.errors = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(

@@ -156,7 +156,7 @@ def generated(directory: Path | None) -> Check:
 def trained(cells: list[Cell], suite: str) -> list[Record]:
     """Records of cells, trained anew: a stored record says nothing about today's code."""
     from isoflop.bench.gate.scratch import scratch
-    from isoflop.cli.progress import train
+    from isoflop.cli.training import train
     from isoflop.results.record import load_records
 
     with scratch("check") as folder:

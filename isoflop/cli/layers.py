@@ -158,7 +158,7 @@ def compare(
     from isoflop.bench.lint import read_options, refuse, with_class
     from isoflop.bench.shape_checks import shapes_of
     from isoflop.bench.suite import load_suite
-    from isoflop.cli.progress import train
+    from isoflop.cli.training import train
     from isoflop.results.record import write_whole
 
     layer = with_class(layer)

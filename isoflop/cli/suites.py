@@ -159,7 +159,7 @@ def run(
     """Train the cells that have no record yet, then report."""
     from isoflop.bench.lint import refuse_files
     from isoflop.bench.shard import share
-    from isoflop.cli.progress import train
+    from isoflop.cli.training import train
 
     described, cells = load_cells(suite, seeds)
     directory = out or Path("runs") / described.name
@@ -191,7 +191,7 @@ def tune(
     """Train the learning-rate sweep of the suite: one cell of every variant, at several rates."""
     from isoflop.bench.plan import sweep_cells
     from isoflop.bench.shard import share
-    from isoflop.cli.progress import train
+    from isoflop.cli.training import train
     from isoflop.results.record import read_record
 
     described = load_suite(suite)

@@ -10,15 +10,8 @@ from pathlib import Path
 import pytest
 
 from isoflop.bench.flops import FlopError
-from isoflop.bench.run import (
-    ALLOCATOR,
-    Event,
-    RunError,
-    _interrupt_afterwards,
-    missing,
-    run_cells,
-    run_suite,
-)
+from isoflop.bench.run import Event, RunError, missing, run_cells, run_suite
+from isoflop.bench.worker import ALLOCATOR, interrupt_afterwards
 from isoflop.models import LAYERS
 from isoflop.results.record import load_records
 from tests.bench.cells import TINY, tiny_cells
@@ -171,7 +164,7 @@ def test_a_time_limit_saves_the_running_cells_and_the_next_call_goes_on(tmp_path
 def test_ctrl_c_while_a_worker_starts_comes_late_and_is_not_lost() -> None:
     before, ended = signal.getsignal(signal.SIGINT), []
 
-    @_interrupt_afterwards()
+    @interrupt_afterwards()
     def start_worker() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)
