@@ -4,16 +4,23 @@ The losses follow a Chinchilla surface L(N, D) = E + A N^-alpha + B D^-beta (arX
 equation 10). For a variant with compute multiplier m, N and D are both multiplied by sqrt(m). FLOPs
 are 6 N D, so that its isoFLOP curve at C is the dense curve at m C: the multiplier is exact, at the
 optimum and along the whole frontier.
+
+`retrain` gives the cells of a real suite the losses of any other law, with any noise.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from isoflop.analysis.estimate import Array
 from isoflop.results.record import Flops, Measured, Parameters, Record, Size
+
+Law = Callable[[Array, Array], Array]
+"""Natural logarithms of active parameters and of tokens -> loss without noise, nats per token."""
 
 E, A, B, ALPHA, BETA = 1.8, 120.0, 240.0, 0.32, 0.32
 CONTEXT, BATCH, VOCABULARY, DEPTH = 256, 8, 1024, 4
@@ -183,3 +190,96 @@ def record(
             git_revision=None,
         ),
     )
+
+
+def chinchilla(floor: float, a: float, alpha: float, b: float, beta: float) -> Law:
+    """E + A N^-alpha + B D^-beta (2203.15556, equation 10)."""
+    return lambda log_n, log_d: floor + a * np.exp(-alpha * log_n) + b * np.exp(-beta * log_d)
+
+
+def kaplan(
+    log_n_c: float, log_d_c: float, alpha_n: float, alpha_d: float, floor: float = 0.0
+) -> Law:
+    """((N_c / N)^(alpha_n / alpha_d) + D_c / D)^alpha_d (2001.08361, equation 1.5), and a floor."""
+
+    def law(log_n: Array, log_d: Array) -> Array:
+        terms = np.exp((log_n_c - log_n) * alpha_n / alpha_d) + np.exp(log_d_c - log_d)
+        return floor + terms**alpha_d
+
+    return law
+
+
+def scaled(
+    law: Law,
+    log_cost: Callable[[Array], Array],
+    log_multiplier: Callable[[Array], Array],
+    shift: float = 1.0,
+) -> Law:
+    """The law of a layer that trains as its baseline would with more compute.
+
+    Args:
+        law: of the baseline.
+        log_cost: natural logarithm of training FLOPs per token, of log parameters.
+        log_multiplier: by which N and D are multiplied, a half each, of the log of FLOPs.
+        shift: the factor by which the best size is larger than the baseline's.
+    """
+
+    def layer(log_n: Array, log_d: Array) -> Array:
+        half = log_multiplier(log_cost(log_n) + log_d) / 2
+        return law(log_n + half - np.log(shift), log_d + half + np.log(shift))
+
+    return layer
+
+
+@dataclass(frozen=True)
+class RunNoise:
+    """How the losses of runs depart from their law; all in nats or logarithms."""
+
+    deviation: float = 0.024  # standard deviation at the middle budget and size
+    by_budget: float = 0.0  # slope of -log(deviation) in log(budget)
+    by_size: float = 0.0  # slope of log(deviation) in log(parameters)
+    correlation: float = 0.0  # of the variants' runs of the same size, budget and seed
+    off_law: float = 0.0  # standard deviation of a cell's own departure, the same for all its seeds
+    bad: float = 0.0  # added to all runs of one cell
+
+
+def retrain(
+    records: Sequence[Record],
+    laws: Mapping[str, Law],
+    noise: RunNoise,
+    generator: np.random.Generator,
+) -> list[Record]:
+    """The same finished cells with simulated losses.
+
+    Args:
+        records: the cells; those of one variant, size and budget are seeds of one cell.
+        laws: of every variant.
+        noise: of the runs.
+    """
+    log_n = np.log([record.parameters.active for record in records])
+    log_d = np.log([record.tokens for record in records])
+    log_c = np.log([record.budget for record in records])
+    _, shared = np.unique(
+        [f"{record.size.name} {record.budget} {record.seed}" for record in records],
+        return_inverse=True,
+    )
+    _, cell = np.unique(
+        [f"{record.variant} {record.size.name} {record.budget}" for record in records],
+        return_inverse=True,
+    )
+    cells, common = cell.max() + 1, noise.correlation
+    error = np.sqrt(1 - common) * generator.standard_normal(len(records))
+    error += np.sqrt(common) * generator.standard_normal(shared.max() + 1)[shared]
+    error *= noise.deviation * np.exp(
+        noise.by_size * (log_n - log_n.mean()) - noise.by_budget * (log_c - np.median(log_c))
+    )
+    error += noise.off_law * generator.standard_normal(cells)[cell]
+    error += noise.bad * (cell == generator.integers(cells))
+    losses = error
+    for variant, law in laws.items():
+        mine = np.array([record.variant == variant for record in records])
+        losses[mine] += law(log_n[mine], log_d[mine])
+    return [
+        record.model_copy(update={"loss": float(loss)})
+        for record, loss in zip(records, losses, strict=True)
+    ]

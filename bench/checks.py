@@ -14,15 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError
-from torch.utils.flop_counter import FlopCounterMode
 
+from isoflop.bench.executed import executed_flops
 from isoflop.bench.flops import FlopError, verify_flops
-from isoflop.bench.layers import complete_options, find_layer
+from isoflop.bench.isolate import describe
+from isoflop.bench.layers import complete_options, counts_problem, find_layer
 from isoflop.models import LAYERS, Config, Decoder, Layer
 
 WIDTHS = (32, 48)  # at which FLOPs are counted; all else is at the first
 BATCH, TIME, VOCABULARY = 8, 12, 40  # the batch suits expert choice with an expansion of 1, 2, 4, 8
 CAUSAL = 1e-5  # change of an earlier logit, over the largest logit, that rounding may explain
+ALONE = 1e-4  # change of an output without its batch, over the largest, that rounding may explain
 BFLOAT16 = 0.1  # norm of the change under bfloat16 autocast over the norm of the output
 COMPILED = 1e-4  # change under torch.compile over the largest output
 
@@ -33,14 +35,15 @@ class Subject:
 
     name: str  # registered, or path/to/file.py:Class
     given: dict[str, Any]  # options as given
+    source: str | None = None  # of the file, if not what it holds now
     layer: type[Layer] = Layer
     options: dict[str, Any] = field(default_factory=dict)  # defaults included
 
-    def build(self, seed: int = 0) -> Layer:
+    def build(self, seed: int = 0, width: int = WIDTHS[0]) -> Layer:
         """The layer alone, with noise on constant parameters: a gate that starts at zero would
         hide a fault."""
         torch.manual_seed(seed)
-        module = self.layer(WIDTHS[0], **self.options)
+        module = self.layer(width, **self.options)
         _stir(module)
         return module
 
@@ -62,27 +65,19 @@ def _input(dtype: torch.dtype = torch.float32, time: int = TIME) -> Tensor:
 
 def _builds(subject: Subject) -> str:
     try:
-        subject.layer = find_layer(subject.name)
+        subject.layer = find_layer(subject.name, subject.source)
         subject.options = complete_options(subject.layer, subject.given)
     except ValueError as error:
         return str(error)
     name = subject.layer.name
     if name in LAYERS and LAYERS[name] is not subject.layer:
         return f"it has the name of the registered {name}: give the class another, or none"
+    if not isinstance(subject.layer.mixes_batch, bool):
+        return f"mixes_batch must be True or False, not {subject.layer.mixes_batch!r}"
     for width in WIDTHS:
-        module = subject.layer(width, **subject.options)
-        for count in ("flops_per_token", "routing_flops_per_token", "active_parameters"):
-            value = getattr(module, count)()
-            if not isinstance(value, int) or value < 0:
-                return f"{count}() must return a whole number of at least 0, not {value!r}"
-        if module.routing_flops_per_token() > module.flops_per_token():
-            return "routing_flops_per_token() is a part of flops_per_token(): it cannot be more"
-        total = sum(parameter.numel() for parameter in module.parameters())
-        if module.active_parameters() > total:
-            return f"active_parameters() is {module.active_parameters()}, yet there are {total}"
-        parameters = {id(parameter) for parameter in module.parameters()}
-        if any(id(table) not in parameters for table in module.tables()):
-            return "tables() must list parameters of the layer"
+        problem = counts_problem(subject.layer(width, **subject.options))
+        if problem:
+            return problem
     return ""
 
 
@@ -136,6 +131,38 @@ def _causality(subject: Subject) -> str:
     return ""
 
 
+def _batch(subject: Subject) -> str:
+    return alone(subject.build().eval(), _input())
+
+
+def alone(module: Layer, x_BTD: Tensor, share: float = 0.0) -> str:
+    """Do sequences give the same output alone as in their batch, in evaluation?
+
+    Args:
+        share: of the tokens that may differ, where rounding may change a choice of experts.
+    """
+    if module.mixes_batch:
+        return ""
+    remedy = (
+        "an output may depend on its own sequence only, unless the class states "
+        "`mixes_batch = True`"
+    )
+    with torch.no_grad():
+        together = module(x_BTD)
+        for row in sorted({0, len(x_BTD) - 1}):
+            try:
+                single = module(x_BTD[row : row + 1])[0]
+            except Exception as error:
+                return f"a sequence without its batch {describe(error)}; {remedy}"
+            change_T = (single - together[row]).abs().amax(-1) / together.abs().max()
+            if not float((~(change_T <= ALONE)).float().mean()) <= share:
+                return (
+                    f"a sequence alone and in a batch of {len(x_BTD)} differ, by "
+                    f"{float(change_T.max()):.2g} of the largest output: {remedy}"
+                )
+    return ""
+
+
 def _flops(subject: Subject) -> str:
     """The formula equals the trace, and the layer does no more work on real tensors.
 
@@ -146,15 +173,23 @@ def _flops(subject: Subject) -> str:
             verify_flops(subject.config(width), BATCH)
         except FlopError as error:
             return f"{error}; correct flops_per_token or forward"
-    module = subject.build().train()
-    with FlopCounterMode(display=False) as counter:
-        module(_input())
-    tokens, formula = BATCH * TIME, module.flops_per_token()
-    if counter.get_total_flops() > formula * tokens:
-        return (
-            f"forward does {counter.get_total_flops() / tokens:g} FLOPs per token on real tensors, "
-            f"{formula} in the trace: it must not do less there"
-        )
+    return real_flops(subject.build(), _input())
+
+
+def real_flops(module: Layer, x_BTD: Tensor) -> str:
+    """Does the layer do more work on real tensors, in training or evaluation, than it states?"""
+    tokens, formula = x_BTD.shape[0] * x_BTD.shape[1], module.flops_per_token()
+    for training in (True, False):
+        module.train(training)
+        try:
+            flops = executed_flops(lambda: module(x_BTD), module.name)
+        except FlopError as error:
+            return str(error)
+        if flops > formula * tokens:
+            return (
+                f"forward does {flops / tokens:.10g} FLOPs per token on real tensors, {formula} in "
+                f"the trace{'' if training else ', in evaluation'}: it must not do less there"
+            )
     return ""
 
 
@@ -206,12 +241,15 @@ def _bfloat16(subject: Subject) -> str:
     loss.backward()
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
     if not bool(y_BTD.isfinite().all()) or not all(bool(g.isfinite().all()) for g in gradients):
-        return "output or gradients are not finite under bfloat16 autocast"
+        return (
+            "output or gradients are not finite under bfloat16 autocast, which every cell trains "
+            "with; training is not refused for this"
+        )
     change = float((y_BTD.detach().float() - expected.detach()).norm() / expected.detach().norm())
     if not change <= BFLOAT16:
         return (
             f"bfloat16 autocast changes the output by {change:.0%}: compute routing scores and "
-            "softmax in float32, see isoflop.models.layer.full_precision"
+            "softmax in float32, see isoflop.full_precision; training is not refused for this"
         )
     return ""
 
@@ -234,6 +272,7 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "shape": _shape,
     "determinism": _determinism,
     "causality": _causality,
+    "batch": _batch,
     "flops": _flops,
     "gradients": _gradients,
     "gradcheck": _gradcheck,
@@ -241,4 +280,4 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "compile": _compile,
 }
 # Without these no result means anything: they must pass before any training.
-ESSENTIAL = ("builds", "shape", "determinism", "causality", "flops")
+ESSENTIAL = ("builds", "shape", "determinism", "causality", "batch", "flops")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from isoflop.bench.flops import build_on_meta
-from isoflop.bench.layers import complete_options, find_layer, source_hash
+from isoflop.bench.isolate import describe
+from isoflop.bench.layers import complete_options, file_of, find_layer, read_source, source_hash
 from isoflop.bench.suite import Corpus, Suite, SuiteError, Training
+from isoflop.bench.user_layers import problems
 from isoflop.models import Config
+from isoflop.results.errors import IsoflopError
 from isoflop.results.record import CellKey, Flops, Parameters, Size
 
 RESULTS_VERSION = 1  # part of every cell id: raise it when a change to the code changes results
@@ -38,6 +41,8 @@ class Cell:
     flops_per_token: Flops
     layer_bytes_per_token: int
     row_bytes_per_token: int  # of which rows of tables, gathered for each token anew
+    # Text of a user's layer file as it was planned: an edit while cells train changes none of them.
+    source: str | None = field(default=None, repr=False)
 
     @property
     def key(self) -> CellKey:
@@ -54,7 +59,7 @@ class Cell:
     @property
     def config(self) -> Config:
         return Config(
-            layer=find_layer(self.layer),
+            layer=find_layer(self.layer, self.source),
             options=self.options,
             placement=self.placement,
             width=self.size.width,
@@ -147,7 +152,10 @@ def make_cell(
     training = suite.training.model_copy(update={"batch": shape.batch or suite.training.batch})
     backbone = shape.model_dump(exclude={"batch"})
     try:
-        layer = find_layer(variant.layer)
+        source = read_source(file_of(variant.layer)) if file_of(variant.layer) else None
+        if source is not None:
+            _refuse_what_cannot_be_built(suite, name, size, source, variant_key)
+        layer = find_layer(variant.layer, source)
     except ValueError as error:
         raise SuiteError(f"{variant_key}.layer: {error}") from None
     try:
@@ -164,6 +172,10 @@ def make_cell(
         )
     except ValueError as error:
         raise SuiteError(f"{variant_key}.options: {error}") from None
+    except IsoflopError:
+        raise
+    except Exception as error:  # of a plug-in's code
+        raise SuiteError(f"{variant_key}.layer: {variant.layer}: {describe(error)}") from None
     flops = Flops(**model.flops_per_token())
     parameters = Parameters(**model.parameter_counts())
     tables = sum(table.numel() for layer in model.tested for table in layer.tables())
@@ -179,7 +191,7 @@ def make_cell(
     decides = {
         "version": RESULTS_VERSION,
         "layer": variant.layer.rpartition(":")[2],  # where a file lies changes nothing
-        "source": source_hash(variant.layer),
+        "source": source_hash(source),
         "options": options,
         "placement": suite.placement,
         "shape": backbone,
@@ -207,4 +219,32 @@ def make_cell(
         flops_per_token=flops,
         layer_bytes_per_token=2 * parameters.layer_active,
         row_bytes_per_token=2 * (parameters.layer_active - parameters.layer_total + tables),
+        source=source,
     )
+
+
+def _refuse_what_cannot_be_built(
+    suite: Suite, name: str, size: str, source: str, variant_key: str
+) -> None:
+    """Ask for all sizes of the suite at a time, since that takes a process.
+
+    Raises:
+        SuiteError: this size cannot be built with this variant's layer.
+    """
+    used = {size for budget in suite.budgets for size in budget.sizes or suite.sizes} | {size}
+    sizes = [key for key in suite.sizes if key in used]
+    shapes = [
+        {
+            "placement": suite.placement,
+            "vocabulary": suite.corpus.vocabulary,
+            "context": suite.training.context,
+            **suite.sizes[key].model_dump(exclude={"batch"}),
+        }
+        for key in sizes
+    ]
+    variant = suite.variants[name]
+    problem = problems(variant.layer, source, variant.options, shapes)[sizes.index(size)]
+    if problem:
+        key, line = problem
+        where = "" if key == "options" or line.startswith(file_of(variant.layer)) else variant.layer
+        raise SuiteError(f"{variant_key}.{key}: {where}{': ' if where else ''}{line}")

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,9 +29,16 @@ from isoflop.bench.data import hash_of_windows, open_tokens, prepare
 from isoflop.bench.flops import verify_flops
 from isoflop.bench.machine import device_name, git_revision, versions
 from isoflop.bench.plan import Cell, distinct_models
-from isoflop.bench.train import Progress, describe, train_cell
+from isoflop.bench.train import (
+    Hooks,
+    Progress,
+    StoppedError,
+    checkpoint_path,
+    describe,
+    train_cell,
+)
 from isoflop.results.errors import IsoflopError
-from isoflop.results.record import Measured, Record, read_record, write_record
+from isoflop.results.record import Measured, Record, add_record, read_record
 
 if TYPE_CHECKING:  # Windows has no ForkServerContext
     from multiprocessing.context import ForkServerContext, SpawnContext
@@ -44,18 +52,23 @@ ALLOCATOR = {
 }
 
 
+STOP_SECONDS = 30  # in which a worker that is asked to stop saves its state and ends
+
+
 class RunError(IsoflopError):
     """The suite cannot go on, for a reason outside the cells: a full disk, an unwritable folder."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """News of a cell: it waits to be trained, has made progress, or has a record."""
+    """News of a cell: it waits to be trained, has made progress, met trouble, or has a record."""
 
     cell: Cell
     progress: Progress | None = None
     record: Record | None = None
-    stored: bool = False  # the record was there before the run
+    stored: bool = False  # the record was there before this one, or before the run
+    warning: str = ""  # trouble that does not end the cell
+    stopped: bool = False  # its state is saved; a later run goes on from it
 
 
 def stored_record(cell: Cell, records: Path) -> Record | None:
@@ -78,7 +91,17 @@ def missing(cells: list[Cell], records: Path) -> list[Cell]:
     return [cell for cell in cells if stored_record(cell, records) is None]
 
 
-def run_suite(cells: list[Cell], records: Path) -> Generator[Event, None, None]:
+@dataclass(frozen=True)
+class Limits:
+    """What a run keeps, and when it stops."""
+
+    models: Path | None = None  # folder for trained weights; they are dropped if None
+    deadline: float | None = None  # of `time.monotonic`, at which running cells save and stop
+
+
+def run_suite(
+    cells: list[Cell], records: Path, limits: Limits = Limits()
+) -> Generator[Event, None, None]:
     """Train the cells without a record, having verified their FLOP formulas.
 
     Yields:
@@ -96,7 +119,7 @@ def run_suite(cells: list[Cell], records: Path) -> Generator[Event, None, None]:
             waiting.append(cell)
     for cell in distinct_models(waiting):
         verify_flops(cell.config, cell.training.micro_batch or cell.training.batch)
-    yield from run_cells(waiting, records)
+    yield from run_cells(waiting, records, limits)
 
 
 def devices() -> list[torch.device]:
@@ -107,8 +130,10 @@ def devices() -> list[torch.device]:
     return [torch.device("cpu")] * (cores or 1)
 
 
-def run_cells(cells: list[Cell], records: Path) -> Generator[Event, None, None]:
-    """Train cells, and write `records/<cell>.json` when a cell ends.
+def run_cells(
+    cells: list[Cell], records: Path, limits: Limits = Limits()
+) -> Generator[Event, None, None]:
+    """Train cells, and write `records/<cell>.json` when a cell ends, unless it is there by then.
 
     Yields:
         progress and records of the cells, as they come.
@@ -127,14 +152,20 @@ def run_cells(cells: list[Cell], records: Path) -> Generator[Event, None, None]:
         waiting = list(cells)
         free = devices()
         running: dict[Connection, tuple[BaseProcess, Cell, torch.device]] = {}
+        stopping = False
         try:
             while waiting or running:
+                if limits.deadline is not None and monotonic() > limits.deadline and not stopping:
+                    stopping = True
+                    waiting.clear()
+                    for process, _, _ in running.values():
+                        process.terminate()
                 while waiting and free:
                     cell, device = waiting.pop(0), free.pop()
                     ours, theirs = context.Pipe(duplex=False)
-                    process: BaseProcess = context.Process(
+                    process = context.Process(
                         target=_work,
-                        args=(cell, tokens.folder, device, scratch, theirs),
+                        args=(cell, tokens.folder, device, scratch, limits.models, theirs),
                         daemon=True,
                     )
                     with _interrupt_afterwards():  # the first start waits for the server
@@ -155,28 +186,53 @@ def run_cells(cells: list[Cell], records: Path) -> Generator[Event, None, None]:
                             len(tokens.train),
                             hash_of_windows(windows),
                         )
+                        if stopping and process.exitcode == -signal.SIGTERM:
+                            message = StoppedError()  # before it could be asked
                     if isinstance(message, Progress):
                         yield Event(cell, progress=message)
                         continue
+                    if isinstance(message, str):
+                        yield Event(cell, warning=message)
+                        continue
+                    if isinstance(message, IsoflopError):
+                        raise message
                     process.join()
                     del running[ready]
                     ready.close()
                     free.append(device)
-                    try:
-                        write_record(records, message)
-                    except OSError as error:
-                        raise RunError(
-                            f"{records}: cannot write a record: {error.strerror}; finished "
-                            "records are whole, the same command goes on from them"
-                        ) from None
-                    yield Event(cell, record=message)
+                    if isinstance(message, StoppedError):
+                        yield Event(cell, stopped=True)
+                        continue
+                    yield _store(cell, message, records, scratch)
         finally:
             for process, _, _ in running.values():
                 process.terminate()
+            end = monotonic() + STOP_SECONDS
             for process, _, _ in running.values():
-                process.join(5)
+                process.join(max(0.0, end - monotonic()))
+                process.kill()
     with suppress(OSError):  # not there, or in use by another machine
         scratch.rmdir()
+
+
+def _store(cell: Cell, record: Record, records: Path, scratch: Path) -> Event:
+    """Write a record, and remove the checkpoint that it makes useless.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    try:
+        written = add_record(records, record)
+    except OSError as error:
+        raise RunError(
+            f"{records}: cannot write a record: {error.strerror}; finished records are whole, the "
+            "same command goes on from them"
+        ) from None
+    if not written:
+        record = read_record(records / f"{cell.id}.json")
+    if record.status != "failed":
+        checkpoint_path(scratch, cell).unlink(missing_ok=True)
+    return Event(cell, record=record, stored=not written)
 
 
 @contextmanager
@@ -222,8 +278,20 @@ def _interrupt_afterwards() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def _work(cell: Cell, corpus: Path, device: torch.device, scratch: Path, pipe: Connection) -> None:
-    """Body of a worker: train, send progress and the record. Ends if the parent is gone."""
+def _work(
+    cell: Cell,
+    corpus: Path,
+    device: torch.device,
+    scratch: Path,
+    models: Path | None,
+    pipe: Connection,
+) -> None:
+    """Body of a worker: train, send progress, then the record, or why there is none.
+
+    SIGTERM asks it to save its state and end. It ends, too, when the parent is gone.
+    """
+    stop: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
     parent = multiprocessing.parent_process()
     if device.type == "cpu":
         torch.set_num_threads(1)
@@ -233,8 +301,14 @@ def _work(cell: Cell, corpus: Path, device: torch.device, scratch: Path, pipe: C
             os._exit(1)
         pipe.send(progress)
 
+    hooks = Hooks(report, pipe.send, lambda: bool(stop))
+    message: object
     try:
-        pipe.send(train_cell(cell, open_tokens(corpus), device, scratch, report))
+        try:
+            message = train_cell(cell, open_tokens(corpus), device, scratch, hooks, models)
+        except (StoppedError, IsoflopError) as error:
+            message = error
+        pipe.send(message)
     except BrokenPipeError:
         os._exit(1)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,10 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+from isoflop.bench import checkpoint
 from isoflop.bench.data import Sampler, Tokens, bits_per_byte, hash_of_windows
 from isoflop.bench.machine import device_name, git_revision, peak_memory, versions
 from isoflop.bench.plan import Cell
@@ -28,6 +29,10 @@ class DivergedError(Exception):
     """The loss is not finite, or above that of a uniform guess long after the start."""
 
 
+class StoppedError(Exception):
+    """Training was asked to stop. The state is saved, and a later call goes on from it."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """What a running cell reports."""
@@ -38,12 +43,22 @@ class Progress:
     curve: list[tuple[int, float]]  # entries since the last report; all so far in the first report
 
 
+@dataclass(frozen=True)
+class Hooks:
+    """What a caller of `train_cell` is told, and may ask."""
+
+    report: Callable[[Progress], None] = lambda progress: None
+    warn: Callable[[str], None] = lambda line: None  # of trouble that does not end the cell
+    stop: Callable[[], bool] = lambda: False  # asked after every step
+
+
 def train_cell(
     cell: Cell,
     tokens: Tokens,
     device: torch.device,
     scratch: Path,
-    report: Callable[[Progress], None] = lambda progress: None,
+    hooks: Hooks = Hooks(),
+    models: Path | None = None,
 ) -> Record:
     """Train a cell and return its record.
 
@@ -51,9 +66,12 @@ def train_cell(
 
     Args:
         tokens: of the cell's corpus.
-        scratch: folder for the checkpoint of a long cell; a later call resumes from it.
-        report: called at entries of the loss curve, at most twice a second.
+        scratch: folder for the checkpoint; a later call resumes from it. It stays there, for the
+            caller to remove once the record is stored.
+        hooks: `report` is called at entries of the loss curve, at most twice a second.
+        models: folder for the trained weights, as `<cell>.safetensors`; they are dropped if None.
     Raises:
+        StoppedError: `hooks.stop` said so.
         DataError: the corpus is too short for the validation tokens or for a batch.
     """
     started = datetime.datetime.now(datetime.UTC)
@@ -61,7 +79,7 @@ def train_cell(
     training = cell.training
     windows = tokens.validation_windows(training.validation_tokens, training.context)
     outcome: dict[str, Any] = {"status": "finished", "loss": None, "bits_per_byte": None}
-    run = _Run(cell, device, tokens, scratch / f"{cell.id}.pt", report)
+    run = _Run(cell, device, tokens, checkpoint_path(scratch, cell), hooks)
     try:
         run.train()
         loss = run.trainer.evaluate(windows)
@@ -69,11 +87,14 @@ def train_cell(
             raise DivergedError("the validation loss is not finite")
         outcome["loss"] = loss
         outcome["bits_per_byte"] = bits_per_byte(loss, windows, tokens.bytes_of_token)
+        if models is not None:
+            keep_model(models, cell, run.trainer.model.state_dict())
+    except StoppedError:
+        raise
     except DivergedError as error:
         outcome |= {"status": "diverged", "message": str(error)}
     except Exception as error:  # a bad cell must not take the suite with it
         outcome |= {"status": "failed", "message": failure(error)}
-    run.checkpoint.unlink(missing_ok=True)
     return describe(
         cell,
         outcome,
@@ -94,6 +115,29 @@ def train_cell(
     )
 
 
+def checkpoint_path(scratch: Path, cell: Cell) -> Path:
+    """Where the state of a cell in training is saved."""
+    return scratch / f"{cell.id}.pt"
+
+
+def model_path(models: Path, cell: str) -> Path:
+    """Where the trained weights of a cell are kept, by its id."""
+    return models / f"{cell}.safetensors"
+
+
+def keep_model(models: Path, cell: Cell, state: dict[str, Tensor]) -> None:
+    """Store weights and buffers, whole or not at all.
+
+    Raises:
+        OSError: the folder is full or not writable.
+    """
+    metadata = {"cell": cell.id, "variant": cell.variant}
+    state = {name: tensor.contiguous() for name, tensor in state.items()}
+    checkpoint.save_whole(
+        model_path(models, cell.id), lambda path: save_file(state, path, metadata=metadata)
+    )
+
+
 def failure(error: Exception) -> str:
     """What happened to a cell, as one line."""
     text = str(error).strip()
@@ -110,10 +154,10 @@ class _Run:
         cell: Cell,
         device: torch.device,
         tokens: Tokens,
-        checkpoint: Path,
-        report: Callable[[Progress], None],
+        path: Path,
+        hooks: Hooks,
     ) -> None:
-        self.cell, self.device, self.checkpoint, self.report = cell, device, checkpoint, report
+        self.cell, self.device, self.path, self.hooks = cell, device, path, hooks
         self.sampler = Sampler(
             tokens.train,
             cell.training.context,
@@ -128,16 +172,21 @@ class _Run:
 
         Raises:
             DivergedError: at an entry of the loss curve.
+            StoppedError: after a step, with the state saved.
         """
         self.trainer = Trainer(self.cell, self.device)
-        self._resume()
+        losses = self._resume()
         every = max(1, self.cell.steps // CURVE_POINTS)
-        losses: list[Tensor] = []
         begin = saved = shown = perf_counter()
         before, first, sent = self.train_seconds, self.step, 0
         while self.step < self.cell.steps:
             losses.append(self.trainer.step(self.step, self.sampler(self.step)))
             self.step += 1
+            stopping = self.step < self.cell.steps and self.hooks.stop()
+            if stopping:
+                self.train_seconds = before + perf_counter() - begin
+                self._save(losses)
+                raise StoppedError
             if self.step % every and self.step < self.cell.steps:
                 continue
             loss = float(torch.stack(losses).mean())  # the one synchronisation with the device
@@ -150,10 +199,10 @@ class _Run:
             if now - shown > 0.5 or self.step == self.cell.steps:
                 done = (self.step - first) * self.cell.training.batch * self.cell.training.context
                 speed = done / (now - begin)
-                self.report(Progress(self.step, loss, speed, self.curve[sent:]))
+                self.hooks.report(Progress(self.step, loss, speed, self.curve[sent:]))
                 shown, sent = now, len(self.curve)
             if now - saved > CHECKPOINT_SECONDS and self.step < self.cell.steps:
-                self._save()
+                self._save(losses)
                 saved = perf_counter()
 
     def _check(self, loss: float) -> None:
@@ -165,27 +214,40 @@ class _Run:
                 f"(a uniform guess has {uniform:.3g}): lower the learning rate"
             )
 
-    def _save(self) -> None:
-        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.checkpoint.with_suffix(".tmp")
+    def _save(self, pending: list[Tensor]) -> None:
+        """Save the state. A failure, such as a full disk, is said and costs no more than that."""
         state = {
             "model": self.trainer.model.state_dict(),
             "optimizer": self.trainer.optimizer.state_dict(),
             "step": self.step,
             "curve": self.curve,
+            "pending": [float(loss) for loss in pending],  # since the curve's last entry
             "train_seconds": self.train_seconds,
         }
-        torch.save(state, temporary)
-        os.replace(temporary, self.checkpoint)
+        try:
+            checkpoint.save(self.path, state, self.device)
+        except OSError as error:
+            self.hooks.warn(
+                f"{self.path}: cannot save a checkpoint: {error.strerror or error}; "
+                "a kill would cost the steps since the last one"
+            )
 
-    def _resume(self) -> None:
-        if not self.checkpoint.exists():
-            return
-        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-        self.trainer.model.load_state_dict(state["model"])
-        self.trainer.optimizer.load_state_dict(state["optimizer"])
+    def _resume(self) -> list[Tensor]:
+        """Load the checkpoint if there is one; the losses since the curve's last entry."""
+        try:
+            state = checkpoint.load(self.path, self.device)
+            if state is None:
+                return []
+            self.trainer.model.load_state_dict(state["model"])
+            self.trainer.optimizer.load_state_dict(state["optimizer"])
+        except (ValueError, RuntimeError, KeyError) as error:
+            # Part of it may have been loaded: start over.
+            self.hooks.warn(f"{str(error).splitlines()[0]}; the cell starts at step 0")
+            self.trainer = Trainer(self.cell, self.device)
+            return []
         self.step, self.train_seconds = state["step"], state["train_seconds"]
         self.curve = [(step, loss) for step, loss in state["curve"]]
+        return [torch.tensor(loss, device=self.device) for loss in state["pending"]]
 
 
 def describe(

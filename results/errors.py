@@ -16,10 +16,23 @@ class IsoflopError(Exception):
     """
 
 
+def printable(text: str) -> str:
+    """Foreign text as one line that can neither move a cursor nor start a line of a CI log.
+
+    Control characters (ESC and C1 too), line ends, and characters that change the direction of
+    text are shown as escapes such as \\x1b.
+    """
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """What follows an unknown name: ` (did you mean 'x'?)` if a known name is close, or nothing."""
     by_lower = {candidate.lower(): candidate for candidate in known}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    alike = [candidate for candidate in by_lower if candidate.startswith(name.lower()[:3])]
+    close = difflib.get_close_matches(name.lower(), alike, n=1, cutoff=0.5)
+    close = close or difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.65)
     return f" (did you mean {by_lower[close[0]]!r}?)" if close else ""
 
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field, ValidationError
 from isoflop.analysis.report.derive import embed
 from isoflop.analysis.report.markdown import table
 from isoflop.results.errors import IsoflopError, explain
+from isoflop.results.record import write_whole
 
 STORED = Path("results/benchmarks")
 UNMEASURED = {
@@ -147,7 +148,7 @@ def read(path: Path) -> Measurements:
         return Measurements.model_validate_json(path.read_bytes())
     except ValidationError as error:
         reason = explain(error, Measurements)
-        raise PerformanceError(f"{path}: {reason}; tests/benchmarks write such files") from None
+        raise PerformanceError(f"{path}: {reason}; tests/benchmarks writes such files") from None
     except OSError as error:
         raise PerformanceError(f"{path}: {error.strerror}") from None
 
@@ -173,7 +174,7 @@ def generate(directory: Path, document: Path) -> dict[Path, bytes]:
 def report(directory: Path, document: Path) -> None:
     """Write the generated files. Errors as for `generate`."""
     for path, content in generate(directory, document).items():
-        path.write_bytes(content)
+        write_whole(path, content)
 
 
 def stale(directory: Path, document: Path) -> list[Path]:

@@ -206,7 +206,13 @@ def checkout_of(revision: str) -> Iterator[Path]:
     if Path(revision, "isoflop").is_dir():
         yield Path(revision)
         return
-    with tempfile.TemporaryDirectory(prefix="isoflop-baseline-") as folder:
+    from isoflop.bench.gate.scratch import (
+        scratch,  # an older baseline, timed by this file, has none
+    )
+
+    prune = ["git", "-C", str(ROOT), "worktree", "prune"]
+    with scratch("baseline") as folder:
+        subprocess.run(prune, capture_output=True)  # notes of checkouts of killed calls
         add = ["git", "-C", str(ROOT), "worktree", "add", "--quiet", "--detach", folder, revision]
         done = subprocess.run(add, capture_output=True, text=True)
         if done.returncode:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
+import signal
 import sys
-from collections.abc import Iterable
-from contextlib import closing, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from threading import Lock
 from time import monotonic
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import typer
 from rich import box
@@ -23,8 +24,9 @@ from rich.text import Text
 
 from isoflop.analysis.report.format import flops
 from isoflop.bench.plan import Cell
-from isoflop.bench.run import Event, run_suite
+from isoflop.bench.run import Event, Limits, run_suite
 from isoflop.bench.suite import suite_path
+from isoflop.bench.train import model_path
 from isoflop.cli.tensorboard import scalars
 from isoflop.results.record import Record, write_whole
 
@@ -32,8 +34,29 @@ T = TypeVar("T")
 NAME_WIDTH = 10  # characters of a variant's name that are not given up for a column
 
 
+LIMIT_RESERVE = (0.1, 30.0)  # share of a time limit, and most seconds, kept to save and report
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM: as Ctrl-C, but for the exit code."""
+
+
+@contextmanager
+def _terminations() -> Iterator[None]:
+    """SIGTERM raises `TerminatedError` within the block."""
+
+    def handle(number: int, frame: Any) -> None:
+        raise TerminatedError
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def name_of(cell: Cell) -> str:
-    return f"{cell.variant} {cell.size.name} {cell.budget:.2g} FLOPs, seed {cell.seed}"
+    return f"{cell.variant} {cell.size.name} {flops(cell.budget)} FLOPs, seed {cell.seed}"
 
 
 def outcome_of(record: Record) -> str:
@@ -52,27 +75,51 @@ def train(
     records: Path,
     suite: str,
     tensorboard: Path | None = None,
+    *,
+    time_limit: float | None = None,
+    keep_models: bool = False,
 ) -> None:
-    """Train what is missing under `directory`. Progress is on stderr: stdout is for results."""
+    """Train what is missing under `directory`. Progress is on stderr: stdout is for results.
+
+    Args:
+        time_limit: seconds from now after which running cells save their state and stop.
+        keep_models: store trained weights in `directory/models`.
+    """
+    began = monotonic()
     console = Console(stderr=True)
     say = functools.partial(print, file=sys.stderr, flush=True)
     directory.mkdir(parents=True, exist_ok=True)
     write_whole(directory / "suite.toml", suite_path(suite).read_text(encoding="utf-8"))
-    events = run_suite(cells, records)
+    deadline = None
+    if time_limit is not None:
+        share, most = LIMIT_RESERVE
+        deadline = began + time_limit - min(share * time_limit, most)
+    models = directory / "models" if keep_models else None
+    events = run_suite(cells, records, Limits(models, deadline))
     known = list(islice(events, len(cells)))  # of every cell: stored, or to be trained
     before = [event.record for event in known if event.record is not None]
+    unkept = sum(not model_path(models, record.cell).exists() for record in before) if models else 0
+    if unkept:
+        say(f"note: {unkept} cells have records but no weights: they were trained without them")
     if len(before) == len(cells):
         say(f"nothing to train: all {len(cells)} cells have records in {records}")
         return
     say(f"{len(cells) - len(before)} of {len(cells)} cells to train; records go to {records}")
     try:
-        with closing(scalars(events, tensorboard) if tensorboard else events) as shown:
+        with (
+            _terminations(),
+            closing(scalars(events, tensorboard) if tensorboard else events) as shown,
+        ):
             made = watch(shown, cells, before, console)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         say("interrupted; finished records are whole, the same command goes on from them")
-        raise typer.Exit(130) from None
-    for record in (one for one in made if one.status != "finished"):
-        say(f"not finished: {record.variant} {record.size.name}: {outcome_of(record)}")
+        raise typer.Exit(143 if isinstance(interrupt, TerminatedError) else 130) from None
+    for record in made:
+        if record.status != "finished":
+            say(f"not finished: {record.variant} {record.size.name}: {outcome_of(record)}")
+    left = len(cells) - len(before) - len(made)
+    if left:
+        say(f"stopped at the time limit with {left} cells left; the same command goes on")
 
 
 def watch(
@@ -95,6 +142,13 @@ def watch(
         for event in events:
             view.update(event)
             record = event.record
+            note = event.warning
+            if event.stored:
+                note = "another process stored its record first; this one's is dropped"
+            if note:
+                console.print(
+                    f"{name_of(event.cell)}: {note}", highlight=False, markup=False, soft_wrap=True
+                )
             if record is None:
                 continue
             records.append(record)
@@ -102,7 +156,8 @@ def watch(
             if not live:
                 left = (monotonic() - begin) * (view.total / view.done - 1)
                 line += (
-                    f"; {view.done:.2g} of {view.total:.2g} FLOPs, about {left / 60:.0f} min left"
+                    f"; {flops(view.done)} of {flops(view.total)} FLOPs, "
+                    f"about {left / 60:.0f} min left"
                 )
             if not live or record.status != "finished":
                 style = "red" if live else ""
@@ -181,6 +236,9 @@ class _View:
                     completed=step.step,
                     note=f"loss {step.loss:.3f}, {step.tokens_per_second:,.0f} tokens/s",
                 )
+            if event.stopped:
+                self.progress.remove_task(self.bars.pop(cell.id))
+                self.running.pop(cell.id)
             if event.record is not None:
                 self.entries[cell.budget][cell.variant].add(event.record)
                 self.progress.remove_task(self.bars.pop(cell.id))

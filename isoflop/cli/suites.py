@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from isoflop.analysis.report.format import flops as show_flops
 from isoflop.bench.suite import Suite, first_seeds, load_suite, shipped_suites, suite_path
 from isoflop.cli.console import Json, app, show
 from isoflop.cli.fields import suite_fields
 from isoflop.cli.reports import report
 from isoflop.cli.tensorboard import TensorBoard
+from isoflop.cli.time_limit import TimeLimit
 from isoflop.results.errors import IsoflopError, did_you_mean
 
 if TYPE_CHECKING:
@@ -131,7 +133,7 @@ def plan(
     slots = at_a_time(target)
     memory = max(predict_bytes(cell) for cell in cells) * slots
     print(
-        f"{len(cells)} cells, {sum(cell.flops for cell in cells):.3g} FLOPs, about "
+        f"{len(cells)} cells, {show_flops(sum(cell.flops for cell in cells))} FLOPs, about "
         f"{minutes(cells, target):.0f} min on {target.name} with {slots} at a time (a rough figure)"
         f", {memory / 2**30:.1f} GiB at most"
     )
@@ -148,6 +150,10 @@ def run(
     seeds: Seeds = None,
     shard: Shard = None,
     tensorboard: TensorBoard = None,
+    time_limit: TimeLimit = None,
+    keep_models: Annotated[
+        bool, typer.Option("--keep-models", help="Store trained weights in models/, by cell.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train the cells that have no record yet, then report."""
@@ -158,8 +164,17 @@ def run(
     described, cells = load_cells(suite, seeds)
     directory = out or Path("runs") / described.name
     mine = share(cells, shard) if shard else cells
-    refuse_files(mine)
-    train(mine, directory, directory / "records", suite, tensorboard)
+    for note in refuse_files(mine):
+        print(note, file=sys.stderr)
+    train(
+        mine,
+        directory,
+        directory / "records",
+        suite,
+        tensorboard,
+        time_limit=time_limit,
+        keep_models=keep_models,
+    )
     report(directory, as_json)
     say_missing(cells, directory / "records")
 
@@ -170,6 +185,7 @@ def tune(
     out: Out = None,
     shard: Shard = None,
     tensorboard: TensorBoard = None,
+    time_limit: TimeLimit = None,
     as_json: Json = False,
 ) -> None:
     """Train the learning-rate sweep of the suite: one cell of every variant, at several rates."""
@@ -182,7 +198,7 @@ def tune(
     directory = out or Path("runs") / described.name
     cells = sweep_cells(described, str(suite_path(suite)))
     mine = share(cells, shard) if shard else cells
-    train(mine, directory, directory / "tune", suite, tensorboard)
+    train(mine, directory, directory / "tune", suite, tensorboard, time_limit=time_limit)
     losses: dict[tuple[str, float], list[float | None]] = {}
     for cell in cells:
         path = directory / "tune" / f"{cell.id}.json"

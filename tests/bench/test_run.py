@@ -14,7 +14,6 @@ from isoflop.models import LAYERS
 from isoflop.results.record import load_records
 from tests.bench.cells import TINY, tiny_cells
 
-# Cells of a second or two, so that there is time to kill them.
 SUITE = """
 [corpus]
 vocabulary = 300
@@ -29,7 +28,7 @@ s = { width = 16, depth = 2, heads = 2 }
 [[budgets]]
 flops = 1e9
 [[budgets]]
-flops = 1e10
+flops = 4e9
 [transfer]
 width = 16
 [variants]
@@ -37,11 +36,37 @@ dense = { layer = "dense", learning_rate = 1e-2 }
 again = { layer = "dense", learning_rate = 2e-2 }
 """
 
+# The program, with cells of the larger budget that wait in their tenth step while a file is there
+# and nobody asks them to stop: so a test acts on a run in a known state, however busy the machine.
+HELD = """
+import os, time
+from isoflop.bench import train
+step, run = train.Trainer.step, train._Run.train
 
-def start(folder: Path) -> subprocess.Popen[str]:
+def noted(self):
+    train.Trainer.stop = staticmethod(self.hooks.stop)
+    run(self)
+
+def held(trainer, number, windows):
+    while number >= 10 and trainer.cell.budget > 2e9 and os.path.exists("hold"):
+        open(f"held-{trainer.cell.id}", "w").close()
+        if trainer.stop():
+            break
+        time.sleep(0.02)
+    return step(trainer, number, windows)
+
+train._Run.train, train.Trainer.step = noted, held
+if __name__ == "__main__":
+    from isoflop.cli.main import main
+    main()
+"""
+
+
+def start(folder: Path, *options: str) -> subprocess.Popen[str]:
     (folder / "suite.toml").write_text(SUITE)
+    (folder / "held.py").write_text(HELD)
     return subprocess.Popen(
-        [sys.executable, "-m", "isoflop", "run", "suite.toml", "--out", "out"],
+        [sys.executable, "held.py", "run", "suite.toml", "--out", "out", *options],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": os.getcwd()},
         stdout=subprocess.PIPE,
@@ -74,34 +99,64 @@ def children_of(pid: int) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds the worker processes in /proc")
-@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_killed_run_keeps_what_finished_and_goes_on(tmp_path: Path, kind: signal.Signals) -> None:
-    records = tmp_path / "out" / "records"
+    records, hold = tmp_path / "out" / "records", tmp_path / "hold"
+    hold.touch()
     process = start(tmp_path)
     try:
-        wait_for(lambda: len(list(records.glob("[!.]*.json"))) >= 2)
+        wait_for(lambda: len(list(records.glob("[!.]*.json"))) == 2)
+        wait_for(lambda: len(list(tmp_path.glob("held-*"))) >= 1)
         workers = children_of(process.pid)
         assert workers
         process.send_signal(kind)
-        output, _ = process.communicate(timeout=30)
+        if kind == signal.SIGKILL:
+            process.wait()
+            hold.unlink()
+        output, _ = process.communicate(timeout=120)
         # Workers of a killed parent notice, and end by themselves.
-        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 30)
+        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 120)
     finally:
         process.kill()
-    if kind == signal.SIGINT:
-        assert process.returncode == 130
+    if kind != signal.SIGKILL:
+        assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[kind]
         assert "interrupted; finished records are whole" in output
         assert "Traceback" not in output
     before = {r.cell: r for r in load_records(records)}
-    assert 2 <= len(before) < 4
-    again = start(tmp_path)
-    output, _ = again.communicate(timeout=120)
-    assert f"{4 - len(before)} of 4 cells to train" in output
+    assert len(before) == 2
+    hold.unlink(missing_ok=True)
+    output, _ = start(tmp_path).communicate(timeout=120)
+    assert "2 of 4 cells to train" in output
     after = {r.cell: r for r in load_records(records)}
     assert len(after) == 4
     assert all(after[cell] == record for cell, record in before.items())
-    output, _ = start(tmp_path).communicate(timeout=60)
+    output, _ = start(tmp_path).communicate(timeout=120)
     assert "nothing to train: all 4 cells have records" in output
+
+
+def test_a_time_limit_saves_the_running_cells_and_the_next_call_goes_on(tmp_path: Path) -> None:
+    """On another machine too: the run folder is carried along."""
+    records = tmp_path / "out" / "records"
+    plain, _ = start(tmp_path).communicate(timeout=120)
+    whole = {r.cell: r.model_dump(exclude={"measured"}) for r in load_records(records)}
+    assert len(whole) == 4, plain
+    (tmp_path / "out").rename(tmp_path / "plain")
+
+    (tmp_path / "hold").touch()
+    # However slow the machine, at least the cells that wait are left.
+    output, _ = start(tmp_path, "--time-limit", "20s").communicate(timeout=120)
+    left = 4 - len(load_records(records))
+    assert left >= 2
+    assert f"stopped at the time limit with {left} cells left; the same command goes on" in output
+    assert list((tmp_path / "out" / "checkpoints").glob("[!.]*.pt"))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "out").rename(elsewhere / "out")
+    output, _ = start(elsewhere, "--time-limit", "1h").communicate(timeout=120)
+    assert f"{left} of 4 cells to train" in output
+    after = load_records(elsewhere / "out" / "records")
+    assert {r.cell: r.model_dump(exclude={"measured"}) for r in after} == whole
+    assert not (elsewhere / "out" / "checkpoints").exists()
 
 
 def test_ctrl_c_while_a_worker_starts_comes_late_and_is_not_lost() -> None:

@@ -55,9 +55,21 @@ def test_shipped_suites_load_and_can_be_planned(path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("context", "contxt", "training.contxt: unknown key; known here: context, batch"),
-        ("[transfer]", "[transfers]", "transfers: unknown key; known here: name, description"),
-        ("depth = 2", "deep = 2", "sizes.s.deep: unknown key; known here: width, depth"),
+        (
+            "context",
+            "contxt",
+            "training.contxt: unknown key (did you mean 'context'?); known here: context, batch",
+        ),
+        (
+            "[transfer]",
+            "[transfers]",
+            "transfers: unknown key (did you mean 'transfer'?); known here: name, description",
+        ),
+        (
+            "depth = 2",
+            "deep = 2",
+            "sizes.s.deep: unknown key (did you mean 'depth'?); known here: width, depth",
+        ),
         ("batch = 4\n", "", "training.batch: missing"),
         ("flops = 1e9", "flops = -1e9", "budgets.0.flops: Input should be greater than 0, not -"),
         ("flops = 1e9", "flops = 1e5", "budgets.0.flops: 100000 FLOPs cannot be met within 1%"),

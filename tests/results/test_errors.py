@@ -1,3 +1,4 @@
+import re
 from typing import Annotated, Any
 
 import pytest
@@ -26,8 +27,11 @@ class Outer(Frozen):
 @pytest.mark.parametrize(
     ("table", "line"),
     [
-        ({"size": {}}, "size: unknown key; known here: sizes, rows"),
-        ({"sizes": {"s": {"widht": 1}}}, "sizes.s.widht: unknown key; known here: width, name"),
+        ({"size": {}}, "size: unknown key (did you mean 'sizes'?); known here: sizes, rows"),
+        (
+            {"sizes": {"s": {"widht": 1}}},
+            "sizes.s.widht: unknown key (did you mean 'width'?); known here: width, name",
+        ),
         ({"rows": [{"width": 1, "x": 2}]}, "rows.0.x: unknown key; known here: width, name"),
         ({"sizes": {"s": {}}}, "sizes.s.width: missing"),
         ({"sizes": {"s": {"width": 0}}}, "sizes.s.width: Input should be greater than 0, not 0"),
@@ -41,7 +45,8 @@ def test_an_error_is_one_line_of_key_fault_and_remedy(table: dict[str, Any], lin
         Outer.model_validate(table)
     assert explain(caught.value, Outer).startswith(line)
     assert "\n" not in explain(caught.value, Outer)
-    assert explain(caught.value) == explain(caught.value, Outer).partition("; known")[0]
+    without_names = re.sub(r" \(did you mean .*|; known .*", "", explain(caught.value, Outer))
+    assert explain(caught.value) == without_names
 
 
 def test_an_error_without_a_key_or_a_short_value_has_neither() -> None:
