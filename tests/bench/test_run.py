@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from isoflop.bench.run import ALLOCATOR, Event, RunError, _interrupt_afterwards, missing, run_cells
+from isoflop.bench.flops import FlopError
+from isoflop.bench.run import (
+    ALLOCATOR,
+    Event,
+    RunError,
+    _interrupt_afterwards,
+    missing,
+    run_cells,
+    run_suite,
+)
 from isoflop.models import LAYERS
 from isoflop.results.record import load_records
 from tests.bench.cells import TINY, tiny_cells
@@ -91,11 +100,11 @@ def children_of(pid: int) -> list[int]:
             parents[int(path.parent.name)] = int(path.read_text().rsplit(")", 1)[1].split()[1])
         except OSError:
             continue
-    found, new = [], [pid]
+    children, new = [], [pid]
     while new:
         new = [child for child, parent in parents.items() if parent in new]
-        found += new
-    return found
+        children += new
+    return children
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds the worker processes in /proc")
@@ -240,3 +249,27 @@ def test_records_do_not_depend_on_the_process(tmp_path: Path) -> None:
     assert there.measured.threads == 1
     assert not any(key in os.environ for key in ALLOCATOR)
     json.loads((tmp_path / "records" / f"{cell.id}.json").read_text())
+
+
+def test_a_run_of_a_suite_first_says_what_is_stored_then_verifies_then_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense, peer = cells = tiny_cells()
+    list(run_cells([dense], tmp_path))
+    stored, waiting, *later = run_suite(cells, tmp_path)
+    assert (stored.cell, stored.record, stored.stored) == (dense, load_records(tmp_path)[0], True)
+    assert waiting == Event(peer)
+    assert {event.cell.id for event in later} == {peer.id}
+    assert (later[-1].record is not None, later[-1].stored) == (True, False)
+    assert len(load_records(tmp_path)) == 2
+    assert [event.stored for event in run_suite(cells, tmp_path)] == [True, True]
+
+    def refuse(*_: object) -> None:
+        raise FlopError("formula and trace differ")
+
+    monkeypatch.setattr("isoflop.bench.run.verify_flops", refuse)
+    events = run_suite(cells, tmp_path / "new")
+    assert [next(events).stored for _ in cells] == [False, False]
+    with pytest.raises(FlopError):
+        next(events)
+    assert not (tmp_path / "new").exists()  # nothing was trained
