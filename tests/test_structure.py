@@ -22,7 +22,7 @@ LONGER = {
 BANNED = {
     "bracket": "learning-rate sweep",
     "rollout": "extrapolation test, or held-out budget",
-    "cannot be told": "not significantly different, or inconclusive",
+    "cannot be told from": "not significantly different, or inconclusive",
     "four times in five": "80% power",
     "nats left": "tuning gap",
 }

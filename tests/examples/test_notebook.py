@@ -19,17 +19,17 @@ documents = 40
 validation = 0.2
 [training]
 context = 16
-batch = 2
+batch = 8
 validation_tokens = 512
 [sizes]
-xs = { width = 8, depth = 2, heads = 2 }
-s = { width = 12, depth = 2, heads = 2 }
-m = { width = 16, depth = 2, heads = 2 }
-l = { width = 24, depth = 2, heads = 2 }
+xs = { width = 16, depth = 2, heads = 2, batch = 12 }
+s = { width = 20, depth = 2, heads = 2, batch = 10 }
+m = { width = 24, depth = 2, heads = 2 }
+l = { width = 28, depth = 2, heads = 2, batch = 7 }
 [[budgets]]
-flops = 2e8
+flops = 1e9
 [[budgets]]
-flops = 4e8
+flops = 1.5e9
 [transfer]
 width = 16
 [variants]
