@@ -172,7 +172,7 @@ def test_the_command_line_keeps_documents_current(tmp_path: Path) -> None:
     store(directory, "cpu.json", stored())
     for seed in range(3):
         record = make_record(cell=f"cell{seed}", seed=seed)
-        write_record(tmp_path / "results" / "tiny" / "records", record)
+        write_record(tmp_path / "runs" / "tiny" / "records", record)
 
     def isoflop(verb: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
