@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from isoflop.bench.flops import build_on_meta
@@ -13,7 +14,7 @@ from isoflop.bench.isolate import describe
 from isoflop.bench.layers import complete_options, file_of, find_layer, read_source, source_hash
 from isoflop.bench.suite import Corpus, Suite, SuiteError, Training
 from isoflop.bench.user_layers import problems
-from isoflop.models import Config
+from isoflop.models import Config, Layer
 from isoflop.results.errors import IsoflopError
 from isoflop.results.record import CellKey, Flops, Parameters, Size
 
@@ -94,6 +95,7 @@ def plan(suite: Suite, where: str) -> list[Cell]:
                             f"{where}: budgets.{index}.flops",
                         )
                     )
+    _refuse_twins(cells, where)
     return sorted(cells, key=lambda cell: cell.budget)
 
 
@@ -106,7 +108,7 @@ def sweep_cells(suite: Suite, where: str) -> list[Cell]:
     tune = suite.tune
     if tune is None:
         raise SuiteError(f"{where}: tune: missing; add a [tune] table with size and budget")
-    return [
+    cells = [
         make_cell(
             suite,
             name,
@@ -121,11 +123,58 @@ def sweep_cells(suite: Suite, where: str) -> list[Cell]:
         for factor in tune.factors
         for seed in tune.seeds
     ]
+    _refuse_twins(cells, where)
+    return cells
+
+
+def _refuse_twins(cells: Iterable[Cell], where: str) -> None:
+    """Cells of equal id would be trained twice and share a record.
+
+    Raises:
+        SuiteError: naming the two.
+    """
+    seen: dict[str, Cell] = {}
+    for cell in cells:
+        twin = seen.setdefault(cell.id, cell)
+        if twin is not cell:
+            first, second = (
+                f"{c.variant} at size {c.size.name}, {c.budget:g} FLOPs, seed {c.seed}, learning "
+                f"rate {c.learning_rate:g}"
+                for c in (twin, cell)
+            )
+            raise SuiteError(
+                f"{where}: {first}, is the same cell as {second}: remove what stands twice, of "
+                "seeds, budgets, sizes or variants"
+            )
 
 
 def distinct_models(cells: Iterable[Cell]) -> list[Cell]:
     """A cell for each variant and size: what is true of the model need be checked once."""
     return list({(cell.variant, cell.size.name): cell for cell in cells}.values())
+
+
+@lru_cache(maxsize=1024)
+def _counts(
+    layer: type[Layer],
+    options: str,
+    placement: str | tuple[int, ...],
+    vocabulary: int,
+    context: int,
+    backbone: tuple[tuple[str, int], ...],
+) -> tuple[Flops, Parameters, int]:
+    """FLOPs, parameters and rows of tables of a model; it is built once for all its cells."""
+    model = build_on_meta(
+        Config(
+            layer=layer,
+            options=json.loads(options),
+            placement=placement,
+            vocabulary=vocabulary,
+            context=context,
+            **dict(backbone),
+        )
+    )
+    tables = sum(table.numel() for tested in model.tested for table in tested.tables())
+    return Flops(**model.flops_per_token()), Parameters(**model.parameter_counts()), tables
 
 
 def make_cell(
@@ -160,15 +209,14 @@ def make_cell(
         raise SuiteError(f"{variant_key}.layer: {error}") from None
     try:
         options = complete_options(layer, variant.options)
-        model = build_on_meta(
-            Config(
-                layer=layer,
-                options=options,
-                placement=suite.placement,
-                vocabulary=suite.corpus.vocabulary,
-                context=training.context,
-                **backbone,
-            )
+        placement = suite.placement
+        flops, parameters, tables = _counts(
+            layer,  # type: ignore[arg-type]  # mypy takes the class for an instance
+            json.dumps(options, sort_keys=True),
+            placement if isinstance(placement, str) else tuple(placement),
+            suite.corpus.vocabulary,
+            training.context,
+            tuple(backbone.items()),
         )
     except ValueError as error:
         raise SuiteError(f"{variant_key}.options: {error}") from None
@@ -176,9 +224,6 @@ def make_cell(
         raise
     except Exception as error:  # of a plug-in's code
         raise SuiteError(f"{variant_key}.layer: {variant.layer}: {describe(error)}") from None
-    flops = Flops(**model.flops_per_token())
-    parameters = Parameters(**model.parameter_counts())
-    tables = sum(table.numel() for layer in model.tested for table in layer.tables())
     per_step = flops.training * training.batch * training.context
     steps = round(budget / per_step)
     if steps < 1 or abs(steps * per_step / budget - 1) > 0.01:

@@ -13,7 +13,13 @@ from isoflop.results.errors import IsoflopError, did_you_mean, explain
 from isoflop.results.record import Frozen
 
 SHIPPED = Path(__file__).resolve().parent / "suites"
-Positive = Annotated[int, Field(gt=0)]
+LARGEST_FILE = 2**20  # bytes
+# Far beyond any use: a slip of the hand must not keep a machine busy, or fill its memory.
+Positive = Annotated[int, Field(gt=0, le=2**40)]
+Width = Annotated[int, Field(gt=0, le=2**16)]
+Depth = Annotated[int, Field(gt=0, le=2**10)]
+Length = Annotated[int, Field(gt=0, le=2**20)]
+Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], Field(min_length=1, max_length=1000)]
 
 
 class SuiteError(IsoflopError):
@@ -40,7 +46,7 @@ class Corpus(Frozen):
     """Column that holds the text."""
     documents: Positive | None = None
     """Take only this many documents, from the first on."""
-    vocabulary: Annotated[int, Field(ge=257)] = 1024
+    vocabulary: Annotated[int, Field(ge=257, le=2**22)] = 1024
     """Tokens of the byte-level BPE vocabulary, end of text included."""
     validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     """Share of the documents that is held out for validation."""
@@ -49,13 +55,13 @@ class Corpus(Frozen):
 class Shape(Frozen):
     """A backbone size."""
 
-    width: Positive
+    width: Width
     """d_model."""
-    depth: Positive
+    depth: Depth
     """Blocks."""
-    heads: Positive
+    heads: Width
     """Attention heads; width / heads must be even."""
-    batch: Positive | None = None
+    batch: Length | None = None
     """Sequences per optimiser step at this size; training.batch if not given."""
 
 
@@ -73,11 +79,11 @@ class Budget(Frozen):
 class Training(Frozen):
     """How a cell is trained; the same for every variant."""
 
-    context: Positive
+    context: Length
     """Tokens per sequence."""
-    batch: Positive
+    batch: Length
     """Sequences per optimiser step."""
-    micro_batch: Positive | None = None
+    micro_batch: Length | None = None
     """Sequences per backward pass, to save memory; it must divide batch."""
     schedule: Literal["cosine", "wsd"] = "cosine"
     """Of the learning rate, over the cell's own horizon; wsd is warm-up, stable, decay."""
@@ -100,7 +106,7 @@ class Training(Frozen):
 class Transfer(Frozen):
     """How a tuned peak learning rate changes with width."""
 
-    width: Positive
+    width: Width
     """Width at which the variants' rates were tuned."""
     exponent: float = 1.0
     """The rate at width w is the tuned rate * (transfer.width / w) ^ exponent."""
@@ -115,7 +121,7 @@ class Tune(Frozen):
     """Training FLOPs of each cell of the sweep."""
     factors: list[Annotated[float, Field(gt=0)]] = [0.25, 0.5, 1.0, 2.0, 4.0]
     """The rates of the sweep over the variant's learning_rate."""
-    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    seeds: Seeds = [0]
     """Seeds of every rate."""
 
 
@@ -143,7 +149,7 @@ class Suite(Frozen):
     """How every cell is trained."""
     placement: Literal["middle", "all"] | list[Annotated[int, Field(ge=0)]] = "middle"
     """Blocks whose feed-forward layer is the variant's, the others keep dense; or their indices."""
-    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    seeds: Seeds = [0]
     """Seeds of every cell: of initialisation, data order and dropout."""
     sizes: Annotated[dict[Name, Shape], Field(min_length=1)]
     """Backbone sizes by name."""
@@ -176,17 +182,18 @@ def load_suite(name: str) -> Suite:
     Raises:
         SuiteError: there is no such file, or it is not a suite.
     """
-    path = suite_path(name)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        path = suite_path(name)
+        table = tomllib.loads(_text(path))
     except OSError as error:
+        path = Path(name)
         known = shipped_suites()
         raise SuiteError(
             f"{path}: {error.strerror}{did_you_mean(path.stem, known)}; "
             f"give a TOML file or one of: {', '.join(known)}"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SuiteError(f"{path}: not TOML: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise SuiteError(f"{path}: not TOML: {str(error)[:200]}") from None
     try:
         suite = Suite.model_validate({"name": path.stem, **table})
     except ValidationError as error:
@@ -199,6 +206,20 @@ def load_suite(name: str) -> Suite:
         for name, variant in suite.variants.items()
     }
     return suite.model_copy(update={"variants": variants})
+
+
+def _text(path: Path) -> str:
+    """The text of a suite file; a byte order mark is dropped.
+
+    Raises:
+        SuiteError: it is no file, or too large for a suite.
+        OSError, ValueError: it cannot be read.
+    """
+    if path.exists() and not path.is_file():
+        raise SuiteError(f"{path}: not a file; give a TOML file")
+    if path.stat().st_size > LARGEST_FILE:
+        raise SuiteError(f"{path}: {path.stat().st_size:,} bytes are too many for a suite file")
+    return path.read_text(encoding="utf-8-sig")
 
 
 def to_toml(suite: Suite) -> str:

@@ -30,7 +30,9 @@ Shard = Annotated[
 ]
 Seeds = Annotated[
     int | None,
-    typer.Option(min=1, show_default="its", help="Seeds per cell, those of the suite first."),
+    typer.Option(
+        min=1, max=1000, show_default="its", help="Seeds per cell, those of the suite first."
+    ),
 ]
 DeviceOption = Annotated[
     str, typer.Option("--device", help="cpu (this one), or a GPU: a100, h100, h200, rtx4090.")
@@ -163,7 +165,7 @@ def run(
 
     described, cells = load_cells(suite, seeds)
     directory = out or Path("runs") / described.name
-    mine = share(cells, shard) if shard else cells
+    mine = cells if shard is None else share(cells, shard)
     for note in refuse_files(mine):
         print(note, file=sys.stderr)
     train(
@@ -197,7 +199,7 @@ def tune(
     described = load_suite(suite)
     directory = out or Path("runs") / described.name
     cells = sweep_cells(described, str(suite_path(suite)))
-    mine = share(cells, shard) if shard else cells
+    mine = cells if shard is None else share(cells, shard)
     train(mine, directory, directory / "tune", suite, tensorboard, time_limit=time_limit)
     losses: dict[tuple[str, float], list[float | None]] = {}
     for cell in cells:

@@ -146,3 +146,35 @@ def test_every_field_says_what_it_means() -> None:
     tables = [Suite, Budget, Corpus, Shape, Training, Transfer, Tune, Variant]
     silent = [(t, key) for t in tables for key, f in t.model_fields.items() if not f.description]
     assert not silent
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"x = " + b"[" * 5000 + b"]" * 5000, "not TOML"),
+        (b"x = " + b"9" * 5000, "not TOML"),
+        (b"\xff\xfe", "not TOML"),
+        (b"#" * (2**20 + 1), "too many for a suite file"),
+        (b"", "training: missing"),
+    ],
+)
+def test_a_file_that_is_no_suite_is_one_line(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "suite.toml"
+    path.write_bytes(content)
+    with pytest.raises(SuiteError, match=message) as caught:
+        load_suite(str(path))
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_and_a_name_without_end_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SuiteError, match="not a file; give a TOML file"):
+        load_suite(str(tmp_path))
+    with pytest.raises(SuiteError, match="File name too long"):
+        load_suite("a" * 5000)
+
+
+def test_a_suite_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "suite.toml"
+    path.write_text((SHIPPED / "ci.toml").read_text(), encoding="utf-8-sig")
+    assert load_suite(str(path)).variants == load_suite("ci").variants
