@@ -50,7 +50,10 @@ def inside() -> bool:
 
 
 def call(
-    function: Callable[..., Any], *arguments: Any, seconds: float = SECONDS, memory: int = MEMORY
+    function: Callable[..., Any],
+    *arguments: Any,
+    seconds: float | None = None,
+    memory: int = MEMORY,
 ) -> Any:
     """The result of a function that runs in a child process.
 
@@ -59,19 +62,19 @@ def call(
     Args:
         function: importable by its module and name.
         arguments: as JSON has them, like the result.
-        seconds: the time limit.
+        seconds: the time limit; SECONDS if None.
         memory: bytes of data, at most; without effect where the system has no such limit.
     Raises:
         ChildError: it raised, or the process ended without a result.
     """
-    with closing(_items(function, arguments, seconds, memory)) as items:
+    with closing(_items(function, arguments, seconds or SECONDS, memory)) as items:
         return next(items)
 
 
 def stream(
     function: Callable[..., Iterator[Any]],
     *arguments: Any,
-    seconds: float = SECONDS,
+    seconds: float | None = None,
     memory: int = MEMORY,
 ) -> Iterator[Any]:
     """The items of a generator function that runs in a child process, as they come.
@@ -82,7 +85,7 @@ def stream(
     Raises:
         ChildError: as for `call`, after the items that were sent before.
     """
-    return _items(function, arguments, seconds, memory)
+    return _items(function, arguments, seconds or SECONDS, memory)
 
 
 def _items(

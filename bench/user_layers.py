@@ -14,6 +14,7 @@ from isoflop.bench import isolate
 from isoflop.bench.flops import build_on_meta
 from isoflop.bench.layers import complete_options, counts_problem, find_layer
 from isoflop.models import Config
+from isoflop.results.errors import IsoflopError
 
 Problem = list[str]  # the suite's key, `layer` or `options`, and one line
 
@@ -66,5 +67,7 @@ def _problem(
         return ["layer", problem] if problem else None
     except ValueError as error:
         return ["options", isolate.one_line(str(error))]
+    except IsoflopError as error:
+        return ["layer", isolate.one_line(str(error))]
     except Exception as error:
         return ["layer", isolate.describe(error)]

@@ -14,7 +14,6 @@ LONGEST, LONGEST_TEST = 320, 340  # lines: what is read in one sitting; tests on
 
 # A longer file needs a reason.
 LONGER = {
-    "tests/bench/test_lint.py": "a table of faulty layers, one for each check",
     "tests/bench/submissions/test_submissions.py": "a table of forgeries of one submission",
     "tests/isoflop/cli/test_layers.py": "all that a layer of one's own goes through, on one suite",
 }

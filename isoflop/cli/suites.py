@@ -191,6 +191,7 @@ def tune(
     as_json: Json = False,
 ) -> None:
     """Train the learning-rate sweep of the suite: one cell of every variant, at several rates."""
+    from isoflop.bench.lint import refuse_files
     from isoflop.bench.plan import sweep_cells
     from isoflop.bench.shard import share
     from isoflop.cli.training import train
@@ -200,6 +201,8 @@ def tune(
     directory = out or Path("runs") / described.name
     cells = sweep_cells(described, str(suite_path(suite)))
     mine = cells if shard is None else share(cells, shard)
+    for note in refuse_files(mine):
+        print(note, file=sys.stderr)
     train(mine, directory, directory / "tune", suite, tensorboard, time_limit=time_limit)
     losses: dict[tuple[str, float], list[float | None]] = {}
     for cell in cells:

@@ -120,7 +120,7 @@ def test_a_layer_file_is_used_without_touching_the_package(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "attribute", "message"),
     [
-        ("raise RuntimeError('no')", "A", "cannot be imported: RuntimeError"),
+        ("raise RuntimeError('no')", "A", "cannot be imported: raises RuntimeError: no$"),
         ("A = 3", "A", "is not a class derived from isoflop.Layer"),
         ("", "A", "no class 'A'; layers there: none$"),
         (

@@ -78,7 +78,7 @@ def test_new_writes_a_layer_that_lints_clean_and_never_overwrites(folder: Path) 
     assert "class GatedThing(Layer):" in text
     assert "MyLayer" not in text
     findings = json.loads(invoke("lint", "gated_thing.py", "--json"))
-    assert len(findings) == 9
+    assert len(findings) == 10
     assert all(finding["ok"] for finding in findings)
     assert "fit to be trained" in invoke("lint", "gated_thing.py:GatedThing")
     with pytest.raises(LintError, match="exists already"):
@@ -403,4 +403,7 @@ def test_a_layer_s_own_error_is_one_line(folder: Path) -> None:
     Path("tiny.toml").write_text(TINY.replace('layer = "dense"', 'layer = "mine.py:Mine"'))
     done = isoflop(folder, "plan", "tiny.toml")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "isoflop: no licence for this width: ask for one\n"
+    assert done.stderr == (
+        "isoflop: tiny.toml: variants.dense.layer: mine.py:Mine: no licence for this width: "
+        "ask for one\n"
+    )
