@@ -97,7 +97,7 @@ def _items(
             yield from result if isgeneratorfunction(function) else [result]
         except IsoflopError as error:
             raise ChildError(one_line(str(error))) from None
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
             raise ChildError(describe(error)) from None
         return
     request = {

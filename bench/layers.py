@@ -132,7 +132,9 @@ def _import_problem(name: str, path: str, source: str) -> str:
         problem = isolate.one_line(f"not Python: {error}")
     except ModuleNotFoundError as error:
         problem = f"{isolate.one_line(repr(error))}{_beside(error, Path(path).parent)}"
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and not isolate.inside():
+            raise  # the user's own Ctrl-C
         problem = isolate.describe(error)
     del sys.modules[name]
     return problem

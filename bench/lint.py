@@ -228,7 +228,9 @@ def _run(name: str, check: Callable[..., str], *arguments: Any) -> str:
     state = torch.get_rng_state()
     try:
         return isolate.one_line(check(*arguments), 1000)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and not isolate.inside():
+            raise  # the user's own Ctrl-C
         return _describe(error, file_of(name))
     finally:
         torch.set_rng_state(state)
