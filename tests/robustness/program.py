@@ -45,7 +45,8 @@ class Outcome:
         if self.code in (0, 1):
             return ""
         lines = [line for line in self.err.splitlines() if line.startswith("isoflop: ")]
-        if self.code == 2 and (len(lines) == 1 or self.err.startswith("Usage: ")):
+        usage = "\u256d\u2500 Error" in self.err  # the option parser's box
+        if self.code == 2 and (len(lines) == 1 or usage):
             return ""
         return f"exit code {self.code}: {self.err.strip()[-300:]!r}"
 
