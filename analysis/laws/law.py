@@ -27,7 +27,7 @@ Exponents = Callable[[Array, Columns], tuple[Array, Array]]
 """theta_SP, columns of n rows -> l_SKn and dl/dtheta, which broadcasts against SKPn."""
 
 Optimum = Callable[[Params, float, Columns], dict[str, Number]]
-"""Parameters, nominal FLOPs, the table -> what is compute-optimal: a, b, N_opt, D_opt, L_opt."""
+"""Parameters, FLOPs as the table counts them, the table -> a, b, N_opt, D_opt, L_opt."""
 
 
 def six_nd(columns: Columns) -> Array:
@@ -39,10 +39,11 @@ def six_nd(columns: Columns) -> Array:
 class Law:
     """One law. Parameters are named: the coefficients `terms`, then `shapes` with their bounds.
 
-    A table's `columns` are turned by `reduce` into the rows the law speaks of, of which `inputs`
-    predict `target`. `example` is a plausible truth for simulations: the source's own constants
-    where it prints them. `delta` is the Huber threshold on log residuals. `nominal_flops` is what
-    a row costs by the convention the law's `nominal_optimum` trades N against D with.
+    A table's `columns`, and the `optional` ones it may have, are turned by `reduce` into the rows
+    the law speaks of, of which `inputs` predict `target`. `example` is a plausible truth for
+    simulations: the source's own constants where it prints them. `delta` is the Huber threshold on
+    log residuals, None if it is to come from the data. `flops_by_law` is what a row costs where
+    the table does not say; where it is 6 N D, one of C, N and D follows from the two others.
     """
 
     name: str
@@ -54,11 +55,12 @@ class Law:
     shapes: Mapping[str, tuple[float, float]]
     exponents: Exponents = field(repr=False)
     example: Mapping[str, float] = field(repr=False)
-    nominal_optimum: Optimum = field(repr=False)
-    nominal_flops: Callable[[Columns], Array] = field(default=six_nd, repr=False)
+    optimum: Optimum = field(repr=False)
+    optional: tuple[str, ...] = ()
+    flops_by_law: Callable[[Columns], Array] = field(default=six_nd, repr=False)
     reduce: Callable[[Columns], Columns] = field(default=lambda columns: columns, repr=False)
     target: str = "L"
-    delta: float = 1e-3
+    delta: float | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -83,17 +85,8 @@ class Law:
         return {**columns, self.target: mean * np.exp(noise * rng.standard_normal(mean.shape))}
 
     def flops(self, columns: Columns) -> Array:
-        """Each row's training FLOPs: the table's own column C, or the nominal count."""
-        return columns["C"] if "C" in columns else self.nominal_flops(columns)
-
-    def optimum(self, params: Params, C: float, columns: Columns) -> dict[str, Number]:
-        """What is compute-optimal at C FLOPs, counted as the table `columns` counts them.
-
-        The table's count may differ from the nominal one (6 N D ignores attention and the head);
-        their median ratio is taken out.
-        """
-        ratio = float(np.median(self.flops(columns) / self.nominal_flops(columns)))
-        return self.nominal_optimum(params, C / ratio, columns)
+        """Training FLOPs of each row: the table's column C, or the law's count."""
+        return columns["C"] if "C" in columns else self.flops_by_law(columns)
 
 
 def log_linear(features: Callable[[Columns], list[list[Array | float]]]) -> Exponents:
@@ -107,16 +100,3 @@ def log_linear(features: Callable[[Columns], list[list[Array | float]]]) -> Expo
     return exponents
 
 
-def optimum_of_two_powers(
-    E: Number, A: Number, B: Number, alpha: Number, beta: Number, ND: float
-) -> dict[str, Number]:
-    """The minimum of E + A/N^alpha + B/D^beta over N D = ND (2203.15556 eq. 4).
-
-    a and b are the exponents of N and D in the budget.
-    """
-    E, A, B, alpha, beta = map(np.asarray, (E, A, B, alpha, beta))
-    with np.errstate(all="ignore"):  # a parameter may be at its bound 0
-        a, b = beta / (alpha + beta), alpha / (alpha + beta)
-        ratio = (alpha * A / (beta * B)) ** (1 / (alpha + beta))
-        N, D = ratio * ND**a, ND**b / ratio
-        return {"a": a, "b": b, "N_opt": N, "D_opt": D, "L_opt": E + A / N**alpha + B / D**beta}

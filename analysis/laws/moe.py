@@ -4,15 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from isoflop.analysis.laws.law import (
-    Array,
-    Columns,
-    Law,
-    Number,
-    Params,
-    log_linear,
-    optimum_of_two_powers,
-)
+from isoflop.analysis.laws.cost import cost_of, optimum_of_two_powers
+from isoflop.analysis.laws.law import Array, Columns, Law, Number, Params, log_linear
 
 # ------------------------------------------------------------------------ fine-grained: L(N, D, G)
 
@@ -42,6 +35,8 @@ def _fine_grained_optimum(p: Params, C: float, columns: Columns) -> dict[str, Nu
     a and b are the exponents of N and D where the router's FLOPs are negligible.
     """
     E = columns["E"][:1]
+    if "C" in columns:  # counted in another way: the median ratio is taken out
+        C /= float(np.median(columns["C"] / fine_grained_flops(columns)))
     # S samples by the ladder of G.
     c, g, a, b, alpha, beta, gamma = (
         np.atleast_1d(p[name])[:, None] for name in ("c", "g", "a", "b", "alpha", "beta", "gamma")
@@ -88,9 +83,8 @@ FINE_GRAINED_MOE = Law(
     ),
     example={"c": 0.47, "g": 2.1, "a": 18.1, "b": 30.8, "alpha": 0.115, "beta": 0.147}
     | {"gamma": 0.58},
-    nominal_flops=fine_grained_flops,
-    nominal_optimum=_fine_grained_optimum,
-    delta=0.1,
+    flops_by_law=fine_grained_flops,
+    optimum=_fine_grained_optimum,
 )
 
 # ------------------------------------------------------------- joint L(N, D, E), routed L(N, E)
@@ -129,6 +123,7 @@ def _joint_exponents(theta_SP: Array, x: Columns) -> tuple[Array, Array]:
 def _joint_optimum(p: Params, C: float, columns: Columns) -> dict[str, Number]:
     """Chinchilla's optimum at each E of the table."""
     found: dict[str, Number] = {}
+    cost = cost_of(columns)
     for E in np.unique(columns["E"]):
         log_E, _, _ = log_experts(E, np.asarray(p["E_start"]), np.asarray(p["E_end"]))
         optimum = optimum_of_two_powers(
@@ -137,7 +132,8 @@ def _joint_optimum(p: Params, C: float, columns: Columns) -> dict[str, Number]:
             p["b"] * np.exp(p["omega"] * log_E),
             -(p["alpha"] + p["gamma"] * log_E),
             -(p["beta"] + p["zeta"] * log_E),
-            C / 6,
+            C,
+            cost,
         )
         found |= {f"{name}[E={E:g}]": value for name, value in optimum.items()}
     return found
@@ -158,7 +154,7 @@ JOINT_MOE = Law(
     example={"c": 1.3637, "a": 35.91, "b": 35.98, "delta": -0.2285, "alpha": -0.1889}
     | {"gamma": 0.0098, "omega": 0.5529, "beta": -0.1775, "zeta": -0.0259}
     | {"E_start": 2.0732, "E_end": 290.4521},
-    nominal_optimum=_joint_optimum,
+    optimum=_joint_optimum,
 )
 
 
@@ -183,6 +179,6 @@ ROUTED = Law(
     exponents=_routed_exponents,
     example={"c": 1.0, "a": 20.0, "delta": -0.15, "alpha": -0.13, "gamma": 0.003}
     | {"E_start": 2.0, "E_end": 310.0},
-    nominal_flops=lambda columns: columns["N"],  # D is one and the same: cost goes with N
-    nominal_optimum=lambda p, C, columns: {},
+    flops_by_law=lambda columns: columns["N"],  # D is one and the same: cost goes with N
+    optimum=lambda p, C, columns: {},
 )

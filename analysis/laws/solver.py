@@ -8,77 +8,126 @@ row weights, so starts, bootstrap samples and simulated data sets are all batche
 
 from __future__ import annotations
 
+from copy import copy
 from itertools import product
 
 import numpy as np
-from scipy.special import ndtri
 from scipy.stats import qmc
 
+from isoflop.analysis.laws.constraints import Constraints
 from isoflop.analysis.laws.law import Array, Columns, Law
 
+MIDDLE = 256  # rows whose mean is the origin of the exponents
 CHUNK = 60_000  # rows of all problems in a batch: keeps the Jacobian in cache
 TOLERANCE = 1e-13  # of the objective, by which one more step would lower it
 ROUNDING = 1e-24  # the objective of rows fitted to rounding
-SINGULAR = 1e7  # condition number of the scaled Jacobian from which a minimum is not unique
 
 
 class Problem:
     """The law at fixed rows, in the coordinates it is solved in.
 
-    A point is (c', theta) with c'_k = c_k exp(mean_n l_k): each coefficient is its term's size at
-    the middle of the data, which takes out the ridge that ties A to alpha. Shapes: S problems,
-    K terms, P shape parameters, Q = K + P, n rows.
+    A point is (c', theta), the free parameters, with c'_k = c_k exp(mean_n l_k): each coefficient
+    is its term's size at the middle of the data, which takes out the ridge that ties A to alpha.
+    Shapes: S problems, K terms, P shape parameters, F free parameters, n rows.
     """
 
-    def __init__(self, law: Law, x: Columns, delta: float) -> None:
-        self.law, self.x, self.delta = law, x, delta
-        self.K = len(law.terms)
-        bounds = [(0.0, np.inf)] * self.K + list(law.shapes.values())
-        self.lower, self.upper = np.array(bounds).T
+    def __init__(
+        self, law: Law, x: Columns, delta: float, constraints: Constraints | None = None
+    ) -> None:
+        self.law, self.delta = law, delta
+        self.x = {name: x[name] for name in law.inputs}
+        self.n = len(self.x[law.inputs[0]])
+        # Rows whose mean is the middle of the data: any will do, and few are quick.
+        self.middle = self.x
+        if self.n > MIDDLE:
+            every = -(-self.n // MIDDLE)
+            self.middle = {name: values[::every] for name, values in self.x.items()}
+        constraints = constraints or Constraints(law)
+        K, self.K = len(law.terms), constraints.terms
+        self.spread_cF = constraints.spread[:K, : self.K]
+        self.spread_PF = constraints.spread[K:, self.K :]
+        self.given_c, self.given_P = constraints.given[:K], constraints.given[K:]
+        self.mean_cF = self.spread_cF / self.spread_cF.sum(axis=0)  # of a tied group's terms
+        self.constrained = len(constraints.free) < len(law.names)
+        self.lower, self.upper = constraints.lower, constraints.upper
+
+    def rows(self, keep: Array) -> Problem:
+        """The same problem, in the same coordinates, at some of its rows."""
+        part = copy(self)
+        part.x = {name: values[keep] for name, values in self.x.items()}
+        part.n = len(keep)
+        return part
 
     def chunks(self, S: int) -> list[slice]:
-        size = max(1, CHUNK // len(self.x[self.law.inputs[0]]))
+        size = max(1, CHUNK // self.n)
         return [slice(i, i + size) for i in range(0, S, size)]
 
-    def exponents(self, theta_SP: Array) -> tuple[Array, Array]:
-        l_SKn, dl_SKPn = self.law.exponents(theta_SP, self.x)
-        return l_SKn - l_SKn.mean(-1, keepdims=True), dl_SKPn - dl_SKPn.mean(-1, keepdims=True)
+    def shapes(self, points_SF: Array) -> Array:
+        return points_SF[:, self.K :] @ self.spread_PF.T + self.given_P
 
-    def named(self, points_SQ: Array) -> Array:
-        """Points in the law's own parameters."""
-        named_SQ = points_SQ.copy()
-        for chunk in self.chunks(len(points_SQ)):
-            l_SKn, _ = self.law.exponents(points_SQ[chunk, self.K :], self.x)
-            named_SQ[chunk, : self.K] *= np.exp(-l_SKn.mean(-1))
-        return named_SQ
+    def exponents(self, points_SF: Array) -> tuple[Array, Array]:
+        """Exponents l_SKn about the middle of the data, and their derivative by free shapes."""
+        theta_SP = self.shapes(points_SF)
+        l_SKn, dl_SKPn = self.law.exponents(theta_SP, self.x)
+        middle_SKm, slope_SKPm = (l_SKn, dl_SKPn)
+        if self.middle is not self.x:
+            middle_SKm, slope_SKPm = self.law.exponents(theta_SP, self.middle)
+        l_SK, dl_SKP = middle_SKm.mean(-1), slope_SKPm.mean(-1)
+        if self.constrained:  # one origin for tied terms, none for a given one
+            origin = self.spread_cF @ self.mean_cF.T
+            l_SK, dl_SKP = l_SK @ origin.T, np.einsum("skp,jk->sjp", dl_SKP, origin)
+        l_SKn, dl_SKPn = l_SKn - l_SK[..., None], dl_SKPn - dl_SKP[..., None]
+        if self.constrained:
+            dl_SKPn = np.einsum("skpn,pf->skfn", dl_SKPn, self.spread_PF)
+        return l_SKn, dl_SKPn
+
+    def named(self, points_SF: Array) -> Array:
+        """Points in all of the law's own parameters."""
+        theta_SP = self.shapes(points_SF)
+        free_SF = points_SF[:, : self.K] * np.exp(-self._sizes(theta_SP))
+        return np.concatenate([free_SF @ self.spread_cF.T + self.given_c, theta_SP], axis=1)
 
     def point(self, named: Array) -> Array:
         """The inverse of `named`, of one vector."""
-        l_SKn, _ = self.law.exponents(named[None, self.K :], self.x)
-        return np.concatenate([named[: self.K] * np.exp(l_SKn[0].mean(-1)), named[self.K :]])
+        K = len(self.given_c)
+        shapes = np.linalg.lstsq(self.spread_PF, named[K:] - self.given_P, rcond=None)[0]
+        coefficients = named[:K] @ self.mean_cF * np.exp(self._sizes(named[None, K:])[0])
+        return np.concatenate([coefficients, shapes])
+
+    def _sizes(self, theta_SP: Array) -> Array:
+        """Log of each free coefficient's term, at the middle of the data, per coefficient."""
+        return self.law.exponents(theta_SP, self.middle)[0].mean(-1) @ self.mean_cF
 
     def at_bound(self, points: Array) -> Array:
         return (points <= self.lower) | (points >= self.upper)
 
-    def starts(self, target_Sn: Array, weights_Sn: Array, number: int, seed: int) -> Array:
+    def starts(self, target_n: Array, number: int, seed: int) -> Array:
         """Sobol points over the shapes' bounds, each with its best coefficients."""
         low, high = self.lower[self.K :], self.upper[self.K :]
-        unit = qmc.Sobol(len(low), seed=seed).random(number)
-        theta_SP = low + (high - low) * unit
-        l_SKn, _ = self.exponents(theta_SP)
-        # Relative residuals are log residuals to first order.
-        X_SKn = np.exp(l_SKn) / target_Sn[:, None]
-        return np.concatenate([_nnls(X_SKn, weights_Sn), theta_SP], axis=1)
+        unit = qmc.Sobol(len(low), seed=seed).random(number) if len(low) else np.zeros((1, 0))
+        points_SF = np.concatenate([np.zeros((len(unit), self.K)), low + (high - low) * unit], 1)
+        for chunk in self.chunks(len(unit)):
+            l_SKn, _ = self.exponents(points_SF[chunk])
+            # Relative residuals are log residuals to first order.
+            X_SKn = np.exp(l_SKn) / target_n
+            given_Sn = np.einsum("k,skn->sn", self.given_c, X_SKn)
+            X_SFn = np.einsum("kf,skn->sfn", self.spread_cF, X_SKn)
+            points_SF[chunk, : self.K] = _nnls(X_SFn, 1 - given_Sn)
+        return points_SF
 
-    def evaluate(self, points_SQ: Array, log_target_Sn: Array) -> tuple[Array, Array]:
-        """Log residuals_Sn and their derivative_SQn."""
-        l_SKn, dl_SKPn = self.exponents(points_SQ[:, self.K :])
+    def evaluate(self, points_SF: Array, log_target_Sn: Array) -> tuple[Array, Array]:
+        """Log residuals_Sn and their derivative_SFn."""
+        l_SKn, dl_SKFn = self.exponents(points_SF)
         unit_SKn = np.exp(l_SKn)
-        terms_SKn = points_SQ[:, : self.K, None] * unit_SKn
+        coefficients_SK = points_SF[:, : self.K] @ self.spread_cF.T + self.given_c
+        terms_SKn = coefficients_SK[..., None] * unit_SKn
         total_Sn = terms_SKn.sum(axis=1)
-        slope_SPn = (terms_SKn[:, :, None] * dl_SKPn).sum(axis=1)
-        J_SQn = np.concatenate([unit_SKn, slope_SPn], axis=1) / total_Sn[:, None]
-        return np.log(total_Sn) - log_target_Sn, J_SQn
+        slope_SFn = (terms_SKn[:, :, None] * dl_SKFn).sum(axis=1)
+        size_SFn = unit_SKn
+        if self.constrained:
+            size_SFn = np.einsum("skn,kf->sfn", unit_SKn, self.spread_cF)
+        J_SFn = np.concatenate([size_SFn, slope_SFn], axis=1) / total_Sn[:, None]
+        return np.log(total_Sn) - log_target_Sn, J_SFn
 
     def huber(self, residual_Sn: Array, weights_Sn: Array) -> Array:
         size = np.abs(residual_Sn)
@@ -86,21 +135,32 @@ class Problem:
         return (weights_Sn * inside * (size - inside / 2)).sum(axis=1)
 
     def minimise(
-        self, points_SQ: Array, log_target_Sn: Array, weights_Sn: Array
+        self,
+        points_SF: Array,
+        log_target_Sn: Array,
+        weights_Sn: Array,
+        enough: Array | float = ROUNDING,
     ) -> tuple[Array, Array, Array]:
-        """Points, objectives and whether each converged, of S problems solved side by side."""
-        shape = (len(points_SQ), log_target_Sn.shape[1])
+        """Points, objectives and whether each converged, of S problems solved side by side.
+
+        `enough` is the fall of the objective, by problem, below which a step is not worth taking.
+        """
+        S = len(points_SF)
+        shape = (S, log_target_Sn.shape[1])
         log_target_Sn = np.broadcast_to(log_target_Sn, shape)
         weights_Sn = np.broadcast_to(weights_Sn, shape)
+        enough_S = np.broadcast_to(enough, S)
         parts = [
-            self._minimise(points_SQ[chunk], log_target_Sn[chunk], weights_Sn[chunk])
-            for chunk in self.chunks(len(points_SQ))
+            self._minimise(
+                points_SF[chunk], log_target_Sn[chunk], weights_Sn[chunk], enough_S[chunk]
+            )
+            for chunk in self.chunks(S)
         ]
         points, objectives, converged = zip(*parts, strict=True)
         return np.concatenate(points), np.concatenate(objectives), np.concatenate(converged)
 
     def _minimise(
-        self, p: Array, y: Array, w: Array, iterations: int = 300
+        self, p: Array, y: Array, w: Array, enough: Array, iterations: int = 300
     ) -> tuple[Array, Array, Array]:
         """Projected Newton with the reweighted-least-squares matrix as its damping.
 
@@ -132,12 +192,14 @@ class Problem:
                 diagonal += np.where(free, 1e-12 * diagonal + 1e-300, 1.0)
             step = -np.linalg.solve(matrix, g[..., None])[..., 0]
             decrement = (g * np.linalg.solve(bound, g[..., None])[..., 0]).sum(axis=1) / 2
-            finished = decrement <= TOLERANCE * f + ROUNDING
+            finished = decrement <= TOLERANCE * f + enough
             out[live], objective[live], done[live] = p, f, finished
             keep = ~finished
             if not keep.any():
                 break
-            live, y, w, p, r, J, f, damping = (a[keep] for a in (live, y, w, p, r, J, f, damping))
+            live, y, w, p, r, J, f, damping, enough = (
+                a[keep] for a in (live, y, w, p, r, J, f, damping, enough)
+            )
             trial = np.clip(p + step[keep], self.lower, self.upper)
             with np.errstate(all="ignore"):
                 r_new, J_new = self.evaluate(trial, y)
@@ -152,53 +214,15 @@ class Problem:
             damping = np.clip(np.where(better, damping / 4, damping * 8), 1e-6, 1e12)
         return out, objective, done
 
-    def spread(self, point: Array, log_target_n: Array) -> tuple[Array, float] | None:
-        """F of a minimum's sandwich covariance F'F, in its coordinates, and degrees of freedom.
 
-        None where the minimum is not unique. Each row's own residual stands for its noise, over
-        1 - leverage (HC2), and Bell and McCaffrey's degrees of freedom (2002; the least of any
-        parameter) say how few rows that noise is known from: without them intervals of small
-        tables are too narrow.
-        """
-        r_Sn, J_SQn = self.evaluate(point[None], log_target_n[None])
-        r, J = r_Sn[0], J_SQn[0]
-        Q, n = J.shape
-        scale = np.linalg.norm(J, axis=1)
-        if np.any(scale == 0) or np.linalg.cond(J / scale[:, None]) > SINGULAR:
-            return None
-        J = J / scale[:, None]
-        U_Qn = np.linalg.qr(J.T)[0].T  # orthonormal rows that span the Jacobian's
-        leverage = np.minimum((U_Qn**2).sum(axis=0), 1 - 1 / n)
-        # The curvature of the expected Huber loss at a row is the chance that its residual is
-        # within delta; a wider band makes up for delta catching only a handful of rows.
-        spread = np.median(np.abs(r)) / ndtri(0.75) * np.sqrt(n / max(n - Q, 1))
-        band = max(self.delta, 2 * spread * n**-0.2)
-        curvature = (J * (np.abs(r) <= band)) @ J.T * min(1.0, self.delta / band)
-        influence = np.linalg.pinv(curvature, hermitian=True) @ J / np.sqrt(1 - leverage)
-        scores = influence * np.clip(r, -self.delta, self.delta)
-        square = influence**2  # of each parameter, by row
-        cross = np.einsum("qn,in,jn->qij", square, U_Qn, U_Qn)
-        fourth = square**2 @ (1 - 2 * leverage) + (cross**2).sum(axis=(1, 2))
-        freedom = np.min((square @ (1 - leverage)) ** 2 / fourth)
-        return np.linalg.qr(scores.T)[1] / scale, float(freedom)
-
-    def sample(
-        self, point: Array, factor: Array, freedom: float, number: int, rng: np.random.Generator
-    ) -> Array:
-        """Multivariate-t draws around a point, clipped to the bounds; arguments as of `spread`."""
-        samples = rng.standard_normal((number, len(point))) @ factor
-        samples /= np.sqrt(rng.chisquare(freedom, size=(number, 1)) / freedom)
-        return np.clip(point + samples, self.lower, self.upper)
-
-
-def _nnls(X_SKn: Array, weights_Sn: Array) -> Array:
-    """Non-negative least squares of sum_k c_k X_k = 1, for S problems at once: c_SK.
+def _nnls(X_SKn: Array, y_Sn: Array) -> Array:
+    """Non-negative least squares of sum_k c_k X_k = y, for S problems at once: c_SK.
 
     K is small, so every subset of coefficients is solved and the best feasible one taken.
     """
     S, K, _ = X_SKn.shape
-    XtX = (X_SKn * weights_Sn[:, None]) @ X_SKn.swapaxes(1, 2)
-    Xty = (X_SKn * weights_Sn[:, None]).sum(-1)
+    XtX = X_SKn @ X_SKn.swapaxes(1, 2)
+    Xty = (X_SKn * y_Sn[:, None]).sum(-1)
     best_SK, gain_S = np.zeros((S, K)), np.full(S, -np.inf)
     for subset in product([False, True], repeat=K):
         on = np.array(subset)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from isoflop.cli import check, layers, reports, suites  # noqa: F401  (each registers its verbs)
+from isoflop.cli import check, fit, layers, reports, suites  # noqa: F401  (each registers its verbs)
 from isoflop.cli.console import app
 from isoflop.results.errors import IsoflopError
 

@@ -1,4 +1,4 @@
-"""The verbs that read records and run tables: `report`, `fit`, `show`. They need no torch."""
+"""The verbs that read records: `report` and `show`. They need no torch."""
 
 from __future__ import annotations
 
@@ -55,49 +55,6 @@ def report(
             if row["flags"]:
                 print(f"{row['variant']}: {'; '.join(row['flags'])}")
         print(f"figures, tables and a page (index.html) are in {where}")
-
-
-@app.command()
-def fit(
-    runs: Annotated[Path, typer.Argument(help="CSV table of runs, one a row.")],
-    law: Annotated[str, typer.Option(help="Which law; a wrong name lists them.")] = "chinchilla",
-    delta: Annotated[
-        float | None, typer.Option(help="Huber delta on log loss; the law's own if not given.")
-    ] = None,
-    bootstrap: Annotated[int, typer.Option(min=0, help="Refits for the intervals.")] = 0,
-    column: Annotated[
-        list[str] | None, typer.Option(help="NAME=HEADER: where the table calls a column otherwise")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Fit a scaling law to anybody's run table."""
-    from isoflop.analysis.laws import LAWS
-    from isoflop.analysis.laws.fit import fit as fit_law
-    from isoflop.analysis.laws.table import read_table
-
-    if law not in LAWS:
-        raise IsoflopError(f"--law: no law {law!r}; known: {', '.join(LAWS)}")
-    wrong = [pair for pair in column or [] if "=" not in pair]
-    if wrong:
-        raise IsoflopError(f"--column: {wrong[0]!r} is not NAME=HEADER, such as N=params")
-    rename = dict(pair.split("=", 1) for pair in column or [])
-    result = fit_law(
-        LAWS[law], read_table(runs, LAWS[law], rename), delta=delta, bootstrap=bootstrap
-    ).to_json()
-    if as_json:
-        print(json.dumps(result, indent=1))
-        return
-    rows = [
-        {"quantity": name, "value": value, "low": low, "high": high}
-        for values, intervals in (("params", "intervals"), ("derived", "derived_intervals"))
-        for name, value in result[values].items()
-        for low, high in [result[intervals].get(name) or (None, None)]
-    ]
-    show(rows, f"{law}: {LAWS[law].formula}", False)
-    print(
-        f"{result['status']}; {result['n_points']} points, objective {result['objective']:.6g}, "
-        f"Huber delta {result['delta']:g} on log loss, 95% intervals"
-    )
 
 
 @app.command("show")

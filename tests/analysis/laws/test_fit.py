@@ -84,7 +84,7 @@ def test_a_law_with_noise_comes_back_within_its_intervals(law):
         assert low < fitted.params[name] < high
     prediction = fitted.predict(DESIGNS[law])
     residual = np.abs(np.log(prediction / table["L"]))
-    inside = np.minimum(residual, law.delta)
+    inside = np.minimum(residual, fitted.delta)
     assert fitted.objective == pytest.approx((inside * (residual - inside / 2)).sum(), rel=1e-6)
     truth = law.predict(law.example, DESIGNS[law])
     # Each of Q parameters costs a share of the noise; nothing is left of a wrong surface.
@@ -97,7 +97,7 @@ def test_approaches_1_and_2_recover_the_exponent():
         fitted = fit(law, simulate(law, noise=1e-3, seed=0))
         assert fitted.params["a"] == pytest.approx(TRUE_A, abs=error)
         assert fitted.derived["b"] == pytest.approx(1 - fitted.params["a"])
-        best = CHINCHILLA.nominal_optimum(SURFACE, fitted.derived["C"], {})
+        best = CHINCHILLA.optimum(SURFACE, fitted.derived["C"], {})
         assert fitted.derived["N_opt"] == pytest.approx(best["N_opt"], rel=0.2)
 
 
@@ -283,7 +283,7 @@ def test_the_result_is_json():
 def test_the_optimum_at_another_budget_has_an_interval():
     fitted = fit(CHINCHILLA, simulate(CHINCHILLA, 1e-3, 0))
     optimum = fitted.optimum(1e23)
-    truth = CHINCHILLA.nominal_optimum(SURFACE, 1e23, {})
+    truth = CHINCHILLA.optimum(SURFACE, 1e23, {})
     for name in ("N_opt", "D_opt", "L_opt"):
         value, low, high = optimum[name]
         assert low < value < high
