@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from isoflop.analysis.laws.law import Array, Columns
+from isoflop.analysis.laws.law import Array, Columns, Index
 
 REACH = 8.0  # sizes within this factor of a minimum have their say in it
 FLAT = 0.01  # log of a factor between FLOPs that is never a step from one budget to the next
@@ -31,7 +31,7 @@ class Budget:
     why: str
 
 
-def budgets(columns: Columns) -> tuple[Array, str]:
+def budgets(columns: Columns) -> tuple[Index, str]:
     """The index of each run's budget, by rising FLOPs, and how it was found.
 
     A column `budget` says it. Else steps between neighbouring runs' FLOPs are sorted; the largest
@@ -85,9 +85,9 @@ def _cuts(log_C: Array, first: int, end: int) -> list[int]:
 def parabolas(columns: Columns, reach: float = REACH) -> list[Budget]:
     """Approach 2: for each budget, the least-squares parabola of L in log N and its minimum.
 
-    Sizes within a factor `reach` of the minimum are used, found by iteration. Where FLOPs differ within a
-    budget, losses are first moved to its mean along a surface, log L quadratic in log N and log C,
-    fitted to all rows.
+    Sizes within a factor `reach` of the minimum are used, found by iteration. Where FLOPs differ
+    within a budget, losses are first moved to its mean along a surface, log L quadratic in log N
+    and log C, fitted to all rows.
     """
     index, _ = budgets(columns)
     N, L = columns["N"], _at_mean_flops(columns, index)
@@ -96,7 +96,7 @@ def parabolas(columns: Columns, reach: float = REACH) -> list[Budget]:
     return [_minimum(columns["C"][rows], N[rows], L[rows], reach) for rows in groups]
 
 
-def _at_mean_flops(columns: Columns, index: Array) -> Array:
+def _at_mean_flops(columns: Columns, index: Index) -> Array:
     log_C, log_N, L = np.log(columns["C"]), np.log(columns["N"]), columns["L"]
     off = log_C - (np.bincount(index, log_C) / np.bincount(index))[index]
     if np.ptp(off) <= EXACT:

@@ -45,7 +45,13 @@ def isoflop_grid(
 
 
 def isoflop_bias(
-    params: Params, C: Array, *, sizes: int, decades: float, drift: float = 0.0, reach: float = REACH
+    params: Params,
+    C: Array,
+    *,
+    sizes: int,
+    decades: float,
+    drift: float = 0.0,
+    reach: float = REACH,
 ) -> IsoflopBias:
     """The bias of approach 2 on Chinchilla's surface `params`, over the grid of `isoflop_grid`.
 

@@ -56,7 +56,9 @@ class Constraints:
         if not self.free:
             raise ConstraintError(f"{law.name}: every parameter is fixed; nothing is left to fit")
         self.terms = sum(name in law.terms for name in self.free)
-        self.spread = np.array([[groups[n] == free for free in self.free] for n in law.names], float)
+        self.spread = np.array(
+            [[groups[n] == free for free in self.free] for n in law.names], float
+        )
         self.given = np.array([values.get(groups[n], 0.0) for n in law.names])
         bounds = np.array([law.shapes.get(name, (0.0, np.inf)) for name in law.names])
         member = self.spread.T > 0

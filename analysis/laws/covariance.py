@@ -8,7 +8,7 @@ import numpy as np
 from scipy.linalg import qr
 from scipy.special import ndtri
 
-from isoflop.analysis.laws.law import Array
+from isoflop.analysis.laws.law import Array, Index
 from isoflop.analysis.laws.solver import Problem
 
 SINGULAR = 1e7  # condition number of the scaled Jacobian from which a minimum is not unique
@@ -34,7 +34,7 @@ class Covariance:
 
 
 def covariance(
-    problem: Problem, point: Array, log_target_n: Array, run: Array | None = None
+    problem: Problem, point: Array, log_target_n: Array, run: Index | None = None
 ) -> Covariance | None:
     """The sandwich covariance of a minimum; None where the minimum is not unique.
 
@@ -73,7 +73,7 @@ class _Blocks:
     With them the powers of I - U_g' U_g, a matrix of the group's rows, act without it.
     """
 
-    group: Array
+    group: Index
     U: Array
     h: Array  # (G, F)
     W: Array  # (G, F, F)
@@ -94,7 +94,7 @@ class _Blocks:
         return np.einsum("gfw,gw->gf", self.W, inner)
 
 
-def _blocks(U: Array, group: Array) -> _Blocks:
+def _blocks(U: Array, group: Index) -> _Blocks:
     G, F = int(group.max()) + 1, len(U)
     products = (U[:, None] * U[None]).reshape(F * F, -1)
     M = np.stack([np.bincount(group, row, G) for row in products], axis=1).reshape(G, F, F)
@@ -151,7 +151,7 @@ def bootstrap_samples(
     problem: Problem,
     point: Array,
     log_target_n: Array,
-    run: Array | None,
+    run: Index | None,
     known: Covariance,
     number: int,
     rng: np.random.Generator,

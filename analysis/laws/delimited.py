@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -26,6 +26,14 @@ Line = tuple[int, str]  # its number, its text
 class TableError(IsoflopError):
     """A table that a law cannot be fitted to; one line says what, where and what would be right."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(plain(message))
+
+
+def plain(text: str) -> str:
+    """Foreign text for a terminal: line ends and control characters are shown, not sent."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
 
 def parse(path: Path, text: str) -> pd.DataFrame:
     """The cells by column, indexed by line.
@@ -33,7 +41,8 @@ def parse(path: Path, text: str) -> pd.DataFrame:
     Raises:
         TableError: the text is no table of one header and rows of its width.
     """
-    lines, comments = [], []
+    lines: list[Line] = []
+    comments: list[Line] = []
     hint = ""
     for i, line in enumerate(re.split(r"\r\n|\n|\r", text), 1):
         if line.lstrip().startswith("#"):
@@ -81,7 +90,7 @@ def _unbarred(lines: list[Line]) -> list[Line]:
     ]
 
 
-def _split(path: Path, lines: list[Line], separator: str) -> Iterable[tuple[int, list[str]]]:
+def _split(path: Path, lines: list[Line], separator: str) -> Iterator[tuple[int, list[str]]]:
     """Line and fields of every row that is not blank."""
     if separator == " ":
         for i, line in lines:
@@ -89,7 +98,7 @@ def _split(path: Path, lines: list[Line], separator: str) -> Iterable[tuple[int,
                 yield i, [field.strip('"') for field in fields]
         return
     reader = csv.reader(
-        (line for _, line in lines), delimiter=separator, skipinitialspace=True, strict=True
+        (line + "\n" for _, line in lines), delimiter=separator, skipinitialspace=True, strict=True
     )
     read = 0  # lines of whole rows
     try:
@@ -99,8 +108,8 @@ def _split(path: Path, lines: list[Line], separator: str) -> Iterable[tuple[int,
             if any(fields):
                 yield lines[read - 1][0], fields
     except csv.Error as error:
-        line = lines[min(read, len(lines) - 1)][0]
-        raise TableError(f"{path} line {line}: {error}; a quotation mark is open?") from None
+        number = lines[min(read, len(lines) - 1)][0]
+        raise TableError(f"{path} line {number}: {error}; a quotation mark is open?") from None
 
 
 def _header_in_comment(

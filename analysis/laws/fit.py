@@ -15,7 +15,7 @@ from scipy.special import ndtri
 
 from isoflop.analysis.laws.constraints import Constraints
 from isoflop.analysis.laws.covariance import bootstrap_samples, covariance, samples
-from isoflop.analysis.laws.law import Array, Columns, Law, Number, Params
+from isoflop.analysis.laws.law import Array, Columns, Index, Law, Number, Params
 from isoflop.analysis.laws.solver import Problem
 
 Interval = tuple[float, float]
@@ -229,8 +229,10 @@ def _search(
         points, objectives, converged = problem.minimise(
             points[order[first[:FINALISTS]]], np.log(target)[None], np.ones((1, n))
         )
-    best = int(np.argmin(objectives))
-    return Optimum(points[best], float(objectives[best]), bool(converged[best]), share)
+    lowest_of = int(np.argmin(objectives))
+    return Optimum(
+        points[lowest_of], float(objectives[lowest_of]), bool(converged[lowest_of]), share
+    )
 
 
 def _delta(residuals: Array, F: int) -> float:
@@ -239,7 +241,7 @@ def _delta(residuals: Array, F: int) -> float:
     return max(EFFICIENT * float(np.median(size) / ndtri(0.75)), LEAST_DELTA)
 
 
-def _runs(rows: Columns) -> Array | None:
+def _runs(rows: Columns) -> Index | None:
     """The index of each row's run, or None where no run has two rows or all are of one."""
     if "run" not in rows:
         return None
@@ -271,7 +273,10 @@ def _result(problem: Problem, about: dict[str, Any], status: Status, named: Arra
     derived = law.optimum(params, C, columns)
     optima = law.optimum(dict(zip(law.names, spread.T, strict=True)), C, columns)
     derived_intervals = {name: _interval(value) for name, value in optima.items()}
-    if status == "converged" and not np.isfinite([*intervals.values(), *derived_intervals.values()]).all():
+    if (
+        status == "converged"
+        and not np.isfinite([*intervals.values(), *derived_intervals.values()]).all()
+    ):
         status = "not identified"
     return Fit(
         params=params,

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Index = NDArray[np.integer]
 Number = float | Array  # one value, or one per bootstrap sample
 Columns = Mapping[str, Array]
 Params = Mapping[str, float] | Mapping[str, Array]
@@ -98,5 +99,3 @@ def log_linear(features: Callable[[Columns], list[list[Array | float]]]) -> Expo
         return np.moveaxis(theta_SP @ phi_KPn, 0, 1), phi_KPn[None]
 
     return exponents
-
-

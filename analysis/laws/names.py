@@ -51,7 +51,7 @@ SCALES = {
     **dict.fromkeys(("zflop", "zflops", "zettaflop", "zettaflops", "1e21", "10^21"), 1e21),
     **dict.fromkeys(("nats", "nat", "flops", "flop", "tokens", "params", "parameters"), 1.0),
 }
-BRACKETS = re.compile(r"(.+?)\s*[\[(]\s*(?:in\s+|x\s*|×\s*)?([^\[\]()]+?)\s*[\])]")
+BRACKETS = re.compile(r"(.+?)\s*[\[(]\s*(?:in\s+|x\s*|\u00d7\s*)?([^\[\]()]+?)\s*[\])]")
 ENDING = re.compile(
     r"(.+?)[ _-](?:in[ _-])?(k|m|b|t|bn|millions?|billions?|trillions?)", re.IGNORECASE
 )
@@ -82,14 +82,14 @@ def find_names(
         if ours not in known:
             raise TableError(f"{ours}={theirs}: {law.name} reads {', '.join(known)}, not {ours}")
         if theirs not in header:
-            raise TableError(
-                f"{path}: no column {theirs!r} for {ours}; it has {shown(header)}"
-            )
+            raise TableError(f"{path}: no column {theirs!r} for {ours}; it has {shown(header)}")
         other = next((n for n, name in names.items() if name.header == theirs), None)
         if other and not {ours, other} <= set(LABELS):
             raise TableError(f"{ours}={theirs}: {theirs} is {other} already; a column is one thing")
         if ours in numbers and any(theirs == n for n in numbers if n not in (ours, *rename)):
-            raise TableError(f"{ours}={theirs}: {theirs} is the law's own {theirs}; rename that too")
+            raise TableError(
+                f"{ours}={theirs}: {theirs} is the law's own {theirs}; rename that too"
+            )
         names[ours] = Name(theirs, _scale(theirs) if ours in numbers else 1.0)
     taken = {name.header for name in names.values()}
     for ours in known:
@@ -145,9 +145,7 @@ def shown(header: Sequence[str]) -> str:
     return ", ".join(name[:40] for name in header[:20]) + more
 
 
-def _refuse_missing(
-    path: Path, law: Law, header: Sequence[str], names: Mapping[str, Name]
-) -> None:
+def _refuse_missing(path: Path, law: Law, header: Sequence[str], names: Mapping[str, Name]) -> None:
     missing = [name for name in law.columns if name not in names]
     if law.flops_by_law is six_nd and len({"C", "N", "D"} & set(names)) >= 2:
         missing = [name for name in missing if name not in ("C", "N", "D")]

@@ -17,6 +17,7 @@ from isoflop.analysis.laws.law import Array
 DECIMAL, GROUP, UNKNOWN = "decimal", "group", "unknown"  # what a point or a comma is
 UNITS = {"K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 MISSING = {"", "na", "n/a", "null", "none", "-", "--"}
+LONGEST = 60  # characters of a cell that a message repeats
 UNLIKE = {"nan", "inf", "-inf", "+inf", "infinity", "-infinity"}
 
 PLAIN = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?", re.ASCII)
@@ -35,6 +36,11 @@ class NumberError(ValueError):
     def __init__(self, position: int, reason: str) -> None:
         super().__init__(reason)
         self.position, self.reason = position, reason
+
+
+def quoted(cell: str) -> str:
+    """A cell in quotes, a long one cut."""
+    return repr(cell if len(cell) <= LONGEST else cell[:LONGEST] + "...")
 
 
 def has_decimal_comma(cells: Sequence[str]) -> bool:
@@ -77,7 +83,7 @@ def to_numbers(
                 values[i] = float(text.replace(".", "")) * bare.get(i, ("", 1.0))[1]
     _refuse_mixtures(cells, texts, styles)
     shown = {style: cells[i] for style, i in styles.items() if style}
-    return values, tuple(f"{style} ({cell})" for style, cell in shown.items())
+    return values, tuple(f"{style} ({cell[:LONGEST]})" for style, cell in shown.items())
 
 
 def _marks(cells: Sequence[str], texts: dict[int, str], comma: bool | None) -> tuple[str, str]:
@@ -102,11 +108,15 @@ def _marks(cells: Sequence[str], texts: dict[int, str], comma: bool | None) -> t
         if None not in both:
             i = max(filter(None, both), default=0)
             raise NumberError(
-                i, f"is {cells[i]!r}, where a {name} parts digits in some rows and decimals in others"
+                i,
+                f"is {quoted(cells[i])}, where a {name} parts digits in some rows and decimals in "
+                "others",
             )
     if (".", DECIMAL) in sure and (",", DECIMAL) in sure:
         i = max(sure[".", DECIMAL], sure[",", DECIMAL])
-        raise NumberError(i, f"is {cells[i]!r}; some decimals here have a point, some a comma")
+        raise NumberError(
+            i, f"is {quoted(cells[i])}; some decimals here have a point, some a comma"
+        )
     points = GROUP if (".", GROUP) in sure or (",", DECIMAL) in sure else DECIMAL
     if (",", DECIMAL) in sure:
         return points, DECIMAL
@@ -121,7 +131,9 @@ def _bare(i: int, cell: str, suffixes: bool) -> tuple[str, float]:
     strange = next((c for c in text if not c.isascii()), None)
     if strange:
         name = unicodedata.name(strange, "a character without a name")
-        raise NumberError(i, f"is {cell!r} with U+{ord(strange):04X} {name}; write plain digits")
+        raise NumberError(
+            i, f"is {quoted(cell)} with U+{ord(strange):04X} {name}; write plain digits"
+        )
     if wrapped := WRAPPED.fullmatch(text):
         text = wrapped[1] or wrapped[2]
     if text.lower() in UNLIKE:
@@ -130,10 +142,10 @@ def _bare(i: int, cell: str, suffixes: bool) -> tuple[str, float]:
     if not suffix or not any(form.fullmatch(suffix[1]) for form in (PLAIN, COMMA, GROUPS)):
         return text, 1.0
     if not suffixes or suffix[2] in "eE":
-        raise NumberError(i, f"is {cell!r}, not a number")
+        raise NumberError(i, f"is {quoted(cell)}, not a number")
     if suffix[2].upper() not in UNITS:
         raise NumberError(
-            i, f"is {cell!r}: {suffix[2]!r} is no unit known here; K, M, B (or G) and T are"
+            i, f"is {quoted(cell)}: {suffix[2]!r} is no unit known here; K, M, B (or G) and T are"
         )
     return suffix[1], UNITS[suffix[2].upper()]
 
@@ -144,13 +156,15 @@ def _value(i: int, cell: str, text: str, points: str, commas: str) -> tuple[floa
         return float(text), ""
     if SINGLE.fullmatch(text) and commas == UNKNOWN:
         raise NumberError(
-            i, f"is {cell!r}, which may be a group of digits or decimals; write it without a comma"
+            i,
+            f"is {quoted(cell)}, which may be a group of digits or decimals; write it without a "
+            "comma",
         )
     if COMMA.fullmatch(text) and commas == DECIMAL:
         return float(text.replace(",", ".")), "decimal commas"
     grouped = GROUPS.fullmatch(text)
     if grouped is None:
-        raise NumberError(i, f"is {cell!r}, not a number")
+        raise NumberError(i, f"is {quoted(cell)}, not a number")
     number = float(text.replace(grouped[1], "").replace(",", "."))
     return number, f"digits in groups by {grouped[1]!r}"
 
@@ -161,6 +175,8 @@ def _refuse_mixtures(cells: Sequence[str], texts: dict[int, str], styles: dict[s
     for style, first in groups.items():
         if len(groups) > 1:
             i = max(groups.values())
-            raise NumberError(i, f"is {cells[i]!r}; digits are in other groups in other rows")
+            raise NumberError(i, f"is {quoted(cells[i])}; digits are in other groups in other rows")
         if any(UNGROUPED.fullmatch(text) for text in texts.values()):
-            raise NumberError(first, f"is {cells[first]!r}, {style}, where other rows have none")
+            raise NumberError(
+                first, f"is {quoted(cells[first])}, {style}, where other rows have none"
+            )

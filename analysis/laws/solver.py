@@ -12,10 +12,11 @@ from copy import copy
 from itertools import product
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import qmc
 
 from isoflop.analysis.laws.constraints import Constraints
-from isoflop.analysis.laws.law import Array, Columns, Law
+from isoflop.analysis.laws.law import Array, Columns, Index, Law
 
 MIDDLE = 256  # rows whose mean is the origin of the exponents
 CHUNK = 60_000  # rows of all problems in a batch: keeps the Jacobian in cache
@@ -51,7 +52,7 @@ class Problem:
         self.constrained = len(constraints.free) < len(law.names)
         self.lower, self.upper = constraints.lower, constraints.upper
 
-    def rows(self, keep: Array) -> Problem:
+    def rows(self, keep: Index) -> Problem:
         """The same problem, in the same coordinates, at some of its rows."""
         part = copy(self)
         part.x = {name: values[keep] for name, values in self.x.items()}
@@ -98,7 +99,7 @@ class Problem:
         """Log of each free coefficient's term, at the middle of the data, per coefficient."""
         return self.law.exponents(theta_SP, self.middle)[0].mean(-1) @ self.mean_cF
 
-    def at_bound(self, points: Array) -> Array:
+    def at_bound(self, points: Array) -> NDArray[np.bool_]:
         return (points <= self.lower) | (points >= self.upper)
 
     def starts(self, target_n: Array, number: int, seed: int) -> Array:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from isoflop.analysis.laws.approaches import best_losses, budgets, is_grid
 from isoflop.analysis.laws.cost import cost_of
-from isoflop.analysis.laws.delimited import TableError
+from isoflop.analysis.laws.delimited import TableError, plain
 from isoflop.analysis.laws.law import Array, Law, six_nd
 from isoflop.analysis.laws.names import LABELS, Name, find_names, shown
 from isoflop.analysis.laws.numbers import MISSING, NumberError, has_decimal_comma, to_numbers
@@ -69,7 +69,7 @@ def read_table(
     columns = _one_row_per_place(reader, columns, best)
     _refuse_one_valued(path, law, columns)
     reader.notes += _warnings(law, columns)
-    return RunTable(columns, tuple(reader.notes), path)
+    return RunTable(columns, tuple(map(plain, reader.notes)), path)
 
 
 class _Reader:
@@ -155,7 +155,9 @@ class _Reader:
         found = {}
         for name in ("budget", "run", "seed"):
             if name in self.names:
-                found[name] = pd.factorize(pd.array(self.texts(name), dtype=object))[0].astype(float)
+                found[name] = pd.factorize(pd.array(self.texts(name), dtype=object))[0].astype(
+                    float
+                )
         return found
 
 
@@ -178,9 +180,7 @@ def _complete(law: Law, columns: dict[str, Array], notes: list[str]) -> None:
             notes.append(f"{missing} is C / 6 {other}, as the table has none")
 
 
-def _one_row_per_place(
-    reader: _Reader, columns: dict[str, Array], best: bool
-) -> dict[str, Array]:
+def _one_row_per_place(reader: _Reader, columns: dict[str, Array], best: bool) -> dict[str, Array]:
     """The rows, none of them at another's place; indices of seeds are not needed any more."""
     law = reader.law
     frontier = law.reduce is best_losses
@@ -211,7 +211,7 @@ def _one_row_per_place(
 
 def _rounded(values: Array) -> Array:
     """To nine digits, so that a rounded table repeats what it repeats."""
-    return np.round(np.log(values), 9)
+    return np.asarray(np.round(np.log(values), 9), dtype=float)
 
 
 def _refuse_repeats(reader: _Reader, columns: dict[str, Array], place: pd.DataFrame) -> None:
@@ -221,9 +221,7 @@ def _refuse_repeats(reader: _Reader, columns: dict[str, Array], place: pd.DataFr
     second = int(np.argmax(repeated))
     same = (place == place.iloc[second]).all(axis=1).to_numpy()
     first = int(np.argmax(same))
-    what = ", ".join(
-        f"{name} = {columns[name][second]:g}" for name in place if name != "seed"
-    )
+    what = ", ".join(f"{name} = {columns[name][second]:g}" for name in place if name != "seed")
     message = f"{reader.place(second)} repeats {reader.unit} {reader.cells.index[first]}: {what}"
     differ = _differing(reader, first, second)
     if "seed" in place:

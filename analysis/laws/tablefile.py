@@ -35,8 +35,19 @@ NOT_TABLES = {
     b"SQLite": "a database: save the table as CSV",
     b"%PDF": "a PDF: save the table as CSV",
 }
-BOMS = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe\x00\x00", "utf-32"), (b"\x00\x00\xfe\xff", "utf-32"))
-BOMS = (*BOMS, (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+BOMS = {  # a longer mark before one that it begins with
+    b"\xef\xbb\xbf": "utf-8-sig",
+    b"\xff\xfe\x00\x00": "utf-32",
+    b"\x00\x00\xfe\xff": "utf-32",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+}
+COMPRESSED = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\x00": lzma.open,
+    b"\x28\xb5\x2f\xfd": lambda source: pa.CompressedInputStream(source, "zstd"),
+}
 
 
 @dataclass(frozen=True)
@@ -89,31 +100,23 @@ def _too_large(path: Path) -> TableError:
 
 def _unpacked(path: Path, data: bytes) -> bytes:
     """Compressed data unpacked, other data as it is."""
-    source = io.BytesIO(data)
-    stream: Any
+    opened: Any = next(
+        (opens for magic, opens in COMPRESSED.items() if data.startswith(magic)), None
+    )
+    if opened is None:
+        return data
     try:
-        if data.startswith(b"\x1f\x8b"):
-            stream = gzip.GzipFile(fileobj=source)
-        elif data.startswith(b"BZh"):
-            stream = bz2.BZ2File(source)
-        elif data.startswith(b"\xfd7zXZ\x00"):
-            stream = lzma.LZMAFile(source)
-        elif data.startswith(b"\x28\xb5\x2f\xfd"):
-            stream = pa.CompressedInputStream(pa.py_buffer(data), "zstd")
-        else:
-            return data
-        unpacked = stream.read(LARGEST + 1)
+        with opened(io.BytesIO(data)) as stream:
+            unpacked: bytes = stream.read(LARGEST + 1)
     except (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
-        raise TableError(
-            f"{path}: compressed, and damaged or cut short ({_line(error)})"
-        ) from None
+        raise TableError(f"{path}: compressed, and damaged or cut short ({_line(error)})") from None
     if len(unpacked) > LARGEST:
         raise _too_large(path)
     return unpacked
 
 
 def _decoded(path: Path, data: bytes) -> tuple[str, tuple[str, ...]]:
-    encoding = next((name for bom, name in BOMS if data.startswith(bom)), "utf-8")
+    encoding = next((name for bom, name in BOMS.items() if data.startswith(bom)), "utf-8")
     if encoding == "utf-8" and b"\x00" in data[:200]:  # no mark: every other byte of ASCII is 0
         zeros = [data[start:200:2].count(0) for start in (0, 1)]
         if max(zeros) > 0.4 * len(data[:200]) and min(zeros) == 0:

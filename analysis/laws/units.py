@@ -49,17 +49,17 @@ def wrong_unit(columns: Columns) -> tuple[str, str] | None:
         if values is None:
             continue
         middle = float(np.median(values))
-        if middle >= FEW or not _implausible(name, N, D, C):
+        if middle >= FEW or not _implausible(values, N, D, C):
             continue
-        unit, letter = _unit(name, values, N, D, C)
+        unit, letter = _unit(name, values, D, C)
         return name, (
             f"{values.min():.4g} to {values.max():.4g} looks like {unit}: write 1.5{letter}, "
             f"name the column {what} ({letter}), or give {what}"
         )
     if C is not None and float(C.max()) < 1e6:
         return "C", (
-            f"{C.min():.4g} to {C.max():.4g} is not FLOPs: write all of them, such as 1e18, or name "
-            "the unit in the header, such as C (1e18)"
+            f"{C.min():.4g} to {C.max():.4g} is not FLOPs: write all of them, such as 1e18, or "
+            "name the unit in the header, such as C (1e18)"
         )
     return None
 
@@ -88,24 +88,22 @@ def _ratio(N: Array | None, D: Array | None, C: Array | None) -> float | None:
     return float(np.median(D / N))
 
 
-def _implausible(name: str, N: Array | None, D: Array | None, C: Array | None) -> bool:
+def _implausible(values: Array, N: Array | None, D: Array | None, C: Array | None) -> bool:
+    """Whether few parameters or tokens are in another unit, by what the table has beside them."""
     ratio = _ratio(N, D, C)
     if ratio is not None and not TOKENS_PER_PARAMETER[0] <= ratio <= TOKENS_PER_PARAMETER[1]:
         return True
     if C is not None and N is not None and D is not None:
         return True  # they are few, and C is not 6 N D
-    values = N if name == "N" else D
-    return values is not None and bool(np.any(values != np.round(values))) and values.max() < FEW
+    return bool(np.any(values != np.round(values))) and values.max() < FEW
 
 
-def _unit(
-    name: str, values: Array, N: Array | None, D: Array | None, C: Array | None
-) -> tuple[str, str]:
+def _unit(name: str, values: Array, D: Array | None, C: Array | None) -> tuple[str, str]:
     """Millions or billions: by what makes tokens per parameter usual, else by the size."""
-    candidates = (("millions", "M", 1e6), ("billions", "B", 1e9))
-    if name == "N" and C is not None and D is None:
-        away = [abs(np.log(np.median(C / 6 / (N * unit) ** 2) / 20)) for *_, unit in candidates]
-        return candidates[int(np.argmin(away))][:2]
-    if name == "N":
-        return candidates[0 if np.median(values) >= 10 else 1][:2]
-    return candidates[1][:2]
+    millions, billions = ("millions", "M"), ("billions", "B")
+    if name == "D":
+        return billions
+    if C is not None and D is None:
+        away = [abs(np.log(np.median(C / 6 / (values * u) ** 2) / 20)) for u in (1e6, 1e9)]
+        return millions if away[0] < away[1] else billions
+    return millions if np.median(values) >= 10 else billions

@@ -198,9 +198,10 @@ def _number(option: str, text: str, positive: bool = True) -> float:
         ((value,), _) = to_numbers([text.strip()], suffixes=True, comma=None)
     except NumberError as error:
         raise IsoflopError(f"{option}: {error.reason.removeprefix('is ')}") from None
-    reason = unlikely("C", value) if positive else ""
-    if value != value or reason:
-        raise IsoflopError(f"{option}: {reason.removeprefix('is ') or 'a number is missing'}")
+    if value != value:
+        raise IsoflopError(f"{option}: a number is missing")
+    if positive and (reason := unlikely("C", value)):
+        raise IsoflopError(f"{option}: {reason.removeprefix('is ')}")
     return float(value)
 
 

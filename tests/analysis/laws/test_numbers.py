@@ -10,7 +10,10 @@ from isoflop.analysis.laws.numbers import NumberError, has_decimal_comma, to_num
     ("cells", "numbers"),
     [
         (["1e18", "2.5", ".5", "1.", "+3", "4E-2"], [1e18, 2.5, 0.5, 1, 3, 0.04]),
-        (["1.5B", "300M", "2e9", "7b", "3k", "1.2 T", "2G"], [1.5e9, 3e8, 2e9, 7e9, 3e3, 1.2e12, 2e9]),
+        (
+            ["1.5B", "300M", "2e9", "7b", "3k", "1.2 T", "2G"],
+            [1.5e9, 3e8, 2e9, 7e9, 3e3, 1.2e12, 2e9],
+        ),
         (["13,322,710", "1,234", "12"], [13322710, 1234, 12]),
         (["1,234,567.89", "1,000"], [1234567.89, 1000]),
         (["4,15", "1,2509967e+10", "3"], [4.15, 1.2509967e10, 3]),
@@ -31,7 +34,9 @@ def test_a_column_is_read(cells, numbers):
 
 def test_what_is_not_plain_is_told():
     assert to_numbers(["1e8", "2.5B"], suffixes=True, comma=None)[1] == ()
-    assert to_numbers(["1_000"], suffixes=True, comma=None)[1] == ("digits in groups by '_' (1_000)",)
+    assert to_numbers(["1_000"], suffixes=True, comma=None)[1] == (
+        "digits in groups by '_' (1_000)",
+    )
     assert to_numbers(["4,15"], suffixes=True, comma=None)[1] == ("decimal commas (4,15)",)
 
 

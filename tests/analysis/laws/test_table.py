@@ -219,8 +219,8 @@ def test_a_decimal_comma_speaks_for_the_file(table):
     [
         (
             "C,N,L\n1e18,13.3,4\n1e18,93.2,3.7\n3e18,598,3.5\n",
-            "N from 13.3 to 598 looks like millions: write 1.5M, name the column parameters (M), or "
-            "give parameters",
+            "N from 13.3 to 598 looks like millions: write 1.5M, name the column parameters (M), "
+            "or give parameters",
         ),
         (
             "C,N,L\n6e21,1.1,2.9\n6e21,7.2,2.5\n6e22,13,2.1\n",
@@ -234,7 +234,10 @@ def test_a_decimal_comma_speaks_for_the_file(table):
             "N,D,L\n7e7,12.5,3\n1.6e8,12.5,2.8\n4.1e8,300,2.6\n",
             "D from 12.5 to 300 looks like billions",
         ),
-        ("C,L\n1,3\n3,2.9\n10,2.8\n", "C from 1 to 10 is not FLOPs: write all of them, such as 1e18"),
+        (
+            "C,L\n1,3\n3,2.9\n10,2.8\n",
+            "C from 1 to 10 is not FLOPs: write all of them, such as 1e18",
+        ),
     ],
 )
 def test_numbers_in_another_unit(table, text, message):
@@ -248,18 +251,24 @@ def test_small_models_are_not_taken_for_millions(table):
 
 
 def test_one_row_in_another_unit(table):
-    rows = "".join(f"{n}e8,{d}e9,{6 * n * d}e17,3.{n}\n" for n, d in ((1, 2), (2, 3), (3, 4), (4, 5)))
+    rows = "".join(
+        f"{n}e8,{d}e9,{6 * n * d}e17,3.{n}\n" for n, d in ((1, 2), (2, 3), (3, 4), (4, 5))
+    )
     slip = rows.replace("3e8,4e9", "3e8,4e6")
     assert refusal(table("N,D,C,L\n" + slip)) == (
-        "runs.csv line 4: C is 1e+03 times 6 N D, elsewhere about 1: one of C, N and D is wrong, or "
-        "in another unit"
+        "runs.csv line 4: C is 1e+03 times 6 N D, elsewhere about 1: one of C, N and D is wrong, "
+        "or in another unit"
     )
 
 
 def test_flops_per_token_that_vary_are_told(table):
     # N without the embedding: C counts it.
     sizes = [(1e7, 3e7), (1e8, 6.5e7), (1e9, 1.4e8), (1e10, 3e8)]
-    rows = "".join(f"{N:g},{D:g},{6 * (N + more) * D:g},3.{i}\n" for i, (N, more) in enumerate(sizes) for D in (2e9, 8e9))
+    rows = "".join(
+        f"{N:g},{D:g},{6 * (N + more) * D:g},3.{i}\n"
+        for i, (N, more) in enumerate(sizes)
+        for D in (2e9, 8e9)
+    )
     (note,) = read_table(table("N,D,C,L\n" + rows), CHINCHILLA).notes
     assert note == "C / (6 N D) runs from 1.03 to 4 as a function of N: optima use that cost"
 
@@ -279,8 +288,8 @@ def test_one_size_only(table):
 
 def test_duplicated_cells(table):
     assert refusal(table(GOOD + "2e8,2e9,3.21\n")) == (
-        "runs.csv line 5 repeats line 3: N = 2e+08, D = 2e+09, and no column seed tells them apart; "
-        "--best keeps the lowest loss"
+        "runs.csv line 5 repeats line 3: N = 2e+08, D = 2e+09, and no column seed tells them "
+        "apart; --best keeps the lowest loss"
     )
     seeded = "seed,N,D,L\n0,1e8,2e9,3.4\n1,1e8,2e9,3.41\n1,1e8,2e9,3.42\n0,2e8,3e9,3.2\n"
     assert refusal(table(seeded)) == (
@@ -297,8 +306,8 @@ SWEEP = (
 
 def test_a_sweep_in_the_table_is_named_and_its_best_kept(table):
     assert refusal(table(SWEEP)) == (
-        "runs.csv line 3 repeats line 2: N = 1e+08, D = 2e+09; they differ in peak_lr: --best keeps "
-        "the lowest loss, or if it tells seeds apart, --column seed=peak_lr"
+        "runs.csv line 3 repeats line 2: N = 1e+08, D = 2e+09; they differ in peak_lr: --best "
+        "keeps the lowest loss, or if it tells seeds apart, --column seed=peak_lr"
     )
     runs = read_table(table(SWEEP), CHINCHILLA, best=True)
     np.testing.assert_array_equal(runs.columns["L"], [3.4, 3.2])
@@ -351,10 +360,21 @@ def test_a_law_at_one_number_of_experts(table):
 
 
 def test_many_rows_of_few_sizes_get_a_warning_without_runs(table):
-    rows = [(run, N, 1e9 * (step + 1)) for run, N in enumerate((1e8, 3e8, 9e8)) for step in range(12)]
+    rows = [
+        (run, N, 1e9 * (step + 1)) for run, N in enumerate((1e8, 3e8, 9e8)) for step in range(12)
+    ]
     text = "run,N,D,L\n" + "".join(f"r{r},{N},{D},{3 + 1e8 / N + 1e9 / D}\n" for r, N, D in rows)
     runs = read_table(table(text), CHINCHILLA)
     assert runs.notes == ()
     np.testing.assert_array_equal(runs.columns["run"], np.repeat([0, 1, 2], 12))
     (note,) = read_table(table(text.replace("run,", "x,")), CHINCHILLA).notes
     assert note.startswith("3 values of N have 12 rows each: if these are checkpoints of few runs")
+
+
+def test_foreign_text_is_shown_not_sent(table):
+    odd = GOOD.replace("N,D,L", '"a\nb\x1b[31m",D,L')
+    assert refusal(table(odd)).endswith("of a\\nb\\x1b[31m, D, L")
+    long = GOOD.replace("3.2", "3" + "2" * 5000 + "x")
+    assert len(refusal(table(long))) < 200
+    runs = read_table(table(odd), CHINCHILLA, {"N": "a\nb\x1b[31m"})
+    assert runs.notes == ("columns: N is a\\nb\\x1b[31m",)

@@ -5,6 +5,7 @@ import gzip
 import json
 import lzma
 import os
+import re
 
 import numpy as np
 import pandas as pd
@@ -48,7 +49,7 @@ FORMS = {
     ).encode(),
     "carriage returns": TEXT.replace("\n", "\r\n").encode(),
     "old carriage returns": TEXT.replace("\n", "\r").encode(),
-    "quotes": "\n".join(",".join(f'"{c}"' for c in line.split(",")) for line in TEXT.split()).encode(),
+    "quotes": re.sub(r"([^,\n]+)", r'"\1"', TEXT).encode(),
     "comments": b"# a sweep\n# in nats, of 2 seeds; done\n" + TEXT.encode(),
     "comment in the middle": TEXT.replace("\n2", "\n# half\n2").encode(),
     "header in a comment": b"# " + TEXT.replace(",", " ").encode(),
@@ -105,7 +106,10 @@ def refusal(path):
         ("# nothing\n\n", "runs: no rows; a table needs a header and one run per row"),
         ("N,D,L\n", "runs: no rows; a table needs a header and one run per row"),
         ("N,L,L\n1,2,3\n", "runs: column 'L' stands twice in the header; rename one"),
-        ("N,L\n1,2\nN,L\n3,4\n", "runs line 3: the header again; two tables joined? remove that line"),
+        (
+            "N,L\n1,2\nN,L\n3,4\n",
+            "runs line 3: the header again; two tables joined? remove that line",
+        ),
         ("N,L\n1,2\n1\n", "runs line 3: 1 field where the header has 2; cut short?"),
         ("N;L\n1;2\n1;2;3\n", "runs line 3: 3 fields where the header has 2"),
         (
