@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from isoflop.analysis.laws.approaches import best_losses, budgets, is_grid
+from isoflop.analysis.laws.approaches import best_losses, budgets, is_grid, isoflop
 from isoflop.analysis.laws.cost import cost_of
 from isoflop.analysis.laws.delimited import TableError, plain
 from isoflop.analysis.laws.law import Array, Law, six_nd
@@ -278,6 +278,7 @@ def _refuse_one_valued(path: Path, law: Law, columns: dict[str, Array]) -> None:
 def _warnings(law: Law, columns: dict[str, Array]) -> list[str]:
     """What may make intervals or optima wrong."""
     notes = []
+    frontier = law.reduce is best_losses
     if "N" in law.inputs and "run" not in columns:
         _, rows = np.unique(columns["N"], return_counts=True)
         if len(rows) <= FEW_SIZES and np.median(rows) >= CHECKPOINTS:
@@ -286,6 +287,8 @@ def _warnings(law: Law, columns: dict[str, Array]) -> list[str]:
                 "checkpoints of few runs, intervals are far too narrow without a column run "
                 "(--column run=NAME)"
             )
+    if "run" in columns and (law.reduce is isoflop or (frontier and is_grid(columns))):
+        notes.append("column run is not used: the law is fitted to minima of several runs each")
     if law.flops_by_law is six_nd and (cost := cost_of(columns)).note:
         notes.append(cost.note)
     return notes

@@ -288,6 +288,15 @@ def test_a_five_row_frontier_is_known_where_it_was_run():
     assert known.std_errors["A"] < 0.04
 
 
+def test_a_frontier_is_nowhere_less_known_than_its_noise_allows():
+    law = {"E": 1.6, "A": 94.8, "alpha": 0.095}
+    C = np.geomspace(2.5e17, 3e19, 5)
+    for seed in range(6):
+        runs = FRONTIER.simulate(law, {"C": C}, 2e-3, np.random.default_rng(seed))
+        ends = fit(FRONTIER, runs, seed=seed).predict_interval(runs)
+        assert np.ptp(ends, axis=1).max() < 0.12  # along the ridge, unbent, up to 1.4 nats
+
+
 def test_a_fit_with_intervals_that_are_not_known_is_not_converged():
     def optimum(share):
         def of(p, C, columns):

@@ -367,6 +367,8 @@ def test_many_rows_of_few_sizes_get_a_warning_without_runs(table):
     runs = read_table(table(text), CHINCHILLA)
     assert runs.notes == ()
     np.testing.assert_array_equal(runs.columns["run"], np.repeat([0, 1, 2], 12))
+    (_, unused) = read_table(table(text), CHINCHILLA_ISOFLOP).notes
+    assert unused == "column run is not used: the law is fitted to minima of several runs each"
     (note,) = read_table(table(text.replace("run,", "x,")), CHINCHILLA).notes
     assert note.startswith("3 values of N have 12 rows each: if these are checkpoints of few runs")
 
