@@ -163,7 +163,7 @@ def bootstrap_samples(
     multiplied by one random weight (wild bootstrap, Webb's six) and by Student's for the few runs.
     """
     n, F = problem.n, len(point)
-    found = [np.empty((0, F))]
+    parts = [np.empty((0, F))]
     ones = np.ones((1, n))
     if run is not None:
         r, J = (values[0] for values in problem.evaluate(point[None], log_target_n[None]))
@@ -183,5 +183,5 @@ def bootstrap_samples(
         start = np.broadcast_to(point, (max(len(weights), len(target)), F))
         if len(start):
             refits, _, settled = problem.minimise(start, target, weights)
-            found.append(refits[settled])
-    return np.concatenate(found)
+            parts.append(refits[settled])
+    return np.concatenate(parts)

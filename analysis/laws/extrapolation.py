@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from isoflop.analysis.laws.fit import Fit, fit, known
+from isoflop.analysis.laws.fit import Fit, fit, jsonable
 from isoflop.analysis.laws.law import Array, Columns, Law
 from isoflop.results.errors import IsoflopError
 
@@ -34,9 +34,9 @@ class Extrapolation:
             "above": len(self.errors),
             "status": self.fit.status,
             "unit": "nats" if self.fit.law.target == "L" else f"log {self.fit.law.target}",
-            "mean_error": known(float(self.errors.mean())),
-            "rms_error": known(float(np.sqrt((self.errors**2).mean()))),
-            "largest_error": known(float(self.errors[np.argmax(np.abs(self.errors))])),
+            "mean_error": jsonable(float(self.errors.mean())),
+            "rms_error": jsonable(float(np.sqrt((self.errors**2).mean()))),
+            "largest_error": jsonable(float(self.errors[np.argmax(np.abs(self.errors))])),
         }
 
 

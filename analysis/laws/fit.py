@@ -88,23 +88,23 @@ class Fit:
         return summary(self)
 
     def to_json(self) -> dict[str, Any]:
-        """The result without its samples; a number that is not known is None."""
+        """The result without its samples; a number that is not uncertainty is None."""
         return {
             "law": self.law.name,
-            "params": known(self.params),
-            "std_errors": known(self.std_errors),
-            "intervals": known(self.intervals),
-            "derived": known(self.derived),
-            "derived_intervals": known(self.derived_intervals),
+            "params": jsonable(self.params),
+            "std_errors": jsonable(self.std_errors),
+            "intervals": jsonable(self.intervals),
+            "derived": jsonable(self.derived),
+            "derived_intervals": jsonable(self.derived_intervals),
             "status": self.status,
-            "objective": known(self.objective),
+            "objective": jsonable(self.objective),
             "n_points": self.n_points,
             "n_runs": self.n_runs,
             "fixed": self.constraints.fixed,
             "tied": [list(pair) for pair in self.constraints.ties],
             "delta": self.delta,
             "delta_from": self.delta_from,
-            "freedom": known(self.freedom),
+            "freedom": jsonable(self.freedom),
             "bootstrap": self.bootstrap,
             "share_of_starts": self.share_of_starts,
         }
@@ -154,28 +154,28 @@ def fit(
 
     best = _search(problem, target, delta is None and law.delta is None, start, seed)
     point = best.point
-    known = covariance(problem, point, log_target[0], run)
+    uncertainty = covariance(problem, point, log_target[0], run)
     rng = np.random.default_rng(seed)
     status: Status = "converged"
     spread = np.empty((0, F))
     if n == F:
         status = "too few points"
-    elif known is None:
+    elif uncertainty is None:
         status = "not identified"
     elif bootstrap:
-        spread = bootstrap_samples(problem, point, log_target[0], run, known, bootstrap, rng)
+        spread = bootstrap_samples(problem, point, log_target[0], run, uncertainty, bootstrap, rng)
     else:
-        spread = samples(problem, point, known, COVARIANCE_SAMPLES, rng)
+        spread = samples(problem, point, uncertainty, COVARIANCE_SAMPLES, rng)
     if status == "converged" and not best.converged:
         status = "not converged"
     elif status == "converged" and np.any(problem.at_bound(point)):
         status = "bound hit"
-    if status == "too few points" or known is None:
+    if status == "too few points" or uncertainty is None:
         errors = np.full(len(law.names), np.nan)
     elif bootstrap:
         errors = np.std(problem.named(spread), axis=0)
     else:
-        errors = known.std_errors(problem, point)
+        errors = uncertainty.std_errors(problem, point)
     return _result(
         problem,
         about
@@ -183,7 +183,7 @@ def fit(
             "std_errors": dict(zip(law.names, map(float, errors), strict=True)),
             "objective": best.objective,
             "share_of_starts": best.share,
-            "freedom": known.freedom if known else np.nan,
+            "freedom": uncertainty.freedom if uncertainty else np.nan,
             "bootstrap": len(spread) if bootstrap else 0,
             "residuals": problem.evaluate(point[None], log_target)[0][0],
         },
@@ -304,10 +304,10 @@ def _interval(samples: Number) -> Interval:
     return float(low), float(high)
 
 
-def known(value: Any) -> Any:
+def jsonable(value: Any) -> Any:
     """JSON has no nan."""
     if isinstance(value, dict):
-        return {name: known(entry) for name, entry in value.items()}
+        return {name: jsonable(entry) for name, entry in value.items()}
     if isinstance(value, tuple | list):
-        return [known(entry) for entry in value]
+        return [jsonable(entry) for entry in value]
     return value if value is None or isinstance(value, str) or np.isfinite(value) else None

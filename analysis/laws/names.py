@@ -95,8 +95,8 @@ def find_names(
     for ours in known:
         if ours not in names:
             free = [theirs for theirs in header if theirs not in taken]
-            if found := _usual(path, ours, free, ours in numbers, ours in law.columns):
-                names[ours] = found
+            if name := _usual(path, ours, free, ours in numbers, ours in law.columns):
+                names[ours] = name
     if "C" not in names and "budget" in names and "C" in law.columns and "budget" not in rename:
         names["C"] = names["budget"]
     _refuse_missing(path, law, header, names)

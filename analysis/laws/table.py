@@ -146,19 +146,19 @@ class _Reader:
         if wrong := wrong_unit(columns):
             name, reason = wrong
             raise TableError(f"{self.path}: {self.names[name].header} from {reason}")
-        if self.law.flops_by_law is six_nd and (found := slip(columns)):
-            position, reason = found
+        if self.law.flops_by_law is six_nd and (odd := slip(columns)):
+            position, reason = odd
             raise TableError(f"{self.place(position)}: {reason}")
 
     def labels(self) -> dict[str, Array]:
         """The indices of budgets, runs and seeds."""
-        found = {}
+        indices = {}
         for name in ("budget", "run", "seed"):
             if name in self.names:
-                found[name] = pd.factorize(pd.array(self.texts(name), dtype=object))[0].astype(
+                indices[name] = pd.factorize(pd.array(self.texts(name), dtype=object))[0].astype(
                     float
                 )
-        return found
+        return indices
 
 
 def _complete(law: Law, columns: dict[str, Array], notes: list[str]) -> None:

@@ -213,12 +213,12 @@ def _loads(path: Path, text: str, where: str) -> Any:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     for name, value in pairs:
-        if name in found:
+        if name in entries:
             raise KeyError(name)
-        found[name] = value
-    return found
+        entries[name] = value
+    return entries
 
 
 def _from_objects(path: Path, objects: Iterable[tuple[int, Any]], place: str) -> Frame:

@@ -56,7 +56,7 @@ def fit(
     from isoflop.analysis.laws import LAWS
     from isoflop.analysis.laws.extrapolation import extrapolate
     from isoflop.analysis.laws.fit import fit as fit_law
-    from isoflop.analysis.laws.fit import known
+    from isoflop.analysis.laws.fit import jsonable
     from isoflop.analysis.laws.table import read_table
 
     if law not in LAWS:
@@ -86,7 +86,7 @@ def fit(
     beyond = extrapolate(LAWS[law], table.columns, held_out, **options) if held_out else None
     if as_json:
         shown = result.to_json() | {"notes": list(table.notes), "budgets": budgets}
-        shown["at"] = [{"C": C} | known(optimum) for C, optimum in optima.items()]
+        shown["at"] = [{"C": C} | jsonable(optimum) for C, optimum in optima.items()]
         shown["holdout"] = beyond.to_json() if beyond else None
         print(json.dumps(shown, indent=1))
         return
