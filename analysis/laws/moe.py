@@ -1,18 +1,12 @@
-"""Laws for mixtures of experts: fine-grained L(N, D, G), joint L(N, D, E), routed L(N, E)."""
+"""Laws of mixtures of experts: fine-grained L(N, D, G), joint L(N, D, E) and routed L(N, E)."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from isoflop.analysis.estimate import Array
-from isoflop.analysis.laws.law import (
-    Columns,
-    Law,
-    Number,
-    Params,
-    log_linear,
-    optimum_of_two_powers,
-)
+from isoflop.analysis.laws.cost import cost_of, optimum_of_two_powers
+from isoflop.analysis.laws.law import Columns, Law, Number, Params, log_linear
 
 # ------------------------------------------------------------------------ fine-grained: L(N, D, G)
 
@@ -23,7 +17,7 @@ GRANULARITIES: Array = 2.0 ** np.arange(11, dtype=np.float64)
 def _flops_per_token(N: Array, E: Array, G: Array) -> tuple[Array, Array]:
     """Training FLOPs per token, (72 d^2 + 14 d E G) n_blocks, and the router's share of them.
 
-    The model has N = d^2 (8 E + 4) n_blocks parameters and d = ASPECT n_blocks.
+    Of a model with N = d^2 (8 E + 4) n_blocks parameters and d = ASPECT n_blocks.
     """
     n = np.cbrt(N / (ASPECT**2 * (8 * E + 4)))
     d = ASPECT * n
@@ -32,17 +26,19 @@ def _flops_per_token(N: Array, E: Array, G: Array) -> tuple[Array, Array]:
 
 
 def fine_grained_flops(columns: Columns) -> Array:
-    """Training FLOPs of each row as counted in 2402.07871, with the router."""
+    """Training FLOPs of each row as 2402.07871 counts them, router included."""
     return _flops_per_token(columns["N"], columns["E"], columns["G"])[0] * columns["D"]
 
 
 def _fine_grained_optimum(p: Params, C: float, columns: Columns) -> dict[str, Number]:
-    """The best N, D and granularity (a power of two) at C FLOPs and the table's E.
+    """The best N, D and granularity (a power of two) of C FLOPs at the table's E.
 
-    a and b are the exponents of N and D if the FLOPs of the router are negligible.
+    a and b are the exponents of N and D where the router's FLOPs are negligible.
     """
     E = columns["E"][:1]
-    # shape (S, 1), against the granularities
+    if "C" in columns:  # counted in another way: the median ratio is taken out
+        C /= float(np.median(columns["C"] / fine_grained_flops(columns)))
+    # S samples by the ladder of G.
     c, g, a, b, alpha, beta, gamma = (
         np.atleast_1d(p[name])[:, None] for name in ("c", "g", "a", "b", "alpha", "beta", "gamma")
     )
@@ -50,8 +46,8 @@ def _fine_grained_optimum(p: Params, C: float, columns: Columns) -> dict[str, Nu
         size = g * GRANULARITIES**-gamma + a
         log_N = np.full(size.shape, np.log(1e9))
         for _ in range(30):
-            # A Newton step to dL/dlog N = 0 at fixed C, in logarithms: nearly linear in log N, as
-            # FLOPs per token are proportional to N^(1 - share / 3).
+            # Where dL/dlog N = 0 along C, in logs: nearly linear in log N, as FLOPs per token go
+            # with N^(1 - share / 3).
             token, share = _flops_per_token(np.exp(log_N), E, GRANULARITIES)
             slope = np.log(alpha * size) - alpha * log_N
             slope -= np.log(beta * b * (1 - share / 3)) + beta * np.log(token / C)
@@ -59,7 +55,7 @@ def _fine_grained_optimum(p: Params, C: float, columns: Columns) -> dict[str, Nu
         N, D = np.exp(log_N), C / token
         L = c + size * N**-alpha + b * D**-beta
     best = (np.arange(len(c)), L.argmin(axis=1))
-    optimum = {
+    found = {
         "a": (beta / (alpha + beta))[:, 0],
         "b": (alpha / (alpha + beta))[:, 0],
         "N_opt": N[best],
@@ -67,13 +63,12 @@ def _fine_grained_optimum(p: Params, C: float, columns: Columns) -> dict[str, Nu
         "G_opt": GRANULARITIES[best[1]],
         "L_opt": L[best],
     }
-    return {name: value if np.ndim(p["c"]) else value[0] for name, value in optimum.items()}
+    return {name: value if np.ndim(p["c"]) else value[0] for name, value in found.items()}
 
 
 FINE_GRAINED_MOE = Law(
     name="fine-grained-moe",
-    formula="L(N, D, G) = c + (g G^-gamma + a) N^-alpha + b D^-beta, all rows at the same E; "
-    "N non-embedding",
+    formula="L(N, D, G) = c + (g G^-gamma + a) N^-alpha + b D^-beta, at one E; N non-embedding",
     source="Krajewski et al. 2024 (2402.07871), constants of E = 64",
     columns=("N", "D", "G", "E", "L"),
     inputs=("N", "D", "G"),
@@ -89,9 +84,8 @@ FINE_GRAINED_MOE = Law(
     ),
     example={"c": 0.47, "g": 2.1, "a": 18.1, "b": 30.8, "alpha": 0.115, "beta": 0.147}
     | {"gamma": 0.58},
-    nominal_flops=fine_grained_flops,
-    nominal_optimum=_fine_grained_optimum,
-    delta=0.1,
+    flops_by_law=fine_grained_flops,
+    optimum=_fine_grained_optimum,
 )
 
 # ------------------------------------------------------------- joint L(N, D, E), routed L(N, E)
@@ -129,7 +123,8 @@ def _joint_exponents(theta_SP: Array, x: Columns) -> tuple[Array, Array]:
 
 def _joint_optimum(p: Params, C: float, columns: Columns) -> dict[str, Number]:
     """Chinchilla's optimum at each E of the table."""
-    optima: dict[str, Number] = {}
+    found: dict[str, Number] = {}
+    cost = cost_of(columns)
     for E in np.unique(columns["E"]):
         log_E, _, _ = log_experts(E, np.asarray(p["E_start"]), np.asarray(p["E_end"]))
         optimum = optimum_of_two_powers(
@@ -138,10 +133,11 @@ def _joint_optimum(p: Params, C: float, columns: Columns) -> dict[str, Number]:
             p["b"] * np.exp(p["omega"] * log_E),
             -(p["alpha"] + p["gamma"] * log_E),
             -(p["beta"] + p["zeta"] * log_E),
-            C / 6,
+            C,
+            cost,
         )
-        optima |= {f"{name}[E={E:g}]": value for name, value in optimum.items()}
-    return optima
+        found |= {f"{name}[E={E:g}]": value for name, value in optimum.items()}
+    return found
 
 
 JOINT_MOE = Law(
@@ -159,7 +155,7 @@ JOINT_MOE = Law(
     example={"c": 1.3637, "a": 35.91, "b": 35.98, "delta": -0.2285, "alpha": -0.1889}
     | {"gamma": 0.0098, "omega": 0.5529, "beta": -0.1775, "zeta": -0.0259}
     | {"E_start": 2.0732, "E_end": 290.4521},
-    nominal_optimum=_joint_optimum,
+    optimum=_joint_optimum,
 )
 
 
@@ -175,9 +171,8 @@ def _routed_exponents(theta_SP: Array, x: Columns) -> tuple[Array, Array]:
 
 ROUTED = Law(
     name="routed",
-    formula="L(N, E) = c + a Ê^delta N^(alpha + gamma ln Ê), all rows at the same D; N without "
-    "experts",
-    source="Clark et al. 2022 (2202.01169), with an additional floor c",
+    formula="L(N, E) = c + a Ê^delta N^(alpha + gamma ln Ê), all rows at one D; N without experts",
+    source="Clark et al. 2022 (2202.01169), with a floor c that it does not have",
     columns=("N", "E", "L"),
     inputs=("N", "E"),
     terms=("c", "a"),
@@ -185,6 +180,6 @@ ROUTED = Law(
     exponents=_routed_exponents,
     example={"c": 1.0, "a": 20.0, "delta": -0.15, "alpha": -0.13, "gamma": 0.003}
     | {"E_start": 2.0, "E_end": 310.0},
-    nominal_flops=lambda columns: columns["N"],  # D is the same in all rows
-    nominal_optimum=lambda p, C, columns: {},
+    flops_by_law=lambda columns: columns["N"],  # D is one and the same: cost goes with N
+    optimum=lambda p, C, columns: {},
 )

@@ -1,85 +1,135 @@
-"""The minimum of a law's summed Huber loss on given rows, for many problems at once.
+"""Summed Huber loss of a law on given rows, and its minimum, for many problems side by side.
 
-The objective is the **sum** over rows of Huber_delta(log L̂ - log L). With the mean, which is n
-times flatter, an optimiser at its default tolerance stops far from the optimum (2404.10102).
-The problems of a batch share the law and the inputs of the rows. They differ in their starts,
-losses and row weights, so starts, bootstrap samples and simulated tables can all be batches.
+The objective is the **sum** over rows of Huber_delta(log L̂ - log L). Its mean is n times flatter
+than an optimiser's default tolerance expects and stops far from the optimum, a mistake with a
+history (2404.10102). Problems share the law and the rows' inputs and differ in start, losses and
+row weights, so starts, bootstrap samples and simulated data sets are all batches.
 """
 
 from __future__ import annotations
 
+from copy import copy
 from itertools import product
 
 import numpy as np
-from scipy.special import ndtri
+from numpy.typing import NDArray
 from scipy.stats import qmc
 
 from isoflop.analysis.estimate import Array
-from isoflop.analysis.laws.law import Columns, Law
+from isoflop.analysis.laws.constraints import Constraints
+from isoflop.analysis.laws.law import Columns, Index, Law
 
-CHUNK = 60_000  # rows of all problems of a batch together, so that the Jacobian fits the cache
-TOLERANCE = 1e-13  # stop when a step would lower the objective by less than this share
-ROUNDING = 1e-20  # objective of rows that are fitted up to rounding
-SINGULAR = 1e7  # condition number of the scaled Jacobian at which a minimum is not unique
+MIDDLE = 256  # rows whose mean is the origin of the exponents
+CHUNK = 60_000  # rows of all problems in a batch: keeps the Jacobian in cache
+TOLERANCE = 1e-13  # of the objective, by which one more step would lower it
+ROUNDING = 1e-24  # the objective of rows fitted to rounding
 
 
 class Problem:
-    """A law on fixed rows, in the coordinates of the solver.
+    """The law at fixed rows, in the coordinates it is solved in.
 
-    A point is (c', theta) with c'_k = c_k exp(mean_n l_k): each coefficient is the size of its term
-    in the middle of the data. This removes the ridge along which A and alpha vary together.
-    Dimensions: S problems, K terms, P shape parameters, Q = K + P, n rows.
+    A point is (c', theta), the free parameters, with c'_k = c_k exp(mean_n l_k): each coefficient
+    is its term's size at the middle of the data, which takes out the ridge that ties A to alpha.
+    Shapes: S problems, K terms, P shape parameters, F free parameters, n rows.
     """
 
-    def __init__(self, law: Law, x: Columns, delta: float) -> None:
-        self.law, self.x, self.delta = law, x, delta
-        self.K = len(law.terms)
-        bounds = [(0.0, np.inf)] * self.K + list(law.shapes.values())
-        self.lower, self.upper = np.array(bounds).T
+    def __init__(
+        self, law: Law, x: Columns, delta: float, constraints: Constraints | None = None
+    ) -> None:
+        self.law, self.delta = law, delta
+        self.x = {name: x[name] for name in law.inputs}
+        self.n = len(self.x[law.inputs[0]])
+        # Rows whose mean is the middle of the data: any will do, and few are quick.
+        self.middle = self.x
+        if self.n > MIDDLE:
+            every = -(-self.n // MIDDLE)
+            self.middle = {name: values[::every] for name, values in self.x.items()}
+        constraints = constraints or Constraints(law)
+        K, self.K = len(law.terms), constraints.terms
+        self.spread_cF = constraints.spread[:K, : self.K]
+        self.spread_PF = constraints.spread[K:, self.K :]
+        self.given_c, self.given_P = constraints.given[:K], constraints.given[K:]
+        self.mean_cF = self.spread_cF / self.spread_cF.sum(axis=0)  # of a tied group's terms
+        self.constrained = len(constraints.free) < len(law.names)
+        self.lower, self.upper = constraints.lower, constraints.upper
+
+    def rows(self, keep: Index) -> Problem:
+        """The same problem, in the same coordinates, at some of its rows."""
+        part = copy(self)
+        part.x = {name: values[keep] for name, values in self.x.items()}
+        part.n = len(keep)
+        return part
 
     def chunks(self, S: int) -> list[slice]:
-        size = max(1, CHUNK // len(self.x[self.law.inputs[0]]))
+        size = max(1, CHUNK // self.n)
         return [slice(i, i + size) for i in range(0, S, size)]
 
-    def exponents(self, theta_SP: Array) -> tuple[Array, Array]:
-        l_SKn, dl_SKPn = self.law.exponents(theta_SP, self.x)
-        return l_SKn - l_SKn.mean(-1, keepdims=True), dl_SKPn - dl_SKPn.mean(-1, keepdims=True)
+    def shapes(self, points_SF: Array) -> Array:
+        return points_SF[:, self.K :] @ self.spread_PF.T + self.given_P
 
-    def named(self, points_SQ: Array) -> Array:
-        """Points as parameters of the law."""
-        named_SQ = points_SQ.copy()
-        for chunk in self.chunks(len(points_SQ)):
-            l_SKn, _ = self.law.exponents(points_SQ[chunk, self.K :], self.x)
-            named_SQ[chunk, : self.K] *= np.exp(-l_SKn.mean(-1))
-        return named_SQ
+    def exponents(self, points_SF: Array) -> tuple[Array, Array]:
+        """Exponents l_SKn about the middle of the data, and their derivative by free shapes."""
+        theta_SP = self.shapes(points_SF)
+        l_SKn, dl_SKPn = self.law.exponents(theta_SP, self.x)
+        middle_SKm, slope_SKPm = (l_SKn, dl_SKPn)
+        if self.middle is not self.x:
+            middle_SKm, slope_SKPm = self.law.exponents(theta_SP, self.middle)
+        l_SK, dl_SKP = middle_SKm.mean(-1), slope_SKPm.mean(-1)
+        if self.constrained:  # one origin for tied terms, none for a given one
+            origin = self.spread_cF @ self.mean_cF.T
+            l_SK, dl_SKP = l_SK @ origin.T, np.einsum("skp,jk->sjp", dl_SKP, origin)
+        l_SKn, dl_SKPn = l_SKn - l_SK[..., None], dl_SKPn - dl_SKP[..., None]
+        if self.constrained:
+            dl_SKPn = np.einsum("skpn,pf->skfn", dl_SKPn, self.spread_PF)
+        return l_SKn, dl_SKPn
+
+    def named(self, points_SF: Array) -> Array:
+        """Points in all of the law's own parameters."""
+        theta_SP = self.shapes(points_SF)
+        free_SF = points_SF[:, : self.K] * np.exp(-self._sizes(theta_SP))
+        return np.concatenate([free_SF @ self.spread_cF.T + self.given_c, theta_SP], axis=1)
 
     def point(self, named: Array) -> Array:
-        """The inverse of `named`, for a single vector."""
-        l_SKn, _ = self.law.exponents(named[None, self.K :], self.x)
-        return np.concatenate([named[: self.K] * np.exp(l_SKn[0].mean(-1)), named[self.K :]])
+        """The inverse of `named`, of one vector."""
+        K = len(self.given_c)
+        shapes = np.linalg.lstsq(self.spread_PF, named[K:] - self.given_P, rcond=None)[0]
+        coefficients = named[:K] @ self.mean_cF * np.exp(self._sizes(named[None, K:])[0])
+        return np.concatenate([coefficients, shapes])
 
-    def at_bound(self, points: Array) -> Array:
+    def _sizes(self, theta_SP: Array) -> Array:
+        """Log of each free coefficient's term, at the middle of the data, per coefficient."""
+        return self.law.exponents(theta_SP, self.middle)[0].mean(-1) @ self.mean_cF
+
+    def at_bound(self, points: Array) -> NDArray[np.bool_]:
         return (points <= self.lower) | (points >= self.upper)
 
-    def starts(self, target_Sn: Array, weights_Sn: Array, number: int, seed: int) -> Array:
-        """Sobol points within the bounds of the shapes, each with its best coefficients."""
+    def starts(self, target_n: Array, number: int, seed: int) -> Array:
+        """Sobol points over the shapes' bounds, each with its best coefficients."""
         low, high = self.lower[self.K :], self.upper[self.K :]
-        unit = qmc.Sobol(len(low), seed=seed).random(number)
-        theta_SP = low + (high - low) * unit
-        l_SKn, _ = self.exponents(theta_SP)
-        # Relative residuals are log residuals to first order.
-        X_SKn = np.exp(l_SKn) / target_Sn[:, None]
-        return np.concatenate([_nnls(X_SKn, weights_Sn), theta_SP], axis=1)
+        unit = qmc.Sobol(len(low), seed=seed).random(number) if len(low) else np.zeros((1, 0))
+        points_SF = np.concatenate([np.zeros((len(unit), self.K)), low + (high - low) * unit], 1)
+        for chunk in self.chunks(len(unit)):
+            l_SKn, _ = self.exponents(points_SF[chunk])
+            # Relative residuals are log residuals to first order.
+            X_SKn = np.exp(l_SKn) / target_n
+            given_Sn = np.einsum("k,skn->sn", self.given_c, X_SKn)
+            X_SFn = np.einsum("kf,skn->sfn", self.spread_cF, X_SKn)
+            points_SF[chunk, : self.K] = _nnls(X_SFn, 1 - given_Sn)
+        return points_SF
 
-    def evaluate(self, points_SQ: Array, log_target_Sn: Array) -> tuple[Array, Array]:
-        """The log residuals (S, n) and their derivatives (S, Q, n)."""
-        l_SKn, dl_SKPn = self.exponents(points_SQ[:, self.K :])
+    def evaluate(self, points_SF: Array, log_target_Sn: Array) -> tuple[Array, Array]:
+        """Log residuals_Sn and their derivative_SFn."""
+        l_SKn, dl_SKFn = self.exponents(points_SF)
         unit_SKn = np.exp(l_SKn)
-        terms_SKn = points_SQ[:, : self.K, None] * unit_SKn
+        coefficients_SK = points_SF[:, : self.K] @ self.spread_cF.T + self.given_c
+        terms_SKn = coefficients_SK[..., None] * unit_SKn
         total_Sn = terms_SKn.sum(axis=1)
-        slope_SPn = (terms_SKn[:, :, None] * dl_SKPn).sum(axis=1)
-        J_SQn = np.concatenate([unit_SKn, slope_SPn], axis=1) / total_Sn[:, None]
-        return np.log(total_Sn) - log_target_Sn, J_SQn
+        slope_SFn = (terms_SKn[:, :, None] * dl_SKFn).sum(axis=1)
+        size_SFn = unit_SKn
+        if self.constrained:
+            size_SFn = np.einsum("skn,kf->sfn", unit_SKn, self.spread_cF)
+        J_SFn = np.concatenate([size_SFn, slope_SFn], axis=1) / total_Sn[:, None]
+        return np.log(total_Sn) - log_target_Sn, J_SFn
 
     def huber(self, residual_Sn: Array, weights_Sn: Array) -> Array:
         size = np.abs(residual_Sn)
@@ -87,28 +137,39 @@ class Problem:
         return (weights_Sn * inside * (size - inside / 2)).sum(axis=1)
 
     def minimise(
-        self, points_SQ: Array, log_target_Sn: Array, weights_Sn: Array
+        self,
+        points_SF: Array,
+        log_target_Sn: Array,
+        weights_Sn: Array,
+        enough: Array | float = ROUNDING,
     ) -> tuple[Array, Array, Array]:
-        """The minima of S problems: points, objectives, and whether each converged."""
-        shape = (len(points_SQ), log_target_Sn.shape[1])
+        """Points, objectives and whether each converged, of S problems solved side by side.
+
+        `enough` is the fall of the objective, by problem, below which a step is not worth taking.
+        """
+        S = len(points_SF)
+        shape = (S, log_target_Sn.shape[1])
         log_target_Sn = np.broadcast_to(log_target_Sn, shape)
         weights_Sn = np.broadcast_to(weights_Sn, shape)
+        enough_S = np.broadcast_to(enough, S)
         parts = [
-            self._minimise(points_SQ[chunk], log_target_Sn[chunk], weights_Sn[chunk])
-            for chunk in self.chunks(len(points_SQ))
+            self._minimise(
+                points_SF[chunk], log_target_Sn[chunk], weights_Sn[chunk], enough_S[chunk]
+            )
+            for chunk in self.chunks(S)
         ]
         points, objectives, converged = zip(*parts, strict=True)
         return np.concatenate(points), np.concatenate(objectives), np.concatenate(converged)
 
     def _minimise(
-        self, p: Array, y: Array, w: Array, iterations: int = 300
+        self, p: Array, y: Array, w: Array, enough: Array, iterations: int = 300
     ) -> tuple[Array, Array, Array]:
-        """Projected Newton steps, damped by the matrix of reweighted least squares.
+        """Projected Newton with the reweighted-least-squares matrix as its damping.
 
-        The curvature of the Huber loss is 1 within delta and 0 outside: exact, but singular if few
-        rows are inside. The weights of iteratively reweighted least squares, min(1, delta/|r|), are
-        an upper bound of it. So curvature + damping * bound gives a safe step at damping 1 and a
-        Newton step as damping goes to 0.
+        Huber's own curvature is 1 within delta and 0 outside: exact, but singular when few rows
+        are inside. min(1, delta/|r|), the weights of iteratively reweighted least squares, always
+        bound it from above, so curvature + damping * bound is a step that is safe at damping 1
+        and Newton's as damping goes to 0.
         """
         out = p.copy()
         objective = np.full(len(p), np.inf)
@@ -133,12 +194,14 @@ class Problem:
                 diagonal += np.where(free, 1e-12 * diagonal + 1e-300, 1.0)
             step = -np.linalg.solve(matrix, g[..., None])[..., 0]
             decrement = (g * np.linalg.solve(bound, g[..., None])[..., 0]).sum(axis=1) / 2
-            finished = decrement <= TOLERANCE * f + ROUNDING
+            finished = decrement <= TOLERANCE * f + enough
             out[live], objective[live], done[live] = p, f, finished
             keep = ~finished
             if not keep.any():
                 break
-            live, y, w, p, r, J, f, damping = (a[keep] for a in (live, y, w, p, r, J, f, damping))
+            live, y, w, p, r, J, f, damping, enough = (
+                a[keep] for a in (live, y, w, p, r, J, f, damping, enough)
+            )
             trial = np.clip(p + step[keep], self.lower, self.upper)
             with np.errstate(all="ignore"):
                 r_new, J_new = self.evaluate(trial, y)
@@ -153,54 +216,15 @@ class Problem:
             damping = np.clip(np.where(better, damping / 4, damping * 8), 1e-6, 1e12)
         return out, objective, done
 
-    def spread(self, point: Array, log_target_n: Array) -> tuple[Array, float] | None:
-        """The factor F of the sandwich covariance F'F of a minimum, and its degrees of freedom.
 
-        None if the minimum is not unique. The variance of each row is estimated by its squared
-        residual over 1 - leverage (HC2). The degrees of freedom are those of Bell and McCaffrey
-        (2002), the smallest of any parameter: without them the intervals of small tables are too
-        narrow.
-        """
-        r_Sn, J_SQn = self.evaluate(point[None], log_target_n[None])
-        r, J = r_Sn[0], J_SQn[0]
-        Q, n = J.shape
-        scale = np.linalg.norm(J, axis=1)
-        if np.any(scale == 0) or np.linalg.cond(J / scale[:, None]) > SINGULAR:
-            return None
-        J = J / scale[:, None]
-        U_Qn = np.linalg.qr(J.T)[0].T  # orthonormal rows with the span of the Jacobian's
-        leverage = np.minimum((U_Qn**2).sum(axis=0), 1 - 1 / n)
-        # The curvature of the expected Huber loss at a row is the probability that its residual is
-        # within delta. A wider band estimates it, as delta may contain only a few rows.
-        spread = np.median(np.abs(r)) / ndtri(0.75) * np.sqrt(n / max(n - Q, 1))
-        band = max(self.delta, 2 * spread * n**-0.2)
-        curvature = (J * (np.abs(r) <= band)) @ J.T * min(1.0, self.delta / band)
-        influence = np.linalg.pinv(curvature, hermitian=True) @ J / np.sqrt(1 - leverage)
-        scores = influence * np.clip(r, -self.delta, self.delta)
-        square = influence**2  # of each parameter, by row
-        cross = np.einsum("qn,in,jn->qij", square, U_Qn, U_Qn)
-        fourth = square**2 @ (1 - 2 * leverage) + (cross**2).sum(axis=(1, 2))
-        freedom = np.min((square @ (1 - leverage)) ** 2 / fourth)
-        return np.linalg.qr(scores.T)[1] / scale, float(freedom)
+def _nnls(X_SKn: Array, y_Sn: Array) -> Array:
+    """Non-negative least squares of sum_k c_k X_k = y, for S problems at once: c_SK.
 
-    def sample(
-        self, point: Array, factor: Array, freedom: float, number: int, rng: np.random.Generator
-    ) -> Array:
-        """Multivariate-t samples around a point, clipped to the bounds; `factor` and `freedom` are
-        those of `spread`."""
-        samples = rng.standard_normal((number, len(point))) @ factor
-        samples /= np.sqrt(rng.chisquare(freedom, size=(number, 1)) / freedom)
-        return np.clip(point + samples, self.lower, self.upper)
-
-
-def _nnls(X_SKn: Array, weights_Sn: Array) -> Array:
-    """The non-negative least-squares solutions c_SK of sum_k c_k X_k = 1, for S problems at once.
-
-    K is small, so every subset of the coefficients is solved and the best feasible one is taken.
+    K is small, so every subset of coefficients is solved and the best feasible one taken.
     """
     S, K, _ = X_SKn.shape
-    XtX = (X_SKn * weights_Sn[:, None]) @ X_SKn.swapaxes(1, 2)
-    Xty = (X_SKn * weights_Sn[:, None]).sum(-1)
+    XtX = X_SKn @ X_SKn.swapaxes(1, 2)
+    Xty = (X_SKn * y_Sn[:, None]).sum(-1)
     best_SK, gain_S = np.zeros((S, K)), np.full(S, -np.inf)
     for subset in product([False, True], repeat=K):
         on = np.array(subset)

@@ -1,283 +1,269 @@
-"""A table of runs for a law: the columns that it needs, by their usual names, checked.
+"""Anybody's table of runs for a law: the columns it needs, checked.
 
-The most common causes of a wrong fit are in the table: other units, repeated runs, losses on
-different data. So every error names the place in the file and the remedy, and what was left out or
-assumed is noted.
+What is wrong with a table is said in one line with the place and the remedy, because the commonest
+ways to get a wrong law are in the table: other units, repeated runs, losses on different data.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from isoflop.analysis.estimate import Array
+from isoflop.analysis.laws.approaches import best_losses, budgets, is_grid, isoflop
+from isoflop.analysis.laws.cost import cost_of
+from isoflop.analysis.laws.delimited import TableError, plain
 from isoflop.analysis.laws.law import Law, six_nd
-from isoflop.analysis.laws.numbers import decimal_comma, is_empty, read_number
-from isoflop.analysis.laws.reading import TableError, Text, read_text
-from isoflop.results.errors import did_you_mean
+from isoflop.analysis.laws.names import LABELS, Name, find_names, shown
+from isoflop.analysis.laws.numbers import MISSING, NumberError, has_decimal_comma, to_numbers
+from isoflop.analysis.laws.tablefile import Frame, read_frame
+from isoflop.analysis.laws.units import slip, unlikely, wrong_unit
 
-__all__ = ["Table", "TableError", "read_table"]
+__all__ = ["RunTable", "TableError", "read_table"]
 
-ONE_VALUED = ("validation_hash", "flop_convention")  # or losses and FLOPs are not comparable
-LABELS = ("seed", *ONE_VALUED)  # columns that are read as text
-MOST_NATS = 15.0  # per token, of any model better than a uniform guess over 3 million tokens
-TOKENS_PER_PARAMETER = 1e6  # beyond which N must be in another unit
-
-# Usual names of a column, in small letters without anything else.
-ALIASES = {
-    "C": "c flop flops compute computebudget computeflops trainflops trainingflops trainingflop "
-    "trainingcompute totalflops totalcompute budgetflops",
-    "N": "n params param parameters nparams nparam nparameters numparams numparameters modelsize "
-    "modelparams modelparameters size totalparams totalparameters",
-    "D": "d tokens ntokens numtokens traintokens trainingtokens totaltokens tokensseen datasize "
-    "datasettokens",
-    "L": "l loss valloss validationloss evalloss testloss finalloss finalvalloss crossentropy",
-    "E": "e experts nexperts numexperts",
-    "G": "g granularity",
-    "seed": "seed randomseed",
-}
+ONE_VALUED = ("validation_hash", "flop_convention")  # losses and FLOPs else mean different things
+SETTINGS = ("lr", "learning_rate", "peak_lr", "max_lr", "batch_size", "bs", "weight_decay", "wd")
+CHECKPOINTS = 10  # rows per size from which they look like checkpoints of one run
+FEW_SIZES = 20
 
 
-@dataclass(frozen=True)
-class Table:
-    """The columns of a law as positive, finite arrays of shape (n,), by its own names."""
+@dataclass(frozen=True, eq=False)
+class RunTable:
+    """A law's columns, positive and finite, with what was assumed or left out in reading them.
+
+    `columns` may hold more than the law needs: C, and the indices `budget` and `run`.
+    """
 
     columns: dict[str, Array]
-    lines: tuple[int, ...]  # of the file, of each row
-    notes: list[str] = field(default_factory=list)  # what was left out or assumed
+    notes: tuple[str, ...]
+    path: Path = field(repr=False)
 
 
 def read_table(
     path: str | Path, law: Law, rename: Mapping[str, str] | None = None, *, best: bool = False
-) -> Table:
-    """Read a law's columns, and C if the table has it.
+) -> RunTable:
+    """Read the columns that a law needs from a file, and check that they can be what they say.
 
-    Where the law counts 6 N D FLOPs, one of C, N and D may be left to the two others.
-
-    Args:
-        path: CSV and its dialects, JSON lines, a JSON array or parquet, compressed or not.
-        law: whose columns to read.
-        rename: the table's name for a column, such as {"N": "params", "seed": "torch_seed"}.
-        best: keep the lowest loss of rows that are alike in all that the law reads.
+    `rename` names the table's own column for one of ours: {"N": "params"}; usual names are
+    recognised. Where the law counts 6 N D, one of C, N and D follows from the two others. Rows at
+    one place (every column of the law but L the same) are refused unless a column `seed` tells
+    them apart; `best` keeps the lowest loss of each place instead. Rows without a loss are left
+    out.
 
     Raises:
-        TableError: a column or value is missing or wrong, or rows are not comparable.
+        TableError: with one line to show.
     """
     path = Path(path)
-    text = read_text(path)
-    names = _names(path, law, text.header, rename or {})
-    text, notes = _with_losses(path, text, names)
-    labels = {name: _labels(text, names[name]) for name in LABELS if name in names}
-    _refuse_mixed(path, text, labels)
-    columns = {
-        name: _numbers(path, text, header) for name, header in names.items() if name not in LABELS
-    }
-    notes += _derived(path, law, columns)
-    _refuse_units(path, law, columns)
-    table = Table(columns, tuple(text.rows), notes)
-    settings = [name for name in law.columns if name != "L"]
-    if best:
-        table = _best(table, settings)
-    else:
-        _refuse_repeats(path, text, table, settings, labels.get("seed"))
-    _refuse_constant(path, law, table.columns, settings)
-    return table
+    frame = read_frame(path)
+    names = find_names(path, law, list(frame.cells.columns), rename or {})
+    reader = _Reader(path, law, frame, names)
+    reader.drop_unfinished()
+    reader.check_comparable()
+    columns = reader.numbers()
+    reader.refuse_wrong_units(columns)
+    _complete(law, columns, reader.notes)
+    columns |= reader.labels()
+    columns = _one_row_per_place(reader, columns, best)
+    _refuse_one_valued(path, law, columns)
+    reader.notes += _warnings(law, columns)
+    return RunTable(columns, tuple(map(plain, reader.notes)), path)
 
 
-def _names(path: Path, law: Law, header: list[str], rename: Mapping[str, str]) -> dict[str, str]:
-    """The table's name for each column of the law, and each label, that it has."""
-    known = tuple(dict.fromkeys((*law.columns, "C", *LABELS)))
-    shown = ", ".join(header)
-    for ours, theirs in rename.items():
-        if ours not in known:
-            raise TableError(
-                f"--column {ours}={theirs}: {law.name} reads {', '.join(known)}, not {ours}"
-                f"{did_you_mean(ours, known)}"
-            )
-        if theirs not in header:
-            raise TableError(
-                f"{path}: no column {theirs!r} for {ours}{did_you_mean(theirs, header)}; "
-                f"it has {shown}"
-            )
-    if len(set(rename.values())) < len(rename):
-        raise TableError(f"{path}: one column is named for two of the law's: {dict(rename)}")
-    taken = set(rename.values())
-    names = dict(rename)
-    for ours in known:
-        if ours in names:
-            continue
-        exact = [theirs for theirs in header if theirs == ours and theirs not in taken]
-        usual = [
-            theirs
-            for theirs in header
-            if theirs not in taken
-            and re.sub(r"[^a-z]", "", theirs.lower()) in ALIASES.get(ours, ours).split()
-        ]
-        if not exact and len(usual) > 1:
-            raise TableError(
-                f"{path}: {' and '.join(map(repr, usual))} may each be {ours}: say which, "
-                f"--column {ours}={usual[0]}"
-            )
-        if exact or usual:
-            names[ours] = (exact or usual)[0]
-            taken.add(names[ours])
-    missing = [name for name in law.columns if name not in names]
-    counted = law.nominal_flops is six_nd and {"C", "N", "D"} - set(names) == set(missing)
-    if counted and missing in (["N"], ["D"]):
-        missing = []
-    if missing:
-        raise TableError(
-            f"{path}: no column {', '.join(missing)}, which {law.name} needs; say which it is "
-            f"(--column {missing[0]}=NAME), of {shown}"
-        )
-    return names
+class _Reader:
+    """A frame with the columns that were recognised in it."""
 
+    def __init__(self, path: Path, law: Law, frame: Frame, names: Mapping[str, Name]) -> None:
+        self.path, self.law, self.names = path, law, names
+        self.cells, self.unit = frame.cells, frame.place
+        self.notes = list(frame.notes)
+        used = {ours: name.header for ours, name in names.items() if ours != name.header}
+        if used:
+            shown_names = ", ".join(f"{ours} is {theirs}" for ours, theirs in used.items())
+            self.notes.append(f"columns: {shown_names}")
 
-def _labels(text: Text, header: str) -> list[str]:
-    at = text.header.index(header)
-    return [row[at] for row in text.rows.values()]
+    def place(self, position: int) -> str:
+        return f"{self.path} {self.unit} {self.cells.index[position]}"
 
+    def texts(self, ours: str) -> list[str]:
+        return [cell.strip() for cell in self.cells[self.names[ours].header]]
 
-def _with_losses(path: Path, text: Text, names: Mapping[str, str]) -> tuple[Text, list[str]]:
-    """The rows that have a loss, and a note on the others: runs that failed or are not done."""
-    if "L" not in names:
-        return text, []
-    at = text.header.index(names["L"])
-    kept = {line: row for line, row in text.rows.items() if not is_empty(row[at])}
-    without = [line for line in text.rows if line not in kept]
-    if not kept:
-        raise TableError(f"{path}: no row has a value of {names['L']}")
-    if not without:
-        return text, []
-    plural = "s" if len(without) > 1 else ""
-    lines = ", ".join(map(str, without[:5])) + ", ..." * (len(without) > 5)
-    note = f"{len(without)} row{plural} without a loss left out (line{plural} {lines})"
-    return Text(text.header, kept, text.separator), [note]
+    def drop_unfinished(self) -> None:
+        """Leave out rows without a loss."""
+        empty = np.array([cell.lower() in MISSING for cell in self.texts("L")])
+        if empty.all():
+            raise TableError(f"{self.path}: no row has a loss in {self.names['L'].header!r}")
+        if empty.any():
+            index = [str(i) for i in self.cells.index[empty]]
+            more = f" and {len(index) - 5} more" if len(index) > 5 else ""
+            rows = f"{self.unit}{'s' if len(index) > 1 else ''} {', '.join(index[:5])}{more}"
+            self.notes.append(f"left out: {rows}, without a loss")
+            self.cells = self.cells[~empty]
 
-
-def _numbers(path: Path, text: Text, header: str) -> Array:
-    fields = _labels(text, header)
-    comma = decimal_comma(fields) if text.separator != "," else False
-    if comma is None:
-        example = next(value for value in fields if "," in value)
-        raise TableError(
-            f"{path}: {header}: {example!r} may be {example.replace(',', '')} or "
-            f"{example.replace(',', '.')}: write it without the comma"
-        )
-    values = np.empty(len(fields))
-    for row, (line, value) in enumerate(zip(text.rows, fields, strict=True)):
-        try:
-            values[row] = number = read_number(value, comma)
-        except ValueError as error:
-            reason = "empty; fill it or leave out the row" if is_empty(value) else str(error)
-            raise TableError(f"{path} line {line}: {header} is {reason}") from None
-        if number <= 0:
-            raise TableError(f"{path} line {line}: {header} is {value}, but must be positive")
-        if not 1e-100 < number < 1e100:
-            raise TableError(f"{path} line {line}: {header} is {value}: no such run exists")
-    return values
-
-
-def _derived(path: Path, law: Law, columns: dict[str, Array]) -> list[str]:
-    """Fill in N or D from the other and C where the law counts 6 N D."""
-    for ours, other in (("D", "N"), ("N", "D")):
-        if ours in law.columns and ours not in columns:
-            columns[ours] = columns["C"] / (6 * columns[other])
-            return [f"{ours} = C / (6 {other}), as {law.name} counts FLOPs"]
-    return []
-
-
-def _refuse_units(path: Path, law: Law, columns: Mapping[str, Array]) -> None:
-    """Values that are not what their column says: perplexities, parameters in millions."""
-    L, N = columns.get("L"), columns.get("N")
-    if L is not None and float(np.median(L)) > MOST_NATS:
-        raise TableError(
-            f"{path}: L has a median of {np.median(L):.3g}, which is no loss in nats per token: it "
-            "looks like perplexity; take its natural logarithm"
-        )
-    if N is None or not {"C", "D"} & set(columns):
-        return
-    given = "D" in columns and "C" not in columns
-    D = columns["D"] if "D" in columns else columns["C"] / (6 * N)
-    ratio = float(np.median(D / N))
-    for name, unit in (("millions", 1e6), ("billions", 1e9), ("thousands", 1e3)):
-        # D that follows from C and N is too large by the unit as well.
-        if ratio > TOKENS_PER_PARAMETER and 0.1 < ratio / unit ** (1 if given else 2) < 1e4:
-            raise TableError(
-                f"{path}: N looks like {name}: models of {N[0]:g} parameters would see "
-                f"{D[0] / N[0]:.2g} tokens for each; write N in parameters"
-            )
-    if not 1e-6 < ratio < 1e3 * TOKENS_PER_PARAMETER:
-        raise TableError(
-            f"{path}: a median of {ratio:.2g} tokens per parameter: is one of C, N and D in "
-            "another unit?"
-        )
-
-
-def _refuse_mixed(path: Path, text: Text, labels: Mapping[str, list[str]]) -> None:
-    for name in ONE_VALUED:
-        for line, value in zip(text.rows, labels.get(name, ()), strict=False):
-            if value != labels[name][0]:
+    def check_comparable(self) -> None:
+        for name in ONE_VALUED:
+            if name not in self.names:
+                continue
+            values = self.texts(name)
+            other = next((i for i, value in enumerate(values) if value != values[0]), None)
+            if other is not None:
                 raise TableError(
-                    f"{path} line {line}: {name} is {value!r} but {labels[name][0]!r} before; "
-                    "such rows cannot be compared: fit them separately"
+                    f"{self.place(other)}: {name} is {values[other][:60]!r} but "
+                    f"{values[0][:60]!r} before; such rows cannot be compared: fit them apart"
                 )
 
+    def numbers(self) -> dict[str, Array]:
+        """Every column of numbers."""
+        texts = {n: self.texts(n) for n in self.names if n not in LABELS}
+        commas = any(has_decimal_comma(cells) for cells in texts.values())
+        return {name: self._column(name, cells, commas) for name, cells in texts.items()}
 
-def _best(table: Table, settings: list[str]) -> Table:
-    """The row of the lowest loss of each setting."""
-    order = np.argsort(table.columns["L"], kind="stable")
-    keys = np.stack([table.columns[name] for name in settings], axis=1)[order]
-    _, first = np.unique(keys, axis=0, return_index=True)
-    rows = np.sort(order[first])
-    dropped = len(order) - len(rows)
-    note = f"{dropped} rows with a higher loss than another of the same setting left out"
-    return Table(
-        {name: values[rows] for name, values in table.columns.items()},
-        tuple(table.lines[row] for row in rows),
-        [*table.notes, note] if dropped else table.notes,
-    )
+    def _column(self, ours: str, cells: list[str], commas: bool) -> Array:
+        header = self.names[ours].header
+        # A loss of 1,234 cannot be 1234 nats.
+        comma = True if commas or ours == "L" else None
+        try:
+            values, styles = to_numbers(cells, suffixes=ours != "L", comma=comma)
+        except NumberError as error:
+            raise TableError(f"{self.place(error.position)}: {header} {error.reason}") from None
+        self.notes += [f"{header}: {style}" for style in styles]
+        scale = self.names[ours].scale
+        if scale != 1:
+            values = values * scale
+            self.notes.append(f"{header}: multiplied by {scale:g}, as its name says")
+        low, high = np.nanmin(values), np.nanmax(values)
+        if np.isnan(values).any() or unlikely(ours, low) or unlikely(ours, high):
+            for i, value in enumerate(values):
+                if np.isnan(value):
+                    raise TableError(f"{self.place(i)}: {header} is empty")
+                if reason := unlikely(ours, value):
+                    raise TableError(f"{self.place(i)}: {header} {reason}")
+        return values
+
+    def refuse_wrong_units(self, columns: dict[str, Array]) -> None:
+        if wrong := wrong_unit(columns):
+            name, reason = wrong
+            raise TableError(f"{self.path}: {self.names[name].header} from {reason}")
+        if self.law.flops_by_law is six_nd and (odd := slip(columns)):
+            position, reason = odd
+            raise TableError(f"{self.place(position)}: {reason}")
+
+    def labels(self) -> dict[str, Array]:
+        """The indices of budgets, runs and seeds."""
+        indices = {}
+        for name in ("budget", "run", "seed"):
+            if name in self.names:
+                indices[name] = pd.factorize(pd.array(self.texts(name), dtype=object))[0].astype(
+                    float
+                )
+        return indices
 
 
-def _refuse_repeats(
-    path: Path, text: Text, table: Table, settings: list[str], seeds: list[str] | None
-) -> None:
-    seen: dict[tuple[float | str, ...], int] = {}
-    for row, line in enumerate(table.lines):
-        setting: tuple[float, ...] = tuple(float(table.columns[name][row]) for name in settings)
-        key: tuple[float | str, ...] = (*setting, seeds[row]) if seeds else setting
-        if key not in seen:
-            seen[key] = line
-            continue
-        what = ", ".join(
-            f"{name} = {value:g}" for name, value in zip(settings, setting, strict=True)
+def _complete(law: Law, columns: dict[str, Array], notes: list[str]) -> None:
+    """Where the law counts 6 N D, the third of C, N and D from the two others."""
+    if law.flops_by_law is not six_nd:
+        return
+    have = {"C", "N", "D"} & set(columns)
+    (missing,) = {"C", "N", "D"} - have if len(have) == 2 else ("",)
+    needed = (*law.columns, *law.optional)
+    if missing not in needed:
+        return
+    if missing == "C":
+        columns["C"] = six_nd(columns)
+        notes.append("C is 6 N D, as the table has no FLOPs")
+    else:
+        other = "D" if missing == "N" else "N"
+        columns[missing] = columns["C"] / (6 * columns[other])
+        if missing in law.columns:
+            notes.append(f"{missing} is C / 6 {other}, as the table has none")
+
+
+def _one_row_per_place(reader: _Reader, columns: dict[str, Array], best: bool) -> dict[str, Array]:
+    """The rows, none of them at another's place; indices of seeds are not needed any more."""
+    law = reader.law
+    frontier = law.reduce is best_losses
+    grid = frontier and is_grid(columns)
+    keys = [name for name in law.columns if name != "L"]
+    if grid and not best:
+        keys += ["N"]
+    place = pd.DataFrame({name: _rounded(columns[name]) for name in keys})
+    if best and frontier:
+        place["C"], _ = budgets(columns)
+    if "seed" in columns:
+        place["seed"] = columns["seed"]
+        if best and not place.duplicated().any():
+            place = place.drop(columns="seed")
+    if best:
+        order = np.argsort(columns["L"], kind="stable")
+        keep = np.sort(order[~place.iloc[order].duplicated().to_numpy()])
+        if len(keep) < len(place):
+            reader.notes.append(f"--best: {len(keep)} of {len(place)} rows, the lowest losses")
+        columns = {name: values[keep] for name, values in columns.items()}
+        if grid:
+            columns = {name: columns[name] for name in columns if name not in ("N", "D")}
+    else:
+        _refuse_repeats(reader, columns, place)
+        _note_settings(reader, place)
+    return {name: values for name, values in columns.items() if name != "seed"}
+
+
+def _rounded(values: Array) -> Array:
+    """To nine digits, so that a rounded table repeats what it repeats."""
+    return np.asarray(np.round(np.log(values), 9), dtype=float)
+
+
+def _refuse_repeats(reader: _Reader, columns: dict[str, Array], place: pd.DataFrame) -> None:
+    repeated = place.duplicated().to_numpy()
+    if not repeated.any():
+        return
+    second = int(np.argmax(repeated))
+    same = (place == place.iloc[second]).all(axis=1).to_numpy()
+    first = int(np.argmax(same))
+    what = ", ".join(f"{name} = {columns[name][second]:g}" for name in place if name != "seed")
+    message = f"{reader.place(second)} repeats {reader.unit} {reader.cells.index[first]}: {what}"
+    differ = _differing(reader, first, second)
+    if "seed" in place:
+        message += ", and the same seed"
+    if differ:
+        message += (
+            f"; they differ in {shown(differ)}: --best keeps the lowest loss, or if it tells seeds "
+            f"apart, --column seed={differ[0]}"
         )
-        first, again = text.rows[seen[key]], text.rows[line]
-        differing = [
-            header
-            for header, a, b in zip(text.header, first, again, strict=True)
-            if a != b and header not in ("L", "loss")
-        ]
-        if seeds:
-            why = "and the same seed"
-        elif differing:
-            why = (
-                f"yet {', '.join(map(repr, differing[:4]))} differ: --best keeps the lowest loss; "
-                f"if it is a seed, --column seed={differing[0]}"
+    elif "seed" not in place:
+        message += ", and no column seed tells them apart; --best keeps the lowest loss"
+    else:
+        message += "; --best keeps the lowest loss"
+    raise TableError(message)
+
+
+def _differing(reader: _Reader, first: int, second: int) -> list[str]:
+    """Headers of columns that the law does not read, in which two rows differ."""
+    used = {name.header for ours, name in reader.names.items() if ours not in LABELS}
+    rows = reader.cells.iloc[[first, second]]
+    return [h for h in reader.cells.columns if h not in used and rows[h].iloc[0] != rows[h].iloc[1]]
+
+
+def _note_settings(reader: _Reader, place: pd.DataFrame) -> None:
+    """Runs of several learning rates at a place would be averaged as if they were seeds."""
+    if "seed" not in place:
+        return
+    at = place.drop(columns="seed")
+    for header in reader.cells.columns:
+        if header.lower().replace(" ", "_") not in SETTINGS:
+            continue
+        setting = pd.factorize(reader.cells[header].to_numpy())[0]
+        if at.assign(setting=setting).drop_duplicates().duplicated(list(at)).any():
+            reader.notes.append(
+                f"rows at one place differ in {header} as well as in seed: --best keeps the lowest "
+                "losses"
             )
-        else:
-            why = "and no column seed distinguishes them; --best keeps the lowest loss"
-        raise TableError(f"{path} line {line} repeats line {seen[key]}: {what}, {why}")
 
 
-def _refuse_constant(
-    path: Path, law: Law, columns: Mapping[str, Array], settings: list[str]
-) -> None:
-    for name in settings:
+def _refuse_one_valued(path: Path, law: Law, columns: dict[str, Array]) -> None:
+    for name in (name for name in law.columns if name != "L"):
         sizes = len(np.unique(columns[name]))
         if sizes == 1 and (name in law.inputs or name == "N"):
             raise TableError(
@@ -286,5 +272,24 @@ def _refuse_constant(
             )
         if sizes > 1 and name == "E" and name not in law.inputs:
             raise TableError(
-                f"{path}: E takes {sizes} values; {law.name} is for a single E: fit them separately"
+                f"{path}: E takes {sizes} values; {law.name} is a law at one: fit them apart"
             )
+
+
+def _warnings(law: Law, columns: dict[str, Array]) -> list[str]:
+    """What may make intervals or optima wrong."""
+    notes = []
+    frontier = law.reduce is best_losses
+    if "N" in law.inputs and "run" not in columns:
+        _, rows = np.unique(columns["N"], return_counts=True)
+        if len(rows) <= FEW_SIZES and np.median(rows) >= CHECKPOINTS:
+            notes.append(
+                f"{len(rows)} values of N have {int(np.median(rows))} rows each: if these are "
+                "checkpoints of few runs, intervals are far too narrow without a column run "
+                "(--column run=NAME)"
+            )
+    if "run" in columns and (law.reduce is isoflop or (frontier and is_grid(columns))):
+        notes.append("column run is not used: the law is fitted to minima of several runs each")
+    if law.flops_by_law is six_nd and (cost := cost_of(columns)).note:
+        notes.append(cost.note)
+    return notes

@@ -1,203 +1,222 @@
-"""The verb `fit`: a scaling law for a table of anybody's runs. It needs no torch."""
+"""The verb `fit`: a scaling law for anybody's table of runs. It needs no torch."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import sys
-from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 
-from isoflop.analysis.report.format import flops, listed, si
-from isoflop.cli.console import Json, app, readable, show
+from isoflop.cli.console import Json, app, show
 from isoflop.results.errors import IsoflopError, did_you_mean
 
 if TYPE_CHECKING:
-    from isoflop.analysis.estimate import Array
-    from isoflop.analysis.laws.approaches import Budget
+    from isoflop.analysis.laws.extrapolation import Extrapolation
     from isoflop.analysis.laws.fit import Fit
-    from isoflop.analysis.laws.law import Law
+    from isoflop.analysis.laws.law import Columns, Law
+
+MOST_REFITS = 100_000
+DELTAS = (1e-6, 100.0)
 
 
 @app.command()
 def fit(
-    runs: Annotated[
-        Path, typer.Argument(help="Table with a run in each row: CSV, JSON lines, parquet.")
-    ],
-    law: Annotated[
-        str, typer.Option(help="Name of the law; a wrong name lists them.")
-    ] = "chinchilla",
-    delta: Annotated[
-        float | None,
-        typer.Option(min=1e-9, help="Huber delta on log loss; the law's default if not given."),
-    ] = None,
-    bootstrap: Annotated[
-        int, typer.Option(min=0, max=100_000, help="Bootstrap samples for the intervals.")
-    ] = 0,
+    runs: Annotated[Path, typer.Argument(help="Table of runs: CSV, JSON or parquet, one a row.")],
+    law: Annotated[str, typer.Option(help="Which law; a wrong name lists them.")] = "chinchilla",
     column: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=HEADER: the table's header for a column of the law."),
+        typer.Option(help="NAME=HEADER: where the table calls a column otherwise."),
     ] = None,
     best: Annotated[
-        bool, typer.Option("--best", help="Keep the lowest loss of rows of the same setting.")
+        bool, typer.Option("--best", help="Of runs at one place, keep the lowest loss.")
     ] = False,
     at: Annotated[
-        list[float] | None,
-        typer.Option(help="What is compute-optimal at these FLOPs too; may be repeated."),
+        list[str] | None, typer.Option(help="FLOPs at which to print the optimum; repeatable.")
     ] = None,
     holdout: Annotated[
-        float | None, typer.Option(help="Fit the rows of fewer FLOPs, and predict the others.")
+        str | None, typer.Option(help="FLOPs: fit the runs below, print the error above.")
     ] = None,
+    fix: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE: a parameter that is known.")
+    ] = None,
+    tie: Annotated[
+        list[str] | None, typer.Option(help="NAME=NAME: parameters with one value.")
+    ] = None,
+    delta: Annotated[
+        str | None, typer.Option(help="Huber delta on log loss; from the data if not given.")
+    ] = None,
+    bootstrap: Annotated[
+        str, typer.Option(help="Refits for the intervals, by run if there is a column run.")
+    ] = "0",
     as_json: Json = False,
 ) -> None:
-    """Fit a scaling law to a table of runs."""
+    """Fit a scaling law to anybody's run table."""
     from isoflop.analysis.laws import LAWS
-    from isoflop.analysis.laws.approaches import parabolas
-    from isoflop.analysis.laws.bias import estimated_bias
-    from isoflop.analysis.laws.dense import CHINCHILLA_ISOFLOP
+    from isoflop.analysis.laws.extrapolation import extrapolate
     from isoflop.analysis.laws.fit import fit as fit_law
+    from isoflop.analysis.laws.fit import jsonable
     from isoflop.analysis.laws.table import read_table
 
     if law not in LAWS:
         raise IsoflopError(
             f"--law: no law {law!r}{did_you_mean(law, LAWS)}; known: {', '.join(LAWS)}"
         )
-    for name, values in (("--at", at or []), ("--holdout", [] if holdout is None else [holdout])):
-        for value in values:
-            if not 1 <= value < 1e100:
-                raise IsoflopError(f"{name}: {value:g} is no number of FLOPs")
-    table = read_table(runs, LAWS[law], renamed(column or []), best=best)
-    for note in table.notes:
-        print(f"note: {note}", file=sys.stderr)
-    budgets = parabolas(table.columns) if law == CHINCHILLA_ISOFLOP.name else []
-    if budgets and all(budget.why for budget in budgets):
-        raise IsoflopError(
-            f"{runs}: {law}: none of {len(budgets)} budgets has a minimum: "
-            f"{listed(sorted({budget.why for budget in budgets}))}; a budget needs three sizes "
-            "around its best one"
-        )
-    fitted = fit_law(LAWS[law], table.columns, delta=delta, bootstrap=bootstrap)
-    result = fitted.to_json()
-    bias = estimated_bias(table.columns) if budgets else None
-    if bias:
-        result["bias"] = asdict(bias)
-    if budgets:
-        result["budgets"] = [asdict(budget) for budget in budgets]
-    optima = {C: fitted.optimum(C) for C in at or []}
-    if optima:
-        result["at"] = {f"{C:g}": values for C, values in optima.items()}
-    if holdout is not None:
-        result["holdout"] = held_out(runs, LAWS[law], table.columns, holdout, delta)
+    rename = _pairs("--column", column, "NAME=HEADER", "N=params")
+    fixed = {
+        name: _number(f"--fix {name}", value, positive=False)
+        for name, value in _pairs("--fix", fix, "NAME=VALUE", "E=1.69").items()
+    }
+    ties = [_pair("--tie", text, "NAME=NAME", "alpha=beta") for text in tie or []]
+    places = [_number("--at", C) for text in at or [] for C in text.split(",")]
+    held_out = None if holdout is None else _number("--holdout", holdout)
+    options: dict[str, Any] = {
+        "delta": None if delta is None else _delta(delta),
+        "bootstrap": _refits(bootstrap),
+        "fixed": fixed,
+        "ties": ties,
+    }
+    table = read_table(runs, LAWS[law], rename, best=best)
+    budgets = _budgets(LAWS[law], table.columns)
+    result = fit_law(LAWS[law], table.columns, **options)
+    if result.n_points < len(result.constraints.free):
+        raise IsoflopError(f"{runs}: {_too_few(result, budgets)}")
+    optima = {C: result.optimum(C) for C in places}
+    if not all(optima.values()):
+        raise IsoflopError(f"--at: {law} does not say what is compute-optimal")
+    beyond = extrapolate(LAWS[law], table.columns, held_out, **options) if held_out else None
     if as_json:
-        print(json.dumps(finite(result), indent=1))
+        shown = result.to_json() | {"notes": list(table.notes), "budgets": budgets}
+        shown["at"] = [{"C": C} | jsonable(optimum) for C, optimum in optima.items()]
+        shown["holdout"] = beyond.to_json() if beyond else None
+        print(json.dumps(shown, indent=1))
         return
-    print_fit(fitted, result, budgets)
-    for C, quantities in optima.items():
-        rows = [
-            {"quantity": name, "value": value, "low": low, "high": high}
-            for name, (value, low, high) in quantities.items()
-        ]
-        show(rows, f"Compute-optimal at {flops(C)} FLOPs", False)
-    if holdout is not None:
-        print(
-            f"extrapolation test: fitted to {result['holdout']['fitted']} rows below "
-            f"{flops(holdout)} FLOPs, predicted less measured loss of the other "
-            f"{result['holdout']['predicted']}: {result['holdout']['mean_error']:+.4f} nats on "
-            f"average, {result['holdout']['worst_error']:+.4f} at worst"
-        )
+    _print(result, table.notes, budgets, optima, beyond)
 
 
-def renamed(pairs: list[str]) -> dict[str, str]:
-    """The `--column NAME=HEADER` options.
+def _print(
+    result: Fit,
+    notes: tuple[str, ...],
+    budgets: list[dict[str, Any]],
+    optima: dict[float, dict[str, tuple[float, float, float]]],
+    beyond: Extrapolation | None,
+) -> None:
+    from isoflop.analysis.laws.summary import optimum_at
 
-    Raises:
-        IsoflopError: one has another form, or names a column twice.
-    """
-    result: dict[str, str] = {}
-    for pair in pairs:
-        name, equals, header = pair.partition("=")
-        if not equals or not name or not header:
-            raise IsoflopError(f"--column: {pair!r} is not NAME=HEADER, such as N=params")
-        if name in result:
-            raise IsoflopError(f"--column: {name} is given twice")
-        result[name] = header
-    return result
-
-
-def held_out(
-    runs: Path, law: Law, columns: Mapping[str, Array], holdout: float, delta: float | None
-) -> dict[str, float]:
-    """How well the rows of fewer FLOPs predict the losses of the others.
-
-    Raises:
-        IsoflopError: the law predicts no loss, or there are too few rows on a side.
-    """
-    from isoflop.analysis.laws.fit import fit as fit_law
-
-    if law.target != "L":
-        raise IsoflopError(f"--holdout: {law.name} predicts sizes, not losses")
-    below = law.flops(columns) < holdout
-    if below.all() or below.sum() <= len(law.names):
-        raise IsoflopError(
-            f"--holdout: {runs}: {below.sum()} rows of fewer and {(~below).sum()} of more FLOPs "
-            f"than {flops(holdout)}: {law.name} needs more than {len(law.names)} and one"
-        )
-    part = fit_law(law, {name: values[below] for name, values in columns.items()}, delta=delta)
-    rest = {name: values[~below] for name, values in columns.items()}
-    error = part.predict(rest) - rest["L"]
-    return {
-        "budget": holdout,
-        "fitted": int(below.sum()),
-        "predicted": int((~below).sum()),
-        "mean_error": float(error.mean()),
-        "worst_error": float(error[np.argmax(np.abs(error))]),
-    }
-
-
-def print_fit(fitted: Fit, result: dict[str, Any], budgets: list[Budget]) -> None:
-    """Parameters and optima, the budgets of the parabolas, and how the fit ended."""
-    rows = [
-        {"quantity": name, "value": value, "low": low, "high": high}
-        for values, intervals in (("params", "intervals"), ("derived", "derived_intervals"))
-        for name, value in result[values].items()
-        for low, high in [result[intervals].get(name) or (None, None)]
-    ]
-    show(rows, f"{fitted.law.name}: {fitted.law.formula}", False)
+    for note in notes:
+        print(f"note: {note}")
     if budgets:
-        show([in_words(budget) for budget in budgets], "Budgets, by gaps in C", False)
-    print(
-        f"{result['status']}; {result['n_points']} points, objective "
-        f"{readable(result['objective'])}, Huber delta {result['delta']:g} on log loss, 95% "
-        "intervals"
-    )
-    if "bias" in result:
-        ratios, exponent = result["bias"]["size_ratio"], result["bias"]["exponent"]
+        rows = [
+            {
+                "C": row["C"],
+                "rows": row["rows"],
+                "sizes": row["sizes"],
+                "smallest": row["smallest"],
+                "largest": row["largest"],
+                "sizes near the minimum": row["near"],
+                "N*": row["N"],
+                "L*": row["L"],
+                "used": row["why"] or "yes",
+            }
+            for row in budgets
+        ]
+        show(rows, f"Budgets by {_grouping(result)}, and the minima of their parabolas", False)
+    print(result.summary())
+    for C, optimum in optima.items():
+        print(optimum_at(C, optimum))
+    if beyond:
+        values = beyond.to_json()
         print(
-            "bias of the parabolas, on the chinchilla surface fitted to these runs and without "
-            f"noise: optimal sizes {min(ratios):.3f} to {max(ratios):.3f} times the true ones, "
-            f"exponent a {exponent:+.4f}"
+            f"holdout: fitted to {values['below']} rows below {beyond.C:.4g} FLOPs "
+            f"({values['status']}), {values['above']} predicted: mean error "
+            f"{_shown(values['mean_error'])}, rms {_shown(values['rms_error'])}, largest "
+            f"{_shown(values['largest_error'])} {values['unit']}"
         )
 
 
-def in_words(budget: Budget) -> dict[str, Any]:
-    """A budget as a row of a table."""
-    return {
-        "C": budget.C,
-        "sizes": budget.sizes,
-        "N": f"{si(budget.smallest)} to {si(budget.largest)}",
-        "minimum": "-" if budget.N is None else si(budget.N),
-        "used": f"no: {budget.why}" if budget.why else "yes",
-    }
+def _shown(value: float | None) -> str:
+    return "not known" if value is None else f"{value:.4g}"
 
 
-def finite(value: Any) -> Any:
-    """JSON has no nan: a number that is not known is None."""
-    if isinstance(value, dict):
-        return {name: finite(entry) for name, entry in value.items()}
-    if isinstance(value, tuple | list):
-        return [finite(entry) for entry in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+def _budgets(law: Law, columns: Columns) -> list[dict[str, Any]]:
+    """The budgets of approach 2, where that is what the law is fitted to."""
+    from isoflop.analysis.laws.approaches import best_losses, is_grid, isoflop, parabolas
+
+    if law.reduce is isoflop or (law.reduce is best_losses and is_grid(columns)):
+        return [dataclasses.asdict(b) | {"used": not b.why} for b in parabolas(columns)]
+    return []
+
+
+def _too_few(result: Fit, budgets: list[dict[str, Any]]) -> str:
+    needed = len(result.constraints.free)
+    if not budgets:
+        return (
+            f"{result.n_points} rows to fit {result.law.name}, which has {needed} parameters: more "
+            "runs, or --fix some"
+        )
+    if all(row["sizes"] < 3 for row in budgets):
+        return (
+            f"no budget has three sizes, which a parabola needs ({len(budgets)} budgets by "
+            f"{_grouping(result)}); "
+            "--law chinchilla needs no budgets"
+        )
+    reasons = [row["why"] for row in budgets if row["why"]]
+    return (
+        f"{result.n_points} of {len(budgets)} budgets have a minimum among their sizes, "
+        f"{result.law.name} needs {needed} ({'; '.join(dict.fromkeys(reasons))}); --law chinchilla "
+        "uses all rows"
+    )
+
+
+def _grouping(result: Fit) -> str:
+    from isoflop.analysis.laws.approaches import budgets
+
+    return budgets(result.columns)[1]
+
+
+def _pair(option: str, text: str, form: str, example: str) -> tuple[str, str]:
+    name, sign, value = text.partition("=")
+    if not (name and sign and value):
+        raise IsoflopError(f"{option}: {text!r} is not {form}, such as {example}")
+    return name, value
+
+
+def _pairs(option: str, texts: list[str] | None, form: str, example: str) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for text in texts or []:
+        name, value = _pair(option, text, form, example)
+        if name in pairs:
+            raise IsoflopError(f"{option}: {name} is given twice")
+        pairs[name] = value
+    return pairs
+
+
+def _number(option: str, text: str, positive: bool = True) -> float:
+    from isoflop.analysis.laws.numbers import NumberError, to_numbers
+    from isoflop.analysis.laws.units import unlikely
+
+    try:
+        ((value,), _) = to_numbers([text.strip()], suffixes=True, comma=None)
+    except NumberError as error:
+        raise IsoflopError(f"{option}: {error.reason.removeprefix('is ')}") from None
+    if value != value:
+        raise IsoflopError(f"{option}: a number is missing")
+    if positive and (reason := unlikely("C", value)):
+        raise IsoflopError(f"{option}: {reason.removeprefix('is ')}")
+    return float(value)
+
+
+def _delta(text: str) -> float:
+    value = _number("--delta", text, positive=False)
+    if not DELTAS[0] <= value <= DELTAS[1]:
+        raise IsoflopError(f"--delta: {value:g} is not between {DELTAS[0]:g} and {DELTAS[1]:g}")
+    return value
+
+
+def _refits(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text[:9]) > MOST_REFITS:
+        raise IsoflopError(
+            f"--bootstrap: {text[:20]!r} is not a whole number from 0 to {MOST_REFITS}"
+        )
+    return int(text)

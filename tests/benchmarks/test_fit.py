@@ -13,9 +13,10 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from isoflop.analysis.laws.dense import CHINCHILLA
+from isoflop.analysis.laws.dense import CHINCHILLA, CHINCHILLA_ENVELOPE, CHINCHILLA_ISOFLOP
 from isoflop.analysis.laws.fit import fit
 from isoflop.analysis.laws.table import read_table
 
@@ -29,8 +30,7 @@ def points():
     path = Path(__file__).parents[3] / "shared" / "data" / "runs" / "epoch_chinchilla_points.csv"
     if not path.exists():
         pytest.skip(f"{path.name} is not beside the repository")
-    names = {"N": "Model Size", "C": "Training FLOP", "L": "loss"}
-    columns = read_table(path, CHINCHILLA, names).columns
+    columns = read_table(path, CHINCHILLA).columns
     keep = np.argsort(columns["L"])[:-5]
     return {name: values[keep] for name, values in columns.items()}
 
@@ -115,6 +115,30 @@ def test_against_vpnls(benchmark, points, method, resolution):
 
 
 def test_a_thousand_bootstrap_refits(benchmark, points):
-    fitted = benchmark.pedantic(fit, (CHINCHILLA, points), {"bootstrap": 1000}, rounds=5)
+    options = {"bootstrap": 1000, "delta": DELTA}
+    fitted = benchmark.pedantic(fit, (CHINCHILLA, points), options, rounds=5)
     benchmark.extra_info["a"] = [fitted.derived["a"], *fitted.derived_intervals["a"]]
     benchmark.extra_info["samples that converged"] = len(fitted.samples)
+
+
+def many_runs(path, rows=100_000):
+    """A table of runs with the columns that exports have."""
+    rng = np.random.default_rng(0)
+    N, D = np.exp(rng.uniform(16, 23, rows)), np.exp(rng.uniform(20, 27, rows))
+    runs = CHINCHILLA.simulate(CHINCHILLA.example, {"N": N, "D": D}, 5e-3, rng)
+    runs |= {"C": 6 * N * D, "seed": np.arange(rows), "lr": np.full(rows, 1e-3), "note": "done"}
+    pd.DataFrame(runs).to_csv(path, index=False)
+    return path
+
+
+def test_reading_a_hundred_thousand_rows(benchmark, tmp_path):
+    path = many_runs(tmp_path / "runs.csv")
+    table = benchmark.pedantic(read_table, (path, CHINCHILLA), rounds=3)
+    assert len(table.columns["L"]) == 100_000
+
+
+@pytest.mark.parametrize("law", [CHINCHILLA, CHINCHILLA_ENVELOPE, CHINCHILLA_ISOFLOP])
+def test_fitting_a_hundred_thousand_rows(benchmark, tmp_path, law):
+    columns = read_table(many_runs(tmp_path / "runs.csv"), law).columns
+    fitted = benchmark.pedantic(fit, (law, columns), rounds=3)
+    benchmark.extra_info["status"] = fitted.status

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from isoflop.analysis.laws.fit import fit
 from isoflop.analysis.laws.moe import FINE_GRAINED_MOE, JOINT_MOE, ROUTED
 from isoflop.analysis.laws.solver import Problem
 from isoflop.analysis.laws.table import read_table
-from tests.analysis.laws.grids import isoflop_grid
+from tests.analysis.laws.bias import isoflop_grid
 
 RUNS = Path(__file__).parents[4] / "shared" / "data" / "runs"
 
@@ -84,7 +85,7 @@ def test_a_law_with_noise_comes_back_within_its_intervals(law):
         assert low < fitted.params[name] < high
     prediction = fitted.predict(DESIGNS[law])
     residual = np.abs(np.log(prediction / table["L"]))
-    inside = np.minimum(residual, law.delta)
+    inside = np.minimum(residual, fitted.delta)
     assert fitted.objective == pytest.approx((inside * (residual - inside / 2)).sum(), rel=1e-6)
     truth = law.predict(law.example, DESIGNS[law])
     # Each of Q parameters costs a share of the noise; nothing is left of a wrong surface.
@@ -97,7 +98,7 @@ def test_approaches_1_and_2_recover_the_exponent():
         fitted = fit(law, simulate(law, noise=1e-3, seed=0))
         assert fitted.params["a"] == pytest.approx(TRUE_A, abs=error)
         assert fitted.derived["b"] == pytest.approx(1 - fitted.params["a"])
-        best = CHINCHILLA.nominal_optimum(SURFACE, fitted.derived["C"], {})
+        best = CHINCHILLA.optimum(SURFACE, fitted.derived["C"], {})
         assert fitted.derived["N_opt"] == pytest.approx(best["N_opt"], rel=0.2)
 
 
@@ -152,7 +153,7 @@ def chinchilla_points():
 
 
 def test_the_chinchilla_points_give_their_published_fit(chinchilla_points):
-    fitted = fit(CHINCHILLA, chinchilla_points, bootstrap=1000)
+    fitted = fit(CHINCHILLA, chinchilla_points, delta=1e-3, bootstrap=1000)
     assert fitted.n_points == 240
     assert fitted.status == "converged"
     assert fitted.share_of_starts == 1
@@ -172,9 +173,22 @@ def test_the_chinchilla_points_give_their_published_fit(chinchilla_points):
 
 def test_the_covariance_agrees_with_the_bootstrap(chinchilla_points):
     # On real residuals, which are neither normal nor of one size.
-    low, high = fit(CHINCHILLA, chinchilla_points).derived_intervals["a"]
-    boot_low, boot_high = fit(CHINCHILLA, chinchilla_points, bootstrap=1000).derived_intervals["a"]
+    low, high = fit(CHINCHILLA, chinchilla_points, delta=1e-3).derived_intervals["a"]
+    refits = fit(CHINCHILLA, chinchilla_points, delta=1e-3, bootstrap=1000)
+    boot_low, boot_high = refits.derived_intervals["a"]
     assert 0.8 < (high - low) / (boot_high - boot_low) < 1.25
+
+
+@pytest.mark.parametrize("noise", [1e-3, 1e-2, 3e-2])
+def test_delta_comes_from_the_noise(noise):
+    table = simulate(CHINCHILLA, noise, seed=1)
+    fitted = fit(CHINCHILLA, table)
+    assert fitted.delta_from == "data"
+    assert fitted.delta == pytest.approx(1.345 * noise, rel=0.4)
+    spoilt = table | {"L": table["L"] * np.where(np.arange(42) % 10 == 3, 1.2, 1.0)}
+    assert fit(CHINCHILLA, spoilt).delta < 2 * fitted.delta  # four bad rows do not set it
+    assert fit(CHINCHILLA, table, delta=0.5).delta_from == "given"
+    assert fit(CHINCHILLA_ISOFLOP, simulate(CHINCHILLA_ISOFLOP, noise, 0)).delta_from == "law"
 
 
 def test_delta_moves_the_answer(chinchilla_points):
@@ -205,7 +219,7 @@ def huber_objective(columns, weights, delta=1e-3):
 def test_no_cold_start_beats_the_warm_bootstrap(chinchilla_points):
     """scipy's L-BFGS-B from scattered starts, on resampled rows, against the batch's minima."""
     rng = np.random.default_rng(0)
-    fitted = fit(CHINCHILLA, chinchilla_points)
+    fitted = fit(CHINCHILLA, chinchilla_points, delta=1e-3)
     problem = Problem(CHINCHILLA, chinchilla_points, fitted.delta)
     counts = rng.multinomial(240, np.full(240, 1 / 240), size=6).astype(float)
     warm = np.broadcast_to(problem.point(np.array(list(fitted.params.values()))), (6, 5))
@@ -259,6 +273,62 @@ def test_rows_that_cannot_tell_parameters_apart_are_not_identified():
     assert np.isnan(fitted.intervals["alpha"]).all()
 
 
+def test_a_five_row_frontier_is_known_where_it_was_run():
+    # Steps along the ridge of E, A and alpha stay on it: the losses between rows are pinned.
+    C = np.array([2.5e17, 1e18, 3e18, 1e19, 3e19])
+    L = np.array([3.7086744, 3.4482915, 3.2663308, 3.0833771, 2.9387017])
+    fitted = fit(FRONTIER, {"C": C, "L": L})
+    assert fitted.status == "converged"
+    low, high = fitted.derived_intervals["L_opt"]
+    assert fitted.derived["L_opt"] == pytest.approx(2.938, abs=1e-3)
+    assert 2.918 < low < 2.938 < high < 2.958
+    assert fitted.intervals["E"][1] - fitted.intervals["E"][0] > 0.2
+    known = fit(FRONTIER, {"C": C, "L": L}, fixed={"E": 1.6, "alpha": 0.095})
+    assert known.params["A"] == pytest.approx(94.795, abs=0.032)
+    assert known.std_errors["A"] < 0.04
+
+
+def test_a_frontier_is_nowhere_less_known_than_its_noise_allows():
+    law = {"E": 1.6, "A": 94.8, "alpha": 0.095}
+    C = np.geomspace(2.5e17, 3e19, 5)
+    for seed in range(6):
+        runs = FRONTIER.simulate(law, {"C": C}, 2e-3, np.random.default_rng(seed))
+        ends = fit(FRONTIER, runs, seed=seed).predict_interval(runs)
+        assert np.ptp(ends, axis=1).max() < 0.12  # along the ridge, unbent, up to 1.4 nats
+
+
+def test_a_fit_with_intervals_that_are_not_known_is_not_converged():
+    def optimum(share):
+        def of(p, C, columns):
+            a = np.asarray(p["a"] if "a" in p else p["alpha"], dtype=float)
+            if a.ndim:
+                a = np.where(np.arange(len(a)) < share * len(a), np.nan, a)
+            return {"a": a}
+
+        return replace(CHINCHILLA, optimum=of)
+
+    table = simulate(CHINCHILLA, 1e-3, 0)
+    few = fit(optimum(0.002), table)  # two samples at alpha = beta = 0
+    assert few.status == "converged"
+    assert np.isfinite(few.derived_intervals["a"]).all()
+    many = fit(optimum(0.2), table)
+    assert many.status == "not identified"
+    assert np.isnan(many.derived_intervals["a"]).all()
+
+
+def test_a_large_table_is_fitted_to_all_its_rows():
+    rng = np.random.default_rng(0)
+    N, D = np.exp(rng.uniform(16, 23, 5000)), np.exp(rng.uniform(20, 27, 5000))
+    table = CHINCHILLA.simulate(SURFACE, {"N": N, "D": D}, 3e-3, rng)
+    fitted = fit(CHINCHILLA, table)
+    assert fitted.status == "converged"
+    again = fit(CHINCHILLA, table, delta=fitted.delta, start=SURFACE)
+    assert fitted.objective == pytest.approx(again.objective, rel=1e-10)
+    for name, (low, high) in fitted.intervals.items():
+        assert low < SURFACE[name] < high
+        assert high - low < 0.2 * SURFACE[name]
+
+
 def test_a_parameter_at_its_bound_is_told():
     # A straight line in log-log has no floor, a bend the other way would need a negative one.
     C = np.geomspace(1e17, 1e21, 12)
@@ -274,7 +344,9 @@ def test_the_result_is_json():
     fitted = fit(FRONTIER, simulate(FRONTIER, 1e-3, 0))
     result = json.loads(json.dumps(fitted.to_json(), allow_nan=False))
     required = {"law", "params", "intervals", "derived", "derived_intervals", "status"}
-    assert required | {"objective", "n_points", "delta", "share_of_starts"} == set(result)
+    required |= {"objective", "n_points", "delta", "share_of_starts", "std_errors", "n_runs"}
+    required |= {"fixed", "tied", "delta_from", "freedom", "bootstrap"}
+    assert required == set(result)
     assert result["law"] == "frontier"
     assert list(result["params"]) == ["E", "A", "alpha"]
     assert len(result["intervals"]["E"]) == 2
@@ -283,7 +355,7 @@ def test_the_result_is_json():
 def test_the_optimum_at_another_budget_has_an_interval():
     fitted = fit(CHINCHILLA, simulate(CHINCHILLA, 1e-3, 0))
     optimum = fitted.optimum(1e23)
-    truth = CHINCHILLA.nominal_optimum(SURFACE, 1e23, {})
+    truth = CHINCHILLA.optimum(SURFACE, 1e23, {})
     for name in ("N_opt", "D_opt", "L_opt"):
         value, low, high = optimum[name]
         assert low < value < high
@@ -305,9 +377,9 @@ def test_the_largest_routed_models_are_predicted(record_property):
             if run["k"] == "1" and run["routing_frequency"] == "0.5"
         ]
     for router in ("S-Base", "RL-R", "Hash"):
-        chosen = [run for run in runs if run["router_type"] in ("Dense", router)]
+        mine = [run for run in runs if run["router_type"] in ("Dense", router)]
         N, E, L = (
-            np.array([float(run[name]) for run in chosen])
+            np.array([float(run[name]) for run in mine])
             for name in ("dense_parameter_count", "num_experts", "loss_validation")
         )
         held_out = N > 1e9

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from isoflop.analysis.laws import CHINCHILLA, FRONTIER, LAWS
-from isoflop.analysis.laws.law import optimum_of_two_powers
+from isoflop.analysis.laws.cost import optimum_of_two_powers
 from isoflop.analysis.laws.moe import (
     FINE_GRAINED_MOE,
     JOINT_MOE,
@@ -23,7 +23,7 @@ ROWS = {
 
 
 @pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
-def test_the_exponents_have_the_stated_derivative(law):
+def test_the_derivative_of_the_exponents_is_theirs(law):
     theta_SP = np.array([[law.example[name] for name in law.shapes]])
     l_SKn, dl_SKPn = law.exponents(theta_SP, ROWS)
     assert l_SKn.shape == (1, len(law.terms), 3)
@@ -66,12 +66,12 @@ def test_predictions_are_the_formulas():
     np.testing.assert_allclose(ROUTED.predict(p, ROWS), expected, rtol=1e-12)
 
 
-def test_samples_are_predicted_one_per_row():
+def test_draws_are_predicted_one_per_row():
     samples = {name: np.array([value, 1.1 * value]) for name, value in CHINCHILLA.example.items()}
-    predictions = CHINCHILLA.predict(samples, ROWS)
-    assert predictions.shape == (2, 3)
+    both = CHINCHILLA.predict(samples, ROWS)
+    assert both.shape == (2, 3)
     second = {name: float(values[1]) for name, values in samples.items()}
-    np.testing.assert_allclose(predictions[1], CHINCHILLA.predict(second, ROWS))
+    np.testing.assert_allclose(both[1], CHINCHILLA.predict(second, ROWS))
 
 
 def test_effective_experts_run_from_start_to_end():
@@ -88,7 +88,7 @@ def test_the_dense_optimum_is_the_minimum():
     assert best["N_opt"] == pytest.approx(N[loss.argmin()], rel=1e-3)
     assert best["L_opt"] == pytest.approx(loss.min(), rel=1e-9)
     assert 6 * best["N_opt"] * best["D_opt"] == pytest.approx(C)
-    tenfold = CHINCHILLA.nominal_optimum(p, 10 * C, {})
+    tenfold = CHINCHILLA.optimum(p, 10 * C, {})
     assert np.log10(tenfold["N_opt"] / best["N_opt"]) == pytest.approx(best["a"])
 
 
@@ -96,7 +96,7 @@ def test_the_optimum_counts_flops_as_the_table_does():
     # The table's FLOPs are twice 6 N D: its C buys what half of it would nominally.
     p = CHINCHILLA.example
     counted = CHINCHILLA.optimum(p, 2e20, ROWS | {"C": 12 * ROWS["N"] * ROWS["D"]})
-    assert counted["N_opt"] == pytest.approx(CHINCHILLA.nominal_optimum(p, 1e20, {})["N_opt"])
+    assert counted["N_opt"] == pytest.approx(CHINCHILLA.optimum(p, 1e20, {})["N_opt"])
 
 
 def test_the_joint_optimum_is_the_minimum_at_each_number_of_experts():
@@ -127,7 +127,7 @@ def test_the_published_optima_of_the_fine_grained_law(dense, D, G, C, L):
     assert fine_grained_flops(row)[0] == pytest.approx(C, rel=5e-3)
     assert FINE_GRAINED_MOE.predict(FINE_GRAINED_MOE.example, row)[0] == pytest.approx(L, abs=0.025)
 
-    best = FINE_GRAINED_MOE.nominal_optimum(FINE_GRAINED_MOE.example, C, EXPERTS)
+    best = FINE_GRAINED_MOE.optimum(FINE_GRAINED_MOE.example, C, EXPERTS)
     assert best["G_opt"] == G
     assert best["N_opt"] == pytest.approx(total, rel=0.03)  # the minimum is flat in N
     assert best["D_opt"] == pytest.approx(D, rel=0.03)
@@ -138,10 +138,10 @@ def test_the_published_optima_of_the_fine_grained_law(dense, D, G, C, L):
 
 def test_a_compute_optimal_moe_is_worth_twenty_times_a_dense_model():
     """The paper's headline, at 1e20 FLOPs."""
-    moe = FINE_GRAINED_MOE.nominal_optimum(FINE_GRAINED_MOE.example, 1e20, EXPERTS)["L_opt"]
+    moe = FINE_GRAINED_MOE.optimum(FINE_GRAINED_MOE.example, 1e20, EXPERTS)["L_opt"]
     dense_C = np.geomspace(1e20, 1e22, 4001)
     dense = np.array(
-        [optimum_of_two_powers(0.47, 16.3, 26.7, 0.126, 0.127, C / 6)["L_opt"] for C in dense_C]
+        [optimum_of_two_powers(0.47, 16.3, 26.7, 0.126, 0.127, C)["L_opt"] for C in dense_C]
     )
     multiplier = np.interp(-moe, -dense, dense_C) / 1e20
     assert multiplier == pytest.approx(20, rel=0.1)
