@@ -156,8 +156,8 @@ def test_noise_is_recovered_with_its_slope_and_the_part_of_seeds() -> None:
     assert one_run == pytest.approx(0.02 * (4.5 / 3) ** -0.5, rel=0.05)
     assert np.mean([one.slope for one in fitted if one]) == pytest.approx(0.45, abs=0.06)
     pooled = [one.degrees for one in fitted if one and one.fit == 0]
-    assert pooled  # no departure from the law: seeds count too
-    assert set(pooled) == {43 + 2 * 68}
+    assert pooled  # no departure from the law: seeds count too, less one for the slope
+    np.testing.assert_allclose(pooled, 43 + 2 * 68 - 1, atol=0.1)
 
 
 def test_departures_from_the_law_are_no_noise_of_seeds() -> None:
@@ -168,7 +168,7 @@ def test_departures_from_the_law_are_no_noise_of_seeds() -> None:
     assert fits
     assert fits.fit == pytest.approx(0.03, rel=0.3)
     assert fits.seed == pytest.approx(0.01, rel=0.2)
-    assert fits.degrees == 43
+    assert fits.degrees == pytest.approx(42.05, abs=0.1)
 
 
 def test_residuals_are_judged_by_the_freedom_that_the_fit_leaves_them() -> None:
@@ -184,7 +184,7 @@ def test_residuals_are_judged_by_the_freedom_that_the_fit_leaves_them() -> None:
             errors - hat @ errors, [hat], np.full(40, 1e12), np.ones(40), np.zeros(40)
         )
         variances.append(noise.fit**2)
-        assert noise.degrees == 20
+        assert noise.degrees == pytest.approx(20)
         assert noise.slope == noise.slope_error == 0
     assert np.mean(variances) == pytest.approx(0.01, rel=3 * np.sqrt(2 / 20 / count))
 
