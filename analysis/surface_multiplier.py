@@ -247,7 +247,7 @@ def parabola_samples(fits: Surfaces, baseline: str, budget: float) -> dict[str, 
     return {
         variant: np.log(frontier.invert(lowest[budget]) / budget)
         for variant, lowest in minima.items()
-        if budget in lowest
+        if variant != baseline and budget in lowest
     }
 
 
