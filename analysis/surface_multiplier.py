@@ -68,10 +68,10 @@ class BaselineFrontier:
         result = np.empty_like(loss)
         every = np.arange(len(loss))
         for point, log_loss in enumerate(wanted.T):
-            above = (excess > log_loss[:, None]).sum(axis=1)  # frontier falls: so many points
+            above = (excess > log_loss[:, None]).sum(axis=1)  # points, as the frontier falls
             right = np.clip(above, 1, POINTS - 1)
             start, end = excess[every, right - 1], excess[every, right]
-            share = np.clip((start - log_loss) / (start - end), 0, 1)
+            share = np.clip((start - log_loss) / np.maximum(start - end, 1e-300), 0, 1)
             result[:, point] = log_c[right - 1] + share * (log_c[right] - log_c[right - 1])
         return result
 
@@ -193,26 +193,34 @@ class Headline:
 
     @property
     def flag(self) -> str:
-        """The sentence that marks a row whose surface and parabola disagree; empty otherwise."""
+        """The sentence that marks a row which shows the parabola; empty otherwise."""
+        if self.source == "surface":
+            return ""
         if abs(self.z) > LARGEST_Z:
             return f"surface and parabola disagree (z = {self.z:+.1f}): the parabola is shown"
-        return ""
+        return "the surface is not trusted: the parabola is shown"
 
 
-def choose(surface: Array, parabola: Array | None, paired: Array | None) -> Headline:
-    """The surface's multiplier, or the parabola's where Hausman's test rejects the surface.
+def choose(
+    surface: Array, parabola: Array | None, paired: Array | None, trusted: bool = True
+) -> Headline:
+    """The surface's multiplier, or the parabola's where Hausman's test rejects the surface or its
+    fit is not trusted. A surface that is not trusted and has no parabola beside it is shown.
 
     Args:
         surface: natural logarithm of the multiplier, shape (1 + samples,).
         parabola: the same from the parabolas and their own bootstrap; None if they give none.
         paired: the parabolas' for the samples of `surface`, see `parabola_samples`.
+        trusted: whether the surfaces are, see `SurfaceMultipliers.trusted`.
     """
     if parabola is None or paired is None or len(surface) < 2:
         return Headline(surface, "surface", np.nan)
     gap = paired - surface
     expected = max(_deviation(gap), _deviation(paired) / 2, 1e-300)
     z = float((gap[0] - np.median(gap[1:])) / expected)
-    return Headline(*((parabola, "parabola") if abs(z) > LARGEST_Z else (surface, "surface")), z)
+    if trusted and abs(z) <= LARGEST_Z:
+        return Headline(surface, "surface", z)
+    return Headline(parabola, "parabola", z)
 
 
 def _deviation(samples: Array) -> float:

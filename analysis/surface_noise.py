@@ -121,9 +121,7 @@ def _at_slope(
     if of_seeds:
         seed = between.sum() / of_seeds
         fit -= seed * (free / seeds).sum() / of_cells
-    if (
-        fit <= 0
-    ):  # cells depart from their surfaces no more than seeds do: one variance explains all
+    if fit <= 0:  # no departure from the law beyond that of seeds: one variance explains both
         fit, degrees = 0.0, of_cells + of_seeds
         seed = ((squared * seeds).sum() + between.sum()) / degrees
     variance = np.maximum(fit + seed / seeds, 1e-300)

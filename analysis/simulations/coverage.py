@@ -57,7 +57,10 @@ def analyse_suite(truth: Truth, random: Sequence[int], samples: int) -> Suite:
     parabola = parabolas(records, layout.baseline, layout.budget, samples)
     paired = parabola_samples(fits.fits["floor per variant"], layout.baseline, layout.budget)
     shown = {
-        layer: choose(surface[layer], parabola.get(layer), paired.get(layer)) for layer in layers
+        layer: choose(
+            surface[layer], parabola.get(layer), paired.get(layer), trusted=fits.trusted(layer)
+        )
+        for layer in layers
     }
     nothing = np.full(3, np.nan)
 

@@ -100,12 +100,12 @@ def test_cells_of_a_plan_are_those_of_its_records() -> None:
 
 
 def test_the_seeds_asked_for_resolve_what_they_promise() -> None:
-    """A true 1.12x, and the seeds that suites of one seed ask for: 70 to 90% of 100 resolve it."""
+    """A true 1.09x, and the seeds that suites of one seed ask for: 70 to 90% of 100 resolve it."""
     layer = LAYOUT.layers[0]
     make = scaled_layers(LAYOUT, lambda index: QUICK_LAW)
-    truth = replace(EQUAL, laws=calibrated(LAYOUT, QUICK_LAW, make, (1.12, 1.0, 1.0, 1.0)))
+    truth = replace(EQUAL, laws=calibrated(LAYOUT, QUICK_LAW, make, (1.09, 1.0, 1.0, 1.0)))
     sides = np.mean([fitted(1, i, truth).variance_by_side(layer) for i in range(15)], axis=0)
-    asked = seeds_to_resolve(np.log(1.12), (sides[0], sides[1]), (1, 1), (1.0, 1.0))
+    asked = seeds_to_resolve(np.log(1.09), (sides[0], sides[1]), (1, 1), (1.0, 1.0))
     assert asked
     assert asked.baseline + asked.variant > 1
     records = [
@@ -119,6 +119,7 @@ def test_the_seeds_asked_for_resolve_what_they_promise() -> None:
         cells = gather(retrain(records, truth.laws, RunNoise(), generator))
         fits = surface_multipliers(cells, "dense", LAYOUT.budget, samples=200, random=random)
         resolved.append(np.quantile(fits.headline(layer)[1:], 0.025) > 0)
+    print(asked, np.mean(resolved))
     assert 0.70 <= np.mean(resolved) <= 0.90
 
 

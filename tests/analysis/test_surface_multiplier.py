@@ -182,3 +182,11 @@ def test_without_a_parabola_or_samples_the_surface_is_shown() -> None:
     surface = np.linspace(0, 1, 50)
     assert choose(surface, None, None).source == "surface"
     assert np.isnan(choose(surface[:1], surface[:1], surface[:1]).z)
+
+
+def test_a_surface_that_is_not_trusted_gives_way_to_a_parabola() -> None:
+    samples = np.random.default_rng(0).standard_normal(200)
+    shown = choose(samples, samples + 0.01, samples + 0.01, trusted=False)
+    assert shown.source == "parabola"
+    assert shown.flag == "the surface is not trusted: the parabola is shown"
+    assert choose(samples, None, None, trusted=False).source == "surface"
