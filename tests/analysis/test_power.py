@@ -119,7 +119,6 @@ def test_the_seeds_asked_for_resolve_what_they_promise() -> None:
         cells = gather(retrain(records, truth.laws, RunNoise(), generator))
         fits = surface_multipliers(cells, "dense", LAYOUT.budget, samples=200, random=random)
         resolved.append(np.quantile(fits.headline(layer)[1:], 0.025) > 0)
-    print(asked, np.mean(resolved))
     assert 0.70 <= np.mean(resolved) <= 0.90
 
 
