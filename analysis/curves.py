@@ -32,7 +32,7 @@ from isoflop.analysis.estimate import Array
 from isoflop.analysis.parabola import Parabola, fit_parabola, projector
 from isoflop.analysis.report.format import flops
 from isoflop.results.errors import IsoflopError
-from isoflop.results.record import Record
+from isoflop.results.record import CellKey, Record
 
 
 class AnalysisError(IsoflopError):
@@ -103,16 +103,15 @@ def check(records: Sequence[Record]) -> None:
                 f"{value!r} in {record.cell}.json" for value, record in by_value.items()
             )
             raise AnalysisError(f"records of different {field} cannot be compared: {shown}")
-    cells: dict[tuple[str, str, float, int], Record] = {}
+    cells: dict[CellKey, Record] = {}
     for record in records:
-        key = (record.variant, record.size.name, record.budget, record.seed)
-        if key in cells:
+        if record.key in cells:
             raise AnalysisError(
                 f"{record.variant} at size {record.size.name}, {flops(record.budget)} FLOPs, "
-                f"seed {record.seed} has two records: {cells[key].cell}.json and "
+                f"seed {record.seed} has two records: {cells[record.key].cell}.json and "
                 f"{record.cell}.json; remove the one that no longer applies"
             )
-        cells[key] = record
+        cells[record.key] = record
         if record.status == "finished" and not (record.loss is not None and record.loss > 0):
             raise AnalysisError(f"{record.cell}.json: loss: {record.loss} of a finished cell")
 

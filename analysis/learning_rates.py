@@ -18,7 +18,7 @@ import numpy as np
 from isoflop.analysis.curves import AnalysisError, Noise
 from isoflop.analysis.estimate import CENTRAL_95, Array, Estimate, estimate
 from isoflop.analysis.ranking import Standing
-from isoflop.results.record import Record, Size
+from isoflop.results.record import Point, Record, Size
 
 Runs = Mapping[float, Sequence[Record]]  # the records of one sweep by learning rate
 
@@ -68,23 +68,21 @@ def rate_sweeps(
     Raises:
         AnalysisError: the records of a sweep have different validation sets.
     """
-    sweeps: dict[tuple[str, float, str], dict[float, list[Record]]] = defaultdict(dict)
+    sweeps: dict[Point, dict[float, list[Record]]] = defaultdict(dict)
     for record in tune:
         if record.status != "failed":
-            runs = sweeps[_cell(record)]
+            runs = sweeps[record.key.point]
             runs.setdefault(record.learning_rate, []).append(record)
     deviation = _deviation(sweeps.values()) or noise.seed or noise.fit
     generator = np.random.default_rng(1)
+    used = {record.key.point: record.learning_rate for record in records}
     result = []
-    for cell, runs in sorted(sweeps.items()):
-        used = next((record.learning_rate for record in records if _cell(record) == cell), None)
-        if any(record.status == "finished" for seeds in runs.values() for record in seeds):
-            result.append(_sweep(runs, used, deviation, generator, samples))
+    for point in sorted(sweeps, key=lambda point: (point[0], point[2], point[1])):
+        runs = sweeps[point]
+        # Without a rate at which every seed finished there is no lowest loss.
+        if any(np.isfinite(_mean_loss(seeds)) for seeds in runs.values()):
+            result.append(_sweep(runs, used.get(point), deviation, generator, samples))
     return tuple(result)
-
-
-def _cell(record: Record) -> tuple[str, float, str]:
-    return record.variant, record.budget, record.size.name
 
 
 def _sweep(

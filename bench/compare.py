@@ -1,4 +1,4 @@
-"""A new layer beside the stored records of a suite: its cells, and where the others come from."""
+"""Comparing a new layer with a suite's stored records: its cells, and where the records are."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ from isoflop.bench.plan import Cell, plan
 from isoflop.bench.run import missing
 from isoflop.bench.suite import Name, Suite, Variant, first_seeds, load_suite, suite_path, to_toml
 from isoflop.results.baseline import find_baseline
-from isoflop.results.errors import IsoflopError
+from isoflop.results.errors import IsoflopError, explain
 from isoflop.results.record import read_record, write_whole
 
-SHIPPED = (
-    Path(__file__).resolve().parents[1] / "results" / "submissions"
-)  # of a checkout or a wheel
+# The same in a checkout and in an installed package.
+SHIPPED = Path(__file__).resolve().parents[1] / "results" / "submissions"
 
 
 class CompareError(IsoflopError):
@@ -31,7 +30,7 @@ class CompareError(IsoflopError):
 
 @dataclass(frozen=True)
 class Comparison:
-    """What will be trained, and what it will be compared with."""
+    """The cells of a new variant, and the stored ones to compare them with."""
 
     variant: str
     suite: Suite  # with the new variant
@@ -51,11 +50,10 @@ class Comparison:
         return self.directory / "suite.toml"
 
     def collect(self) -> None:
-        """Fill `records` with copies of the stored ones, and set aside what belongs to neither;
-        write the suite with the new variant, so that the directory says what it holds.
+        """Write the suite with the new variant, and fill `records` with copies of the stored ones.
 
-        An edited layer has other cells: its former records move to `superseded`, and return if
-        the edit is undone.
+        Records of other cells, as of a layer that was edited since, move to `superseded`; they
+        return if the edit is undone.
         """
         superseded = self.directory / "superseded"
         self.records.mkdir(parents=True, exist_ok=True)
@@ -74,7 +72,7 @@ class Comparison:
                 path.replace(self.records / path.name)
 
     def asked(self) -> dict[str, Any]:
-        """What is compared with what, as plain values."""
+        """What is compared with what, as values for JSON."""
         return {
             "variant": self.variant,
             "layer": self.cells[0].layer,
@@ -87,7 +85,7 @@ class Comparison:
         }
 
     def check_text(self) -> None:
-        """Before anything is trained: is the held-out text still that of the stored records?
+        """Check that the validation text is that of the stored records, if cells are to be trained.
 
         Raises:
             CompareError: it is not.
@@ -101,11 +99,11 @@ class Comparison:
         )
         path = _record_in(self.source, cell)
         assert path is not None  # or `_records_of` would not have chosen this source
-        found, stored = hash_of_windows(windows), read_record(path).validation_hash
-        if found != stored:
+        current, stored = hash_of_windows(windows), read_record(path).validation_hash
+        if current != stored:
             raise CompareError(
                 f"{path}: scored on other text ({stored}) than {cell.corpus.source} now gives "
-                f"({found}): run suite {cell.suite} anew to compare with it"
+                f"({current}): run suite {cell.suite} anew to compare with it"
             )
 
 
@@ -136,8 +134,7 @@ def prepare(
         variant = name or variant_name(layer, options or {})
         TypeAdapter(Name).validate_python(variant)
     except ValidationError as error:
-        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise CompareError(f"--name: {variant!r}: {reason}") from None
+        raise CompareError(f"--name: {explain(error)}") from None
     if variant in suite.variants:
         raise CompareError(f"{where}: variants.{variant} exists already; give another --name")
     try:

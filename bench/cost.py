@@ -1,4 +1,4 @@
-"""What a cell costs in seconds and bytes, before it runs. Rough figures, for deciding."""
+"""Estimates of what a cell costs in seconds and bytes, before it runs."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ DEVICES = {
 
 
 def predict_seconds(cell: Cell, device: Device) -> float:
-    """Training time: compute, the traffic of gathered rows, the optimiser, a cost per step.
+    """Training time in seconds, within a factor of two or three.
 
-    A rough figure, for deciding whether to start: within a factor of two or three.
+    The sum of compute, the traffic of gathered rows, the optimiser, and a fixed cost per step.
     """
     compute = cell.flops / (device.flops * device.utilisation)
     # Forward, and both sides of backward; a dense weight is read once for the whole batch.
@@ -49,7 +49,8 @@ def predict_seconds(cell: Cell, device: Device) -> float:
 
 
 def predict_bytes(cell: Cell) -> float:
-    """Peak memory: parameters, gradients and two moments in fp32, activations, logits. Rough."""
+    """Peak memory in bytes, roughly: fp32 parameters, gradients and two moments, activations,
+    logits."""
     sequences = cell.training.micro_batch or cell.training.batch
     tokens = sequences * cell.training.context
     activations = tokens * cell.size.depth * cell.size.width * 34 * 2
@@ -58,7 +59,7 @@ def predict_bytes(cell: Cell) -> float:
 
 
 def local_cpu() -> Device:
-    """One core of this CPU, its matrix rate measured in a moment."""
+    """One core of this CPU, with its matrix rate measured now."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     a = torch.randn(512, 512, dtype=torch.bfloat16)

@@ -24,7 +24,7 @@ LOCAL_READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "
 
 
 class DataError(IsoflopError):
-    """A corpus that cannot be used: one line saying which, why, and what would do."""
+    """A corpus that cannot be used: one line says which, why, and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def hash_of_windows(windows: np.ndarray) -> str:
 
 
 class Sampler:
-    """Batches of training windows: every epoch a new shuffle and a new offset, nothing skipped.
+    """Batches of training windows. Every epoch has a new shuffle and a new offset.
 
     A batch depends on (seed, step) alone, so that a resumed run sees the same data.
     """
@@ -159,7 +159,7 @@ def _split_text(path: Path) -> Iterator[str]:
 
 
 def is_held_out(text: str, share: float) -> bool:
-    """Whether a document belongs to validation: by its content, so that the split never moves."""
+    """Whether a document belongs to validation. Its content decides, so the split never changes."""
     digest = hashlib.sha256(text.encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
@@ -171,7 +171,7 @@ def cache_directory() -> Path:
 
 
 def _fingerprint(corpus: Corpus) -> str:
-    """Changes with the text, the split and the vocabulary. A hub dataset is known by its name."""
+    """A hash of the text, the split and the vocabulary; of a hub dataset, its name for the text."""
     digest = hashlib.sha256(corpus.model_dump_json().encode())
     path = Path(corpus.source)
     if path.is_file():
@@ -206,9 +206,9 @@ def prepare(corpus: Corpus) -> Tokens:
     Raises:
         DataError: the source cannot be read or has too few documents to split.
     """
-    found = find(corpus)
-    if found is not None:
-        return found
+    cached = find(corpus)
+    if cached is not None:
+        return cached
     folder = cache_directory() / _fingerprint(corpus)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _train_tokenizer(corpus)

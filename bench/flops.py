@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
 from fvcore.nn import FlopCountAnalysis
 from fvcore.nn.jit_handles import get_shape
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from isoflop.models import Config, Decoder
@@ -22,7 +25,7 @@ from isoflop.results.errors import IsoflopError
 
 
 class FlopError(IsoflopError):
-    """An op that nobody counts, or a formula and a trace that differ; the message says which."""
+    """An op without a count, or a formula that differs from the trace; the message says which."""
 
 
 def _product(operand: int) -> Callable[[list[Any], list[Any]], int]:
@@ -56,6 +59,13 @@ def _attention(inputs: list[Any], outputs: list[Any]) -> int:
     return 2 * math.prod(batch) * queries * keys * (d_key + d_value)
 
 
+def _convolution(inputs: list[Any], outputs: list[Any]) -> int:
+    """2 x output elements (input elements if transposed) x what one filter of the weight holds."""
+    transposed = len(inputs) > 8 and inputs[6].toIValue()  # `_convolution_mode` is never
+    elements = math.prod(get_shape(inputs[0] if transposed else outputs[0]))
+    return 2 * elements * math.prod(get_shape(inputs[1])[1:])
+
+
 HANDLES: dict[str, Callable[[list[Any], list[Any]], int]] = {
     "aten::linear": _product(0),
     "aten::matmul": _product(0),
@@ -63,7 +73,13 @@ HANDLES: dict[str, Callable[[list[Any], list[Any]], int]] = {
     "aten::bmm": _product(0),
     "aten::addmm": _product(1),
     "aten::baddbmm": _product(1),
+    "aten::mv": _product(0),
+    "aten::dot": _product(0),
+    "aten::vdot": _product(0),
+    "aten::addmv": _product(1),
     "aten::einsum": _einsum,
+    "aten::_convolution": _convolution,
+    "aten::_convolution_mode": _convolution,
     "aten::scaled_dot_product_attention": _attention,
 }
 
@@ -72,16 +88,93 @@ HANDLES: dict[str, Callable[[list[Any], list[Any]], int]] = {
 FREE = {
     f"aten::{name}"
     for name in (
-        "abs add add_ batch_norm bernoulli bernoulli_ bitwise_and clamp_min cos cross_entropy_loss "
-        "cummax cumsum div div_ embedding erf exp expand_as fill_ gelu index_add index_add_ "
-        "index_copy index_select layer_norm le leaky_relu lift_fresh log log_softmax logsumexp lt "
-        "masked_fill_ maximum mean minimum mish mul mul_ ne neg new_ones norm numel one_hot "
-        "ones_like pow prod rand rand_like randn randn_like reciprocal repeat repeat_interleave "
-        "rms_norm rsqrt rsub scatter scatter_ scatter_add scatter_add_ sigmoid sign silu sin "
-        "softmax softplus sort sqrt square std sub sub_ sum tanh topk tril triu unflatten var "
-        "view_as where zero_"
+        "abs add add_ addcmul amax amin argmax atan avg_pool1d batch_norm bernoulli bernoulli_ "
+        "bitwise_and ceil celu clamp_max clamp_min cos cross_entropy_loss cummax cumsum div div_ "
+        "elu embedding erf exp expand_as expm1 fill_ flip frac gelu glu group_norm hardsigmoid "
+        "hardswish hardtanh index_add index_add_ index_copy index_select layer_norm le leaky_relu "
+        "lerp lift_fresh log log1p log_sigmoid log_softmax logical_and logical_not logical_or "
+        "logsumexp lt masked_fill_ max_pool1d maximum mean minimum mish movedim mul mul_ "
+        "native_layer_norm ne neg new_ones norm numel one_hot ones_like pad pow prelu prod rand "
+        "rand_like randn randn_like reciprocal relu6 repeat repeat_interleave reshape_as rms_norm "
+        "round rsqrt rsub scatter scatter_ scatter_add scatter_add_ selu sigmoid sigmoid_ sign "
+        "silu silu_ sin softmax softplus sort sqrt square square_ std sub sub_ sum sum_to_size "
+        "tanh tanh_ topk tril triu trunc unflatten unfold var var_mean view_as where zero_"
     ).split()
 }
+
+
+class _TracedConvolutions(TorchFunctionMode):
+    """Convolutions as the one operator that a trace on the meta device can record."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func not in CONVOLUTIONS:
+            return func(*args, **(kwargs or {}))
+        return _traced_convolution(func, *args, **(kwargs or {}))
+
+
+CONVOLUTIONS = {  # transposed or not
+    torch.conv1d: False,
+    torch.conv2d: False,
+    torch.conv3d: False,
+    torch.conv_transpose1d: True,
+    torch.conv_transpose2d: True,
+    torch.conv_transpose3d: True,
+}
+
+
+def _traced_convolution(
+    func: Any,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    *rest: Any,
+    **named: Any,
+) -> Tensor:
+    if isinstance(padding, str):
+        return func(input, weight, bias, stride, padding, *rest, **named)
+    transposed = CONVOLUTIONS[func]
+    names = ("output_padding", "groups", "dilation") if transposed else ("dilation", "groups")
+    named |= dict(zip(names, rest, strict=False))
+    lists = [
+        [size] * (weight.dim() - 2) if isinstance(size, int) else list(size)
+        for size in (stride, padding, named.get("dilation", 1), named.get("output_padding", 0))
+    ]
+    return torch.ops.aten._convolution(
+        input,
+        weight,
+        bias,
+        *lists[:3],
+        transposed,
+        lists[3],
+        named.get("groups", 1),
+        False,
+        False,
+        False,
+        False,
+    )
+
+
+class _UntracedShapes(TorchDispatchMode):
+    """Finds the shape of a convolution in another thread, which is not tracing.
+
+    In a trace sizes are tensors, which torch's shape function of a convolution refuses.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        def run() -> Any:
+            with torch.no_grad():
+                return func(*args, **(kwargs or {}))
+
+        if "convolution" not in func._schema.name:
+            return func(*args, **(kwargs or {}))
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(run).result()
 
 
 class _WithAuxiliary(nn.Module):
@@ -98,7 +191,7 @@ class _WithAuxiliary(nn.Module):
 
 
 def build_on_meta(config: Config) -> Decoder:
-    """The model without its memory: a million experts cost nothing to build or count."""
+    """The model on the meta device: a million experts cost no memory to build or count."""
     with torch.device("meta"):
         return Decoder(config)
 
@@ -119,7 +212,8 @@ def traced_flops(model: Decoder, batch: int) -> dict[str, int]:
     analysis.clear_op_handles().set_op_handle(**HANDLES)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analysis.tracer_warnings("none")
-    total = analysis.total()
+    with _TracedConvolutions(), _UntracedShapes():
+        total = analysis.total()
     uncounted = sorted(set(analysis.unsupported_ops()) - FREE)
     if uncounted:
         raise FlopError(
@@ -139,10 +233,10 @@ def traced_flops(model: Decoder, batch: int) -> dict[str, int]:
 
 
 def verify_flops(config: Config, batch: int) -> dict[str, int]:
-    """Forward FLOPs per token by formula, once the trace agrees with them to the integer.
+    """Forward FLOPs per token by formula, checked to be what the trace counts.
 
     Raises:
-        FlopError: it does not, or an op cannot be counted.
+        FlopError: formula and trace differ, or an op cannot be counted.
         ValueError: the layer refuses its options or the batch.
     """
     model = build_on_meta(config)

@@ -5,16 +5,21 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import stat
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from isoflop.bench import isolate
 from isoflop.models import LAYERS, Layer
-from isoflop.results.errors import did_you_mean
+from isoflop.results.errors import did_you_mean, explain
+
+LARGEST = 2**20  # bytes of a layer's file
+COUNTS = ("flops_per_token", "routing_flops_per_token", "active_parameters")
 
 
 def plugins() -> dict[str, importlib.metadata.EntryPoint]:
@@ -23,9 +28,11 @@ def plugins() -> dict[str, importlib.metadata.EntryPoint]:
     return {point.name: point for point in points}
 
 
-def find_layer(name: str) -> type[Layer]:
+def find_layer(name: str, source: str | None = None) -> type[Layer]:
     """A layer by registered name, by entry point `isoflop.layers`, or as path/to/file.py:Class.
 
+    Args:
+        source: text of the file, if it is not to be read anew.
     Raises:
         ValueError: there is none, or its package or file cannot be imported or does not give it.
     """
@@ -41,24 +48,7 @@ def find_layer(name: str) -> type[Layer]:
             f"no layer {name!r}{did_you_mean(name, known)}; "
             f"known: {', '.join(known)}, or path/to/file.py:Class"
         )
-    if not Path(path).is_file():
-        raise ValueError(f"no file {path}")
-    # A private module name: a user's own `models` or `bench` must not shadow ours. An edited file
-    # is another module.
-    source = Path(path).read_bytes()
-    module_name = f"_isoflop_layer_{hashlib.sha256(path.encode() + source).hexdigest()[:12]}"
-    if module_name not in sys.modules:
-        module = ModuleType(module_name)
-        module.__file__ = path
-        sys.modules[module_name] = module
-        try:
-            # From the source, never from bytecode lying beside it: the source is what is hashed.
-            exec(compile(source, path, "exec"), vars(module))
-        except Exception as error:
-            del sys.modules[module_name]
-            hint = _beside(error, Path(path).parent)
-            raise ValueError(f"{path} cannot be imported: {error!r}{hint}") from None
-    names = vars(sys.modules[module_name])
+    names = vars(load_file(path, read_source(path) if source is None else source))
     if attribute not in names:
         layers = [key for key, value in names.items() if _is_layer(value) and value is not Layer]
         raise ValueError(
@@ -68,9 +58,91 @@ def find_layer(name: str) -> type[Layer]:
     return _checked(names[attribute], f"{Path(path).name}:{attribute}")  # wherever the file lies
 
 
-def _beside(error: Exception, folder: Path) -> str:
+class LayerFileError(ValueError):
+    """A layer's file can be read, yet not imported."""
+
+
+def read_source(path: str) -> str:
+    """The text of a layer's file.
+
+    Raises:
+        ValueError: there is none, or it cannot be one.
+    """
+    file = Path(path)
+    try:
+        kind = file.stat()
+        if stat.S_ISDIR(kind.st_mode):
+            raise ValueError(f"{path}: is a directory, not a layer's file")
+        if not stat.S_ISREG(kind.st_mode):  # reading a pipe would wait for ever
+            raise ValueError(f"{path}: is not a regular file")
+        if kind.st_size > LARGEST:
+            raise ValueError(
+                f"{path}: has {kind.st_size:,} bytes; a layer's file has {LARGEST:,} at most"
+            )
+        return file.read_bytes().decode()
+    except FileNotFoundError:
+        raise ValueError(f"no file {path}") from None
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8: {error}") from None
+
+
+def load_file(path: str, source: str) -> ModuleType:
+    """The module of a layer's file, executed in a child process before it is executed here.
+
+    Args:
+        source: the text that is executed, whatever the file holds now.
+    Raises:
+        LayerFileError: it raises, or ends the process.
+    """
+    # A private module name: a user's own `models` or `bench` must not shadow ours. An edited file
+    # is another module.
+    content = source.encode()
+    name = f"_isoflop_layer_{hashlib.sha256(path.encode() + content).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    if not isolate.inside() and content not in _executed:
+        try:
+            problem = isolate.call(_import_problem, name, path, source)
+        except isolate.ChildError as error:
+            problem = str(error)
+        if problem:
+            raise LayerFileError(f"{path} cannot be imported: {problem}")
+        _executed.add(content)
+    problem = _import_problem(name, path, source)
+    if problem:
+        raise LayerFileError(f"{path} cannot be imported: {problem}")
+    return sys.modules[name]
+
+
+_executed: set[bytes] = set()  # contents that a child process has executed without fault
+
+
+def _import_problem(name: str, path: str, source: str) -> str:
+    """Execute a layer's file as a module: what went wrong, or nothing."""
+    module = ModuleType(name)
+    module.__file__ = path
+    sys.modules[name] = module
+    try:
+        # From the source, never from bytecode lying beside it: the source is what is hashed.
+        exec(compile(source.encode(), path, "exec"), vars(module))
+        return ""
+    except SyntaxError as error:
+        problem = isolate.one_line(f"not Python: {error}")
+    except ModuleNotFoundError as error:
+        problem = f"{isolate.one_line(repr(error))}{_beside(error, Path(path).parent)}"
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and not isolate.inside():
+            raise  # the user's own Ctrl-C
+        problem = isolate.describe(error)
+    del sys.modules[name]
+    return problem
+
+
+def _beside(error: ModuleNotFoundError, folder: Path) -> str:
     """The remedy where a layer's file imports a module that lies beside it."""
-    if isinstance(error, ModuleNotFoundError) and error.name:
+    if error.name:
         module = error.name.partition(".")[0]
         if (folder / module).is_dir() or (folder / f"{module}.py").is_file():
             return f"; {module} lies beside the file: set PYTHONPATH={folder}"
@@ -85,7 +157,7 @@ def _load_plugin(point: importlib.metadata.EntryPoint) -> type[Layer]:
     """
     try:
         layer = point.load()
-    except Exception as error:  # whatever another package raises
+    except (Exception, SystemExit) as error:  # whatever another package raises
         raise ValueError(f"{point.value} cannot be imported: {error!r}") from None
     return _checked(layer, point.name)
 
@@ -108,6 +180,8 @@ def complete_options(layer: type[Layer], options: dict[str, Any]) -> dict[str, A
     Raises:
         ValueError: one line, for an unknown option or a value it cannot take.
     """
+    if not is_dataclass(layer.Options):
+        raise ValueError(f"Options of layer {layer.name} must be a dataclass")
     known = [field.name for field in fields(layer.Options)]
     for key in options:
         if key not in known:
@@ -120,13 +194,41 @@ def complete_options(layer: type[Layer], options: dict[str, Any]) -> dict[str, A
         text = json.dumps(options, default=str)
         return asdict(TypeAdapter(layer.Options).validate_json(text, strict=True))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise ValueError(f"{key}: {message}" if key else message) from None
+        raise ValueError(isolate.one_line(explain(error))) from None
+    except Exception as error:  # of the user's own class, or a type that no option can have
+        raise ValueError(f"Options of layer {layer.name}: {isolate.describe(error)}") from None
 
 
-def source_hash(layer: str) -> str | None:
-    """The content of a user's layer file, so that an edited layer is trained anew."""
+def counts_problem(layer: Layer) -> str:
+    """What is wrong with the counts that a layer states; nothing if they can be used."""
+    for count in COUNTS:
+        value = getattr(layer, count)()
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+            return f"{count}() must return a whole number from 0 to 2^63, not {_shown(value)}"
+    if layer.routing_flops_per_token() > layer.flops_per_token():
+        return "routing_flops_per_token() is a part of flops_per_token(): it cannot be more"
+    total = sum(parameter.numel() for parameter in layer.parameters())
+    if layer.active_parameters() > total:
+        return f"active_parameters() is {layer.active_parameters()}, yet there are {total}"
+    parameters = {id(parameter) for parameter in layer.parameters()}
+    if any(id(table) not in parameters for table in layer.tables()):
+        return "tables() must list parameters of the layer"
+    return ""
+
+
+def _shown(value: Any) -> str:
+    try:
+        return isolate.one_line(repr(value), 80)
+    except Exception:  # an integer of too many digits, or a class of the user's own
+        return f"an object of type {type(value).__name__}"
+
+
+def file_of(layer: str) -> str:
+    """The path of path/to/file.py:Class; nothing for another layer."""
     path = layer.rpartition(":")[0]
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16] if path else None
+    return path if path.endswith(".py") else ""
+
+
+def source_hash(source: str | None) -> str | None:
+    """The content of a user's layer file, so that an edited layer is trained anew."""
+    return None if source is None else hashlib.sha256(source.encode()).hexdigest()[:16]

@@ -1,318 +1,128 @@
-"""Is a layer fit to be trained? Each check returns an empty text, or one line on what to fix.
-
-The first five must pass before any training (`refuse`); `lint` runs them all.
-"""
+"""Is a layer fit to be trained? Runs the checks, and refuses layers that must not be trained."""
 
 from __future__ import annotations
 
-import ast
-import copy
+import json
 import re
 import tomllib
 import traceback
-import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.autograd.gradcheck import GradcheckError
-from torch.utils.flop_counter import FlopCounterMode
 
-from isoflop.bench.flops import FlopError, verify_flops
-from isoflop.bench.layers import complete_options, find_layer
+from isoflop.bench import isolate
+from isoflop.bench.checks import CHECKS, ESSENTIAL, Subject
+from isoflop.bench.layers import (
+    LayerFileError,
+    complete_options,
+    file_of,
+    find_layer,
+    load_file,
+    read_source,
+)
 from isoflop.bench.plan import Cell
-from isoflop.models import LAYERS, Config, Decoder, Layer
+from isoflop.bench.shape_checks import AT_SHAPES, Shape, at_shape, shape_of
+from isoflop.models import Layer
 from isoflop.results.errors import IsoflopError
-
-WIDTHS = (32, 48)  # at which FLOPs are counted; all else is at the first
-BATCH, TIME, VOCABULARY = 8, 12, 40  # the batch suits expert choice with an expansion of 1, 2, 4, 8
-CAUSAL = 1e-5  # change of an earlier logit, over the largest logit, that rounding may explain
-BFLOAT16 = 0.1  # norm of the change under bfloat16 autocast over the norm of the output
-COMPILED = 1e-4  # change under torch.compile over the largest output
 
 
 class LintError(IsoflopError):
     """A layer that must not be trained; one line says what to fix."""
 
 
+class BrokenFileError(LintError):
+    """A layer's file that raises or ends the process when it is imported."""
+
+
 @dataclass(frozen=True)
 class Finding:
-    """What one check says."""
+    """The result of a check."""
 
     check: str
     ok: bool
     fix: str  # one line; empty if ok
+    note: str = ""  # what was not asked
 
 
-@dataclass
-class _Subject:
-    """The layer that is being checked."""
-
-    name: str
-    asked: dict[str, Any]
-    layer: type[Layer] = Layer
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def build(self, seed: int = 0) -> Layer:
-        """The layer alone, with noise on constant parameters: a fault must not hide behind a gate
-        that starts at zero."""
-        torch.manual_seed(seed)
-        module = self.layer(WIDTHS[0], **self.options)
-        _stir(module)
-        return module
-
-    def config(self, width: int) -> Config:
-        return Config(self.layer, self.options, "all", width, 2, 2, VOCABULARY, TIME)
-
-
-def _stir(module: torch.nn.Module) -> None:
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.numel() and bool((parameter == parameter.flatten()[0]).all()):
-                parameter.add_(0.2 * torch.randn_like(parameter))
-
-
-def _input(dtype: torch.dtype = torch.float32, time: int = TIME) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(BATCH, time, WIDTHS[0], generator=generator, dtype=dtype)
-
-
-def _builds(subject: _Subject) -> str:
-    try:
-        subject.layer = find_layer(subject.name)
-        subject.options = complete_options(subject.layer, subject.asked)
-    except ValueError as error:
-        return str(error)
-    name = subject.layer.name
-    if name in LAYERS and LAYERS[name] is not subject.layer:
-        return f"it has the name of the registered {name}: give the class another, or none"
-    for width in WIDTHS:
-        module = subject.layer(width, **subject.options)
-        for count in ("flops_per_token", "routing_flops_per_token", "active_parameters"):
-            value = getattr(module, count)()
-            if not isinstance(value, int) or value < 0:
-                return f"{count}() must return a whole number of at least 0, not {value!r}"
-        if module.routing_flops_per_token() > module.flops_per_token():
-            return "routing_flops_per_token() is a part of flops_per_token(): it cannot be more"
-        total = sum(parameter.numel() for parameter in module.parameters())
-        if module.active_parameters() > total:
-            return f"active_parameters() is {module.active_parameters()}, yet there are {total}"
-        own = {id(parameter) for parameter in module.parameters()}
-        if any(id(table) not in own for table in module.tables()):
-            return "tables() must list parameters of the layer"
-    return ""
-
-
-def _shape(subject: _Subject) -> str:
-    module, x_BTD = subject.build(), _input()
-    before = x_BTD.clone()
-    y_BTD = module(x_BTD)
-    if not isinstance(y_BTD, Tensor) or y_BTD.shape != x_BTD.shape:
-        shape = tuple(y_BTD.shape) if isinstance(y_BTD, Tensor) else type(y_BTD).__name__
-        return f"forward must return {tuple(x_BTD.shape)} for an input of that shape, not {shape}"
-    if y_BTD.dtype != x_BTD.dtype:
-        return f"forward must return {x_BTD.dtype} for an input of that type, not {y_BTD.dtype}"
-    if not bool(y_BTD.isfinite().all()):
-        return "the output is not finite on normal input: check the initialisation"
-    if not torch.equal(x_BTD, before):
-        return "forward changes its input in place: the residual needs it, so work on a copy"
-    auxiliary = module.aux_loss
-    if auxiliary is not None and (not isinstance(auxiliary, Tensor) or auxiliary.dim()):
-        return "aux_loss must be a scalar tensor or None"
-    return ""
-
-
-def _determinism(subject: _Subject) -> str:
-    outputs = [subject.build(seed=3).train()(_input()) for _ in range(2)]
-    if not torch.equal(*outputs):
-        return "the same seed gives another output: draw all randomness from torch's generator"
-    module = subject.build().eval()
-    if not torch.equal(module(_input()), module(_input())):
-        return "two calls in evaluation differ: no randomness or state where self.training is False"
-    return ""
-
-
-def _causality(subject: _Subject) -> str:
-    torch.manual_seed(0)
-    model = Decoder(subject.config(WIDTHS[0])).eval()
-    _stir(model)  # the head starts at zero, which would hide everything
-    generator = torch.Generator().manual_seed(1)
-    tokens_BT = torch.randint(0, VOCABULARY, (BATCH, TIME), generator=generator)
-    with torch.no_grad():
-        logits = model(tokens_BT)
-        for position in (1, TIME // 2, TIME - 1):
-            changed = tokens_BT.clone()
-            changed[:, position:] = (changed[:, position:] + 1) % VOCABULARY
-            earlier = (model(changed) - logits)[:, :position].abs().max() / logits.abs().max()
-            if not earlier <= CAUSAL:
-                return (
-                    f"tokens from position {position} on change earlier outputs (by {earlier:.2g} "
-                    "of the largest): in evaluation an output may depend on its own and earlier "
-                    "positions only; look for sums, sorts or capacities over the time dimension"
-                )
-    return ""
-
-
-def _flops(subject: _Subject) -> str:
-    """The formula equals the trace, and real tensors cost no more than the trace's, which have no
-    data: a layer that branches on that would be counted for what it does not do."""
-    for width in WIDTHS:
-        try:
-            verify_flops(subject.config(width), BATCH)
-        except FlopError as error:
-            return f"{error}; correct flops_per_token or forward"
-    module = subject.build().train()
-    with FlopCounterMode(display=False) as counter:
-        module(_input())
-    tokens, formula = BATCH * TIME, module.flops_per_token()
-    if counter.get_total_flops() > formula * tokens:
-        return (
-            f"forward does {counter.get_total_flops() / tokens:g} FLOPs per token on real tensors, "
-            f"{formula} in the trace: it must not do less there"
-        )
-    return ""
-
-
-def _gradients(subject: _Subject) -> str:
-    module = subject.build().train()
-    x_BTD = _input().requires_grad_()
-    loss = module(x_BTD).square().mean()
-    (loss if module.aux_loss is None else loss + module.aux_loss).backward()
-    leaves = {"the input": x_BTD, **dict(module.named_parameters())}
-    for name, leaf in leaves.items():
-        if leaf.requires_grad and leaf.grad is None:
-            return f"{name} gets no gradient: use it in forward, without detach, or remove it"
-        if leaf.grad is not None and not bool(leaf.grad.isfinite().all()):
-            return f"the gradient of {name} is not finite: look for 0/0, log 0 or sqrt at 0"
-    return ""
-
-
-def _gradcheck(subject: _Subject) -> str:
-    module = subject.build().double().eval()
-    x_BTD = _input(torch.float64, time=2).requires_grad_()
-    y_BTD = module(x_BTD)
-    if y_BTD.dtype != torch.float64:
-        return (
-            "computes less precisely than its float64 input: cast to the parameters' dtype, not "
-            "to float32"
-        )
-    names = [name for name, _ in module.named_parameters()]
-
-    def call(x: Tensor, *values: Tensor) -> Tensor:
-        return torch.func.functional_call(module, dict(zip(names, values, strict=True)), (x,))
-
-    try:
-        torch.autograd.gradcheck(call, (x_BTD, *module.parameters()), fast_mode=True)
-    except GradcheckError as error:
-        first = next(iter(str(error).strip().splitlines()), "")
-        return (
-            f"gradients differ from finite differences in float64 ({first}): check custom "
-            "backward passes, detach, and casts to float32"
-        )
-    return ""
-
-
-def _bfloat16(subject: _Subject) -> str:
-    module, x_BTD = subject.build().eval(), _input()
-    expected = module(x_BTD)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        y_BTD = module(x_BTD)
-        loss = y_BTD.float().square().mean()
-    loss.backward()
-    gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    if not bool(y_BTD.isfinite().all()) or not all(bool(g.isfinite().all()) for g in gradients):
-        return "output or gradients are not finite under bfloat16 autocast"
-    change = float((y_BTD.detach().float() - expected.detach()).norm() / expected.detach().norm())
-    if not change <= BFLOAT16:
-        return (
-            f"bfloat16 autocast changes the output by {change:.0%}: compute routing scores and "
-            "softmax in float32, see isoflop.models.layer.full_precision"
-        )
-    return ""
-
-
-def _compile(subject: _Subject) -> str:
-    module, x_BTD = subject.build().eval(), _input()
-    torch.compiler.reset()
-    compiled = torch.compile(copy.deepcopy(module), backend="aot_eager")
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # hints for those who compile; only the result counts here
-        expected, y_BTD = module(x_BTD), compiled(x_BTD)
-    change = float((y_BTD - expected).abs().max() / expected.abs().max())
-    if not change <= COMPILED:
-        return f"torch.compile changes the output, by {change:.2g} of the largest"
-    return ""
-
-
-CHECKS: dict[str, Callable[[_Subject], str]] = {
-    "builds": _builds,
-    "shape": _shape,
-    "determinism": _determinism,
-    "causality": _causality,
-    "flops": _flops,
-    "gradients": _gradients,
-    "gradcheck": _gradcheck,
-    "bfloat16": _bfloat16,
-    "compile": _compile,
-}
-ESSENTIAL = (
-    "builds",
-    "shape",
-    "determinism",
-    "causality",
-    "flops",
-)  # without which no figure means anything
-
-
-def lint(name: str, options: dict[str, Any] | None = None) -> list[Finding]:
-    """Run every check.
+def lint(
+    name: str,
+    options: dict[str, Any] | None = None,
+    shapes: Iterable[Shape] = (),
+    source: str | None = None,
+    checks: Iterable[str] = tuple(CHECKS),
+) -> list[Finding]:
+    """Run checks in a child process: whatever the layer's code does is a finding.
 
     Args:
         name: a registered layer, or path/to/file.py:Class.
         options: the layer's; its defaults where not given.
+        shapes: those of cells, at which causality, batch and flops are asked too.
+        source: text of the file, if it is not to be read anew.
+        checks: names of checks, `builds` first.
     Returns:
-        the findings, in order; none beyond `shape` for a layer that does not build or has it wrong.
+        the findings, in order. They end with the first failure of `builds` or `shape`: the other
+        checks need both. They also end where the process ended.
     """
-    subject = _Subject(name, options or {})
-    findings = []
-    for check in CHECKS:
-        findings.append(_run(check, subject))
-        if check in ("builds", "shape") and not findings[-1].ok:
-            break
+    checks, findings = list(checks), []
+    plain = [asdict(shape) for shape in shapes]
+    try:
+        for item in isolate.stream(_findings, name, options or {}, plain, source, checks):
+            if item is not None:
+                findings.append(Finding(**item))
+    except isolate.ChildError as error:
+        path = file_of(name)
+        line = f"{path}: {error}" if path else str(error)
+        findings.append(Finding(checks[len(findings)], False, line))
     return findings
 
 
-def refuse(name: str, options: dict[str, Any] | None = None) -> None:
-    """Raise unless the layer passes what any training presupposes (`ESSENTIAL`).
+def refuse(
+    name: str,
+    options: dict[str, Any] | None = None,
+    shapes: Iterable[Shape] = (),
+    source: str | None = None,
+) -> str:
+    """Raise unless the layer passes the checks that must pass before any training (`ESSENTIAL`).
 
     Args:
-        name, options: as for `lint`.
+        name, options, shapes, source: as for `lint`.
+    Returns:
+        a note on what was not asked, if anything.
     Raises:
         LintError: one line says which check failed and what to fix.
     """
-    subject = _Subject(name, options or {})
-    for check in ESSENTIAL:
-        finding = _run(check, subject)
+    findings = lint(name, options, shapes, source, ESSENTIAL)
+    for finding in findings:
         if not finding.ok:
             same = " with these options" if options else ""
             hint = f"`isoflop lint {name}`{same} shows all"
-            raise LintError(f"{name}: {check}: {finding.fix}; {hint}")
+            raise LintError(f"{name}: {finding.check}: {finding.fix}; {hint}")
+    return next((finding.note for finding in findings if finding.note), "")
 
 
-def refuse_files(cells: Iterable[Cell]) -> None:
-    """`refuse` every layer of these cells that comes from a user's file.
+def refuse_files(cells: Iterable[Cell]) -> list[str]:
+    """`refuse` every layer of these cells that comes from a user's file, at the cells' own shapes.
 
+    Returns:
+        a note on every layer that was not asked at some shape.
     Raises:
         LintError: see `refuse`.
     """
-    seen = []
+    shapes: dict[str, set[Shape]] = {}
+    first: dict[str, Cell] = {}
     for cell in cells:
-        if ".py:" in cell.layer and (cell.layer, cell.options) not in seen:
-            seen.append((cell.layer, cell.options))
-            refuse(cell.layer, cell.options)
+        if cell.source is not None:
+            key = repr((cell.layer, cell.source, cell.options))
+            first.setdefault(key, cell)
+            shapes.setdefault(key, set()).add(shape_of(cell))
+    notes = []
+    for key, cell in first.items():
+        note = refuse(cell.layer, cell.options, sorted(shapes[key]), cell.source)
+        notes += [f"{cell.layer}: {note}"] if note else []
+    return notes
 
 
 def read_options(name: str, given: Iterable[str]) -> dict[str, Any]:
@@ -328,69 +138,110 @@ def read_options(name: str, given: Iterable[str]) -> dict[str, Any]:
             raise LintError(f"--option {text}: give NAME=VALUE, each name once")
         try:
             options[key] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (tomllib.TOMLDecodeError, RecursionError):
             if not re.fullmatch(r"[A-Za-z][\w.-]*", value):
                 raise LintError(f"--option {text}: neither a TOML value nor one word") from None
             options[key] = value
-    if not options:
-        return options
+    if options:
+        if file_of(name):
+            plain = json.loads(json.dumps(options, default=str))  # TOML has dates
+            problem = isolate.call(_options_problem, name, plain)
+        else:
+            problem = _options_problem(name, options)
+        if problem:
+            raise LintError(f"{name}: --option {problem}")
+    return options
+
+
+def _options_problem(name: str, options: dict[str, Any]) -> str:
     try:
         layer = find_layer(name)
     except ValueError:
-        return options  # the check `builds` says what is wrong with it
+        return ""  # the check `builds` says what is wrong with it
     try:
         complete_options(layer, options)
     except ValueError as error:
-        raise LintError(f"{name}: --option {error}") from None
-    return options
+        return str(error)
+    return ""
 
 
 def with_class(name: str) -> str:
     """`name` with its class: path/to/file.py becomes path/to/file.py:Class if it defines one layer.
 
     Raises:
-        LintError: the file cannot be read or imported, or it defines no layer, or several.
+        LintError: the file cannot be read, or it defines no layer, or several.
+        BrokenFileError: it cannot be imported.
     """
     if not name.endswith(".py"):
         return name
+    if not Path(name).exists():
+        raise LintError(f"{name}: No such file or directory")
     try:
-        tree = ast.parse(Path(name).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise LintError(f"{name}: {error.strerror}") from None
-    except (SyntaxError, UnicodeDecodeError) as error:
-        raise LintError(f"{name}: not Python: {error}") from None
-    layers, reason = [], "no public class derived from isoflop.Layer"
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-            try:
-                find_layer(f"{name}:{node.name}")
-                layers.append(node.name)
-            except ValueError as error:
-                reason = str(error)
+        module = load_file(name, read_source(name))
+    except LayerFileError as error:
+        raise BrokenFileError(str(error)) from None
+    except ValueError as error:
+        raise LintError(str(error)) from None
+    layers = [
+        key
+        for key, value in vars(module).items()
+        if isinstance(value, type)
+        and issubclass(value, Layer)
+        and value.__module__ == module.__name__
+        and value.__name__ == key
+        and not key.startswith("_")
+    ]
     if len(layers) != 1:
-        found = f"which layer: {', '.join(layers)}? Add it as {name}:Class" if layers else reason
-        raise LintError(f"{name}: {found}")
+        reason = "no public class derived from isoflop.Layer"
+        if layers:
+            reason = f"which layer: {', '.join(layers)}? Add it as {name}:Class"
+        raise LintError(f"{name}: {reason}")
     return f"{name}:{layers[0]}"
 
 
-def _run(check: str, subject: _Subject) -> Finding:
+def _findings(
+    name: str,
+    options: dict[str, Any],
+    shapes: list[dict[str, int]],
+    source: str | None,
+    checks: list[str],
+) -> Iterator[dict[str, Any] | None]:
+    """Body of the child: the findings, and None where a check goes on at another shape."""
+    subject = Subject(name, options, source)
+    notes: list[str] = []
+    for check in checks:
+        fix = _run(name, CHECKS[check], subject)
+        if check in AT_SHAPES and not fix:
+            for shape in shapes:
+                yield None
+                fix = _run(name, at_shape, check, subject, Shape(**shape), notes)
+                if fix:
+                    break
+        note = "; ".join(notes) if check in AT_SHAPES else ""
+        yield asdict(Finding(check, not fix, fix, note))
+        if check in ("builds", "shape") and fix:
+            return
+
+
+def _run(name: str, check: Callable[..., str], *arguments: Any) -> str:
+    """The line of a check. Whatever a user's file raises is a line too."""
     state = torch.get_rng_state()
     try:
-        fix = CHECKS[check](subject)
-    except Exception as error:  # whatever a user's file raises is a finding
-        fix = _describe(error, subject.name.rpartition(":")[0])
+        return isolate.one_line(check(*arguments), 1000)
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt) and not isolate.inside():
+            raise  # the user's own Ctrl-C
+        return _describe(error, file_of(name))
     finally:
         torch.set_rng_state(state)
-    return Finding(check, not fix, fix)
 
 
-def _describe(error: Exception, path: str) -> str:
+def _describe(error: BaseException, path: str) -> str:
     """One line: the exception, and the last line of the user's file it passed through."""
-    text = next(iter(str(error).strip().splitlines()), "")
     lines = [
         frame.lineno
         for frame in traceback.extract_tb(error.__traceback__)
         if path and Path(frame.filename).resolve() == Path(path).resolve()
     ]
     where = f"{path}:{lines[-1]}: " if lines else ""
-    return f"{where}raises {type(error).__name__}: {text}".rstrip(": ")
+    return f"{where}{isolate.describe(error)}"

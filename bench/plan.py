@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from isoflop.bench.flops import build_on_meta
-from isoflop.bench.layers import complete_options, find_layer, source_hash
+from isoflop.bench.isolate import describe
+from isoflop.bench.layers import complete_options, file_of, find_layer, read_source, source_hash
 from isoflop.bench.suite import Corpus, Suite, SuiteError, Training
-from isoflop.models import Config
-from isoflop.results.record import Flops, Parameters, Size
+from isoflop.bench.user_layers import problems
+from isoflop.models import Config, Layer
+from isoflop.results.errors import IsoflopError
+from isoflop.results.record import CellKey, Flops, Parameters, Size
 
 RESULTS_VERSION = 1  # part of every cell id: raise it when a change to the code changes results
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training run: everything that can change its result, and what it will spend."""
+    """A training run: everything that can change its result, and what it will spend."""
 
     id: str
     suite: str
@@ -37,6 +42,12 @@ class Cell:
     flops_per_token: Flops
     layer_bytes_per_token: int
     row_bytes_per_token: int  # of which rows of tables, gathered for each token anew
+    # Text of a user's layer file as it was planned: an edit while cells train changes none of them.
+    source: str | None = field(default=None, repr=False)
+
+    @property
+    def key(self) -> CellKey:
+        return CellKey(self.variant, self.size.name, self.budget, self.seed)
 
     @property
     def tokens(self) -> int:
@@ -49,7 +60,7 @@ class Cell:
     @property
     def config(self) -> Config:
         return Config(
-            layer=find_layer(self.layer),
+            layer=find_layer(self.layer, self.source),
             options=self.options,
             placement=self.placement,
             width=self.size.width,
@@ -84,6 +95,7 @@ def plan(suite: Suite, where: str) -> list[Cell]:
                             f"{where}: budgets.{index}.flops",
                         )
                     )
+    _refuse_twins(cells, where)
     return sorted(cells, key=lambda cell: cell.budget)
 
 
@@ -96,7 +108,7 @@ def sweep_cells(suite: Suite, where: str) -> list[Cell]:
     tune = suite.tune
     if tune is None:
         raise SuiteError(f"{where}: tune: missing; add a [tune] table with size and budget")
-    return [
+    cells = [
         make_cell(
             suite,
             name,
@@ -111,6 +123,58 @@ def sweep_cells(suite: Suite, where: str) -> list[Cell]:
         for factor in tune.factors
         for seed in tune.seeds
     ]
+    _refuse_twins(cells, where)
+    return cells
+
+
+def _refuse_twins(cells: Iterable[Cell], where: str) -> None:
+    """Cells of equal id would be trained twice and share a record.
+
+    Raises:
+        SuiteError: naming the two.
+    """
+    seen: dict[str, Cell] = {}
+    for cell in cells:
+        twin = seen.setdefault(cell.id, cell)
+        if twin is not cell:
+            first, second = (
+                f"{c.variant} at size {c.size.name}, {c.budget:g} FLOPs, seed {c.seed}, learning "
+                f"rate {c.learning_rate:g}"
+                for c in (twin, cell)
+            )
+            raise SuiteError(
+                f"{where}: {first}, is the same cell as {second}: remove what stands twice, of "
+                "seeds, budgets, sizes or variants"
+            )
+
+
+def distinct_models(cells: Iterable[Cell]) -> list[Cell]:
+    """A cell for each variant and size: what is true of the model need be checked once."""
+    return list({(cell.variant, cell.size.name): cell for cell in cells}.values())
+
+
+@lru_cache(maxsize=1024)
+def _counts(
+    layer: type[Layer],
+    options: str,
+    placement: str | tuple[int, ...],
+    vocabulary: int,
+    context: int,
+    backbone: tuple[tuple[str, int], ...],
+) -> tuple[Flops, Parameters, int]:
+    """FLOPs, parameters and rows of tables of a model; it is built once for all its cells."""
+    model = build_on_meta(
+        Config(
+            layer=layer,
+            options=json.loads(options),
+            placement=placement,
+            vocabulary=vocabulary,
+            context=context,
+            **dict(backbone),
+        )
+    )
+    tables = sum(table.numel() for tested in model.tested for table in tested.tables())
+    return Flops(**model.flops_per_token()), Parameters(**model.parameter_counts()), tables
 
 
 def make_cell(
@@ -123,35 +187,43 @@ def make_cell(
     budget_key: str,
     factor: float = 1.0,
 ) -> Cell:
-    """One cell. `factor` multiplies its learning rate, for a sweep.
+    """The cell of a variant, size, budget and seed.
 
+    Args:
+        name, size: of the variant and the size, as the suite has them.
+        budget: FLOPs.
+        variant_key, budget_key: where the suite's file states them, for messages.
+        factor: multiplies the learning rate, for a sweep.
     Raises:
-        SuiteError: naming `variant_key` or `budget_key`.
+        SuiteError: the variant cannot be built, or no whole number of steps meets the budget.
     """
     variant, shape = suite.variants[name], suite.sizes[size]
     training = suite.training.model_copy(update={"batch": shape.batch or suite.training.batch})
     backbone = shape.model_dump(exclude={"batch"})
     try:
-        layer = find_layer(variant.layer)
+        source = read_source(file_of(variant.layer)) if file_of(variant.layer) else None
+        if source is not None:
+            _refuse_what_cannot_be_built(suite, name, size, source, variant_key)
+        layer = find_layer(variant.layer, source)
     except ValueError as error:
         raise SuiteError(f"{variant_key}.layer: {error}") from None
     try:
         options = complete_options(layer, variant.options)
-        model = build_on_meta(
-            Config(
-                layer=layer,
-                options=options,
-                placement=suite.placement,
-                vocabulary=suite.corpus.vocabulary,
-                context=training.context,
-                **backbone,
-            )
+        placement = suite.placement
+        flops, parameters, tables = _counts(
+            layer,  # type: ignore[arg-type]  # mypy takes the class for an instance
+            json.dumps(options, sort_keys=True),
+            placement if isinstance(placement, str) else tuple(placement),
+            suite.corpus.vocabulary,
+            training.context,
+            tuple(backbone.items()),
         )
     except ValueError as error:
         raise SuiteError(f"{variant_key}.options: {error}") from None
-    flops = Flops(**model.flops_per_token())
-    parameters = Parameters(**model.parameter_counts())
-    tables = sum(table.numel() for layer in model.tested for table in layer.tables())
+    except IsoflopError:
+        raise
+    except Exception as error:  # of a plug-in's code
+        raise SuiteError(f"{variant_key}.layer: {variant.layer}: {describe(error)}") from None
     per_step = flops.training * training.batch * training.context
     steps = round(budget / per_step)
     if steps < 1 or abs(steps * per_step / budget - 1) > 0.01:
@@ -164,7 +236,7 @@ def make_cell(
     decides = {
         "version": RESULTS_VERSION,
         "layer": variant.layer.rpartition(":")[2],  # where a file lies changes nothing
-        "source": source_hash(variant.layer),
+        "source": source_hash(source),
         "options": options,
         "placement": suite.placement,
         "shape": backbone,
@@ -192,4 +264,32 @@ def make_cell(
         flops_per_token=flops,
         layer_bytes_per_token=2 * parameters.layer_active,
         row_bytes_per_token=2 * (parameters.layer_active - parameters.layer_total + tables),
+        source=source,
     )
+
+
+def _refuse_what_cannot_be_built(
+    suite: Suite, name: str, size: str, source: str, variant_key: str
+) -> None:
+    """Ask for all sizes of the suite at a time, since that takes a process.
+
+    Raises:
+        SuiteError: this size cannot be built with this variant's layer.
+    """
+    used = {size for budget in suite.budgets for size in budget.sizes or suite.sizes} | {size}
+    sizes = [key for key in suite.sizes if key in used]
+    shapes = [
+        {
+            "placement": suite.placement,
+            "vocabulary": suite.corpus.vocabulary,
+            "context": suite.training.context,
+            **suite.sizes[key].model_dump(exclude={"batch"}),
+        }
+        for key in sizes
+    ]
+    variant = suite.variants[name]
+    problem = problems(variant.layer, source, variant.options, shapes)[sizes.index(size)]
+    if problem:
+        key, line = problem
+        where = "" if key == "options" or line.startswith(file_of(variant.layer)) else variant.layer
+        raise SuiteError(f"{variant_key}.{key}: {where}{': ' if where else ''}{line}")

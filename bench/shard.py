@@ -1,4 +1,4 @@
-"""A machine's share of a suite, for a cluster: every machine works out its own, none is told."""
+"""A machine's share of a suite, computed alike on every machine of a cluster."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
 def share(cells: list[Cell], shard: str) -> list[Cell]:
     """Share K of N, in the cells' order; N shares together are exactly the cells.
 
-    Cells are dealt out by budget, the largest first, there and back again (1..N, N..1), so that
-    shares cost about the same FLOPs. Within a budget they go by id, a hash: otherwise a share could
-    get all cells of one size or variant, whose seconds per FLOP differ.
+    Cells are dealt to the shares by decreasing budget, in the order 1..N, N..1, 1..N and so on, so
+    that shares cost about the same FLOPs. Within a budget they are sorted by id, a hash: otherwise
+    a share could get all cells of one size or variant, whose seconds per FLOP differ.
 
     Args:
-        cells: all of them, whether they have records or not: a share must not move.
+        cells: all of the suite, with or without records, so that a share never changes.
         shard: "K/N".
     Raises:
         SuiteError: `shard` is not K/N, or there are fewer cells than shares.
     """
-    found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", shard, re.ASCII)
-    k, n = map(int, found.groups()) if found else (1, 0)
+    match = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", shard, re.ASCII)
+    k, n = map(int, match.groups()) if match else (1, 0)
     if k > n:
         raise SuiteError(f"--shard: {shard!r} is not K/N with K from 1 to N, such as 2/4")
     if n > len(cells):
         raise SuiteError(f"--shard: {shard}: there are only {len(cells)} cells to share")
-    dealt = sorted(range(len(cells)), key=lambda i: (-cells[i].budget, cells[i].id))
-    there, back = dealt[k - 1 :: 2 * n], dealt[2 * n - k :: 2 * n]
-    return [cells[i] for i in sorted(there + back)]
+    order = sorted(range(len(cells)), key=lambda i: (-cells[i].budget, cells[i].id))
+    forth, back = order[k - 1 :: 2 * n], order[2 * n - k :: 2 * n]
+    return [cells[i] for i in sorted(forth + back)]

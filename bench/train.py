@@ -1,148 +1,55 @@
-"""One cell: build, train to its own horizon, evaluate, and write down what came out."""
+"""Training a cell: build, train, evaluate, and describe the result as a record."""
 
 from __future__ import annotations
 
 import datetime
 import math
-import os
-import platform
-import resource
-import subprocess
-import sys
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import Tensor
 
+from isoflop.bench import checkpoint
 from isoflop.bench.data import Sampler, Tokens, bits_per_byte, hash_of_windows
+from isoflop.bench.machine import device_name, git_revision, peak_memory, versions
 from isoflop.bench.plan import Cell
-from isoflop.bench.suite import Training
-from isoflop.models import Decoder
+from isoflop.bench.step import Trainer, seed_for
 from isoflop.results.record import Measured, Record
 
 CURVE_POINTS = 64  # entries of a record's loss curve
 CHECKPOINT_SECONDS = 600.0  # a cell that takes longer saves its state this often
-EVALUATION_TOKENS = 16384  # per forward pass of the evaluation
 
 
 class DivergedError(Exception):
     """The loss is not finite, or above that of a uniform guess long after the start."""
 
 
+class StoppedError(Exception):
+    """Training was asked to stop. The state is saved, and a later call goes on from it."""
+
+
 @dataclass(frozen=True)
 class Progress:
-    """What a running cell reports: steps done and the latest mean training loss."""
+    """What a running cell reports."""
 
-    step: int
-    loss: float
+    step: int  # steps done
+    loss: float  # latest mean training loss, nats per token
     tokens_per_second: float
-    curve: list[tuple[int, float]]  # entries since the last report; the first has all so far
+    curve: list[tuple[int, float]]  # entries since the last report; all so far in the first report
 
 
-def seed_for(purpose: str, seed: int) -> int:
-    """Seeds for initialisation and data order are apart, so that either can be held fixed."""
-    return zlib.crc32(f"{purpose} {seed}".encode())
+@dataclass(frozen=True)
+class Hooks:
+    """What a caller of `train_cell` is told, and may ask."""
 
-
-def learning_rate_at(step: int, steps: int, peak: float, training: Training) -> float:
-    """Linear warm-up, then cosine, or constant and linear, decay to `final` of the peak."""
-    warmup = max(1, round(training.warmup * steps))
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    if training.schedule == "cosine":
-        done = (step - warmup) / max(1, steps - warmup)
-        share = 0.5 * (1 + math.cos(math.pi * done))
-    else:
-        share = min(1.0, (steps - step) / max(1, round(training.decay * steps)))
-    return peak * (training.final + (1 - training.final) * share)
-
-
-def make_optimizer(model: Decoder, training: Training) -> torch.optim.AdamW:
-    """Fused AdamW; weight decay on matrices alone, not on embedding, norms, and tables."""
-    spared = {id(p) for layer in model.tested for p in layer.tables()}
-    spared.add(id(model.embedding.weight))
-    decayed = [p for p in model.parameters() if p.ndim >= 2 and id(p) not in spared]
-    kept = {id(p) for p in decayed}
-    return torch.optim.AdamW(
-        [
-            {"params": decayed, "weight_decay": training.weight_decay},
-            {
-                "params": [p for p in model.parameters() if id(p) not in kept],
-                "weight_decay": 0.0,
-            },
-        ],
-        betas=(0.9, training.beta2),
-        fused=True,
-    )
-
-
-class Trainer:
-    """A model, its optimiser and a step.
-
-    Attributes:
-        model: the decoder, parameters in float32, on the device.
-    """
-
-    def __init__(self, cell: Cell, device: torch.device) -> None:
-        self.cell, self.device = cell, device
-        torch.manual_seed(seed_for("init", cell.seed))
-        with torch.device(device):
-            self.model = Decoder(cell.config)
-        self.optimizer = make_optimizer(self.model, cell.training)
-        # Compiling costs tens of seconds a cell: it pays on a GPU, never on short CPU cells.
-        self.loss: Any = (
-            torch.compile(self.model.loss) if device.type == "cuda" else self.model.loss
-        )
-
-    def step(self, step: int, windows: np.ndarray) -> Tensor:
-        """One optimiser step on [batch, context + 1] tokens; the loss, left on the device."""
-        training = self.cell.training
-        rate = learning_rate_at(step, self.cell.steps, self.cell.learning_rate, training)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        tokens = self._to_device(windows)
-        parts = tokens.split(training.micro_batch or training.batch)
-        total = torch.zeros((), device=self.device)
-        for part in parts:
-            with torch.autocast(self.device.type, dtype=torch.bfloat16):
-                cross_entropy, auxiliary = self.loss(part[:, :-1], part[:, 1:])
-            ((cross_entropy + auxiliary) / len(parts)).backward()
-            total += cross_entropy.detach() / len(parts)
-        nn.utils.clip_grad_norm_(self.model.parameters(), training.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return total
-
-    @torch.no_grad()
-    def evaluate(self, windows: np.ndarray) -> float:
-        """Mean cross-entropy in nats per token over [windows, context + 1] tokens.
-
-        Batches have the training batch's number of sequences or a multiple of it: expert choice
-        sees the same group size as in training, or larger.
-        """
-        batch = self.cell.training.micro_batch or self.cell.training.batch
-        batch *= max(1, EVALUATION_TOKENS // (batch * self.cell.training.context))
-        self.model.eval()
-        total = 0.0
-        for part in self._to_device(windows).split(batch):
-            with torch.autocast(self.device.type, dtype=torch.bfloat16):
-                cross_entropy, _ = self.model.loss(part[:, :-1], part[:, 1:])
-            total += float(cross_entropy) * len(part)
-        self.model.train()
-        return total / len(windows)
-
-    def _to_device(self, windows: np.ndarray) -> Tensor:
-        tokens = torch.from_numpy(windows)
-        if self.device.type == "cuda":
-            return tokens.pin_memory().to(self.device, non_blocking=True)
-        return tokens
+    report: Callable[[Progress], None] = lambda progress: None
+    warn: Callable[[str], None] = lambda line: None  # of trouble that does not end the cell
+    stop: Callable[[], bool] = lambda: False  # asked after every step
 
 
 def train_cell(
@@ -150,21 +57,29 @@ def train_cell(
     tokens: Tokens,
     device: torch.device,
     scratch: Path,
-    report: Callable[[Progress], None] = lambda progress: None,
+    hooks: Hooks = Hooks(),
+    models: Path | None = None,
 ) -> Record:
-    """Train one cell and return its record.
+    """Train a cell and return its record.
+
+    A cell that diverges, runs out of memory or raises an error returns a record that says so.
 
     Args:
-        scratch: folder for the checkpoint of a long cell; a later call resumes from it.
-        report: called about once a second and at every entry of the loss curve.
-    A cell that diverges, runs out of memory or raises returns a record that says so.
+        tokens: of the cell's corpus.
+        scratch: folder for the checkpoint; a later call resumes from it. It stays there, for the
+            caller to remove once the record is stored.
+        hooks: `report` is called at entries of the loss curve, at most twice a second.
+        models: folder for the trained weights, as `<cell>.safetensors`; they are dropped if None.
+    Raises:
+        StoppedError: `hooks.stop` said so.
+        DataError: the corpus is too short for the validation tokens or for a batch.
     """
     started = datetime.datetime.now(datetime.UTC)
     begin = perf_counter()
     training = cell.training
     windows = tokens.validation_windows(training.validation_tokens, training.context)
     outcome: dict[str, Any] = {"status": "finished", "loss": None, "bits_per_byte": None}
-    run = _Run(cell, device, tokens, scratch / f"{cell.id}.pt", report)
+    run = _Run(cell, device, tokens, checkpoint_path(scratch, cell), hooks)
     try:
         run.train()
         loss = run.trainer.evaluate(windows)
@@ -172,11 +87,14 @@ def train_cell(
             raise DivergedError("the validation loss is not finite")
         outcome["loss"] = loss
         outcome["bits_per_byte"] = bits_per_byte(loss, windows, tokens.bytes_of_token)
+        if models is not None:
+            keep_model(models, cell, run.trainer.model.state_dict())
+    except StoppedError:
+        raise
     except DivergedError as error:
         outcome |= {"status": "diverged", "message": str(error)}
     except Exception as error:  # a bad cell must not take the suite with it
         outcome |= {"status": "failed", "message": failure(error)}
-    run.checkpoint.unlink(missing_ok=True)
     return describe(
         cell,
         outcome,
@@ -197,8 +115,31 @@ def train_cell(
     )
 
 
+def checkpoint_path(scratch: Path, cell: Cell) -> Path:
+    """Where the state of a cell in training is saved."""
+    return scratch / f"{cell.id}.pt"
+
+
+def model_path(models: Path, cell: str) -> Path:
+    """Where the trained weights of a cell are kept, by its id."""
+    return models / f"{cell}.safetensors"
+
+
+def keep_model(models: Path, cell: Cell, state: dict[str, Tensor]) -> None:
+    """Store weights and buffers, whole or not at all.
+
+    Raises:
+        OSError: the folder is full or not writable.
+    """
+    metadata = {"cell": cell.id, "variant": cell.variant}
+    state = {name: tensor.contiguous() for name, tensor in state.items()}
+    checkpoint.save_whole(
+        model_path(models, cell.id), lambda path: save_file(state, path, metadata=metadata)
+    )
+
+
 def failure(error: Exception) -> str:
-    """One line that says what happened to a cell."""
+    """What happened to a cell, as one line."""
     text = str(error).strip()
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in text:
         return "out of memory: set training.micro_batch, or leave the size out"
@@ -206,17 +147,17 @@ def failure(error: Exception) -> str:
 
 
 class _Run:
-    """The training loop's state: what a checkpoint holds."""
+    """The training loop, and its state, which a checkpoint holds."""
 
     def __init__(
         self,
         cell: Cell,
         device: torch.device,
         tokens: Tokens,
-        checkpoint: Path,
-        report: Callable[[Progress], None],
+        path: Path,
+        hooks: Hooks,
     ) -> None:
-        self.cell, self.device, self.checkpoint, self.report = cell, device, checkpoint, report
+        self.cell, self.device, self.path, self.hooks = cell, device, path, hooks
         self.sampler = Sampler(
             tokens.train,
             cell.training.context,
@@ -227,20 +168,25 @@ class _Run:
         self.curve: list[tuple[int, float]] = []
 
     def train(self) -> None:
-        """All steps, from the checkpoint if there is one.
+        """Take all steps, from the checkpoint on if there is one.
 
         Raises:
-            DivergedError: seen at an entry of the loss curve.
+            DivergedError: at an entry of the loss curve.
+            StoppedError: after a step, with the state saved.
         """
         self.trainer = Trainer(self.cell, self.device)
-        self._resume()
+        losses = self._resume()
         every = max(1, self.cell.steps // CURVE_POINTS)
-        losses: list[Tensor] = []
         begin = saved = shown = perf_counter()
         before, first, sent = self.train_seconds, self.step, 0
         while self.step < self.cell.steps:
             losses.append(self.trainer.step(self.step, self.sampler(self.step)))
             self.step += 1
+            stopping = self.step < self.cell.steps and self.hooks.stop()
+            if stopping:
+                self.train_seconds = before + perf_counter() - begin
+                self._save(losses)
+                raise StoppedError
             if self.step % every and self.step < self.cell.steps:
                 continue
             loss = float(torch.stack(losses).mean())  # the one synchronisation with the device
@@ -253,10 +199,10 @@ class _Run:
             if now - shown > 0.5 or self.step == self.cell.steps:
                 done = (self.step - first) * self.cell.training.batch * self.cell.training.context
                 speed = done / (now - begin)
-                self.report(Progress(self.step, loss, speed, self.curve[sent:]))
+                self.hooks.report(Progress(self.step, loss, speed, self.curve[sent:]))
                 shown, sent = now, len(self.curve)
             if now - saved > CHECKPOINT_SECONDS and self.step < self.cell.steps:
-                self._save()
+                self._save(losses)
                 saved = perf_counter()
 
     def _check(self, loss: float) -> None:
@@ -268,27 +214,40 @@ class _Run:
                 f"(a uniform guess has {uniform:.3g}): lower the learning rate"
             )
 
-    def _save(self) -> None:
-        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.checkpoint.with_suffix(".tmp")
+    def _save(self, pending: list[Tensor]) -> None:
+        """Save the state. A failure, such as a full disk, is said and costs no more than that."""
         state = {
             "model": self.trainer.model.state_dict(),
             "optimizer": self.trainer.optimizer.state_dict(),
             "step": self.step,
             "curve": self.curve,
+            "pending": [float(loss) for loss in pending],  # since the curve's last entry
             "train_seconds": self.train_seconds,
         }
-        torch.save(state, temporary)
-        os.replace(temporary, self.checkpoint)
+        try:
+            checkpoint.save(self.path, state, self.device)
+        except OSError as error:
+            self.hooks.warn(
+                f"{self.path}: cannot save a checkpoint: {error.strerror or error}; "
+                "a kill would cost the steps since the last one"
+            )
 
-    def _resume(self) -> None:
-        if not self.checkpoint.exists():
-            return
-        state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-        self.trainer.model.load_state_dict(state["model"])
-        self.trainer.optimizer.load_state_dict(state["optimizer"])
+    def _resume(self) -> list[Tensor]:
+        """Load the checkpoint if there is one; the losses since the curve's last entry."""
+        try:
+            state = checkpoint.load(self.path, self.device)
+            if state is None:
+                return []
+            self.trainer.model.load_state_dict(state["model"])
+            self.trainer.optimizer.load_state_dict(state["optimizer"])
+        except (ValueError, RuntimeError, KeyError) as error:
+            # Part of it may have been loaded: start over.
+            self.hooks.warn(f"{str(error).splitlines()[0]}; the cell starts at step 0")
+            self.trainer = Trainer(self.cell, self.device)
+            return []
         self.step, self.train_seconds = state["step"], state["train_seconds"]
         self.curve = [(step, loss) for step, loss in state["curve"]]
+        return [torch.tensor(loss, device=self.device) for loss in state["pending"]]
 
 
 def describe(
@@ -327,45 +286,3 @@ def describe(
         measured=measured,
         **outcome,
     )
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU's name, or the processor's."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: of the device's allocator on a GPU, of the whole process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | {
-        name: version(name) for name in ("isoflop", "torch", "tokenizers", "fvcore")
-    }
-
-
-def git_revision() -> str | None:
-    """The revision of the code that runs, with `+` if it has uncommitted changes."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short=12", "HEAD") + (
-            "+" if git("status", "--porcelain", "--untracked-files=no") else ""
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -24,6 +24,7 @@ class Layer(nn.Module):
         """None here. A subclass raises ValueError in `__post_init__` for a value it refuses."""
 
     name: ClassVar[str] = ""  # set by `register`
+    mixes_batch: ClassVar[bool] = False  # an output depends on the batch's other sequences
 
     aux_loss: Tensor | None  # a scalar added to the training loss, set by `forward` in training
 

@@ -111,6 +111,8 @@ class ExpertChoiceMoE(_MoE):
     the batch must be a multiple of the expansion, in evaluation too.
     """
 
+    mixes_batch = True
+
     def forward(self, x_BTD: Tensor) -> Tensor:
         B, T, D = x_BTD.shape
         if B % self.options.expansion:

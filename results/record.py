@@ -5,14 +5,18 @@ This module does not import torch, so that a laptop without it can read and anal
 
 from __future__ import annotations
 
+import json
 import os
-import tempfile
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from isoflop.results.errors import IsoflopError
+from isoflop.results.errors import IsoflopError, explain
+from isoflop.results.strict import read_json
 
 FLOP_CONVENTION = "full-attention, 3x forward"
 
@@ -22,12 +26,31 @@ class RecordError(IsoflopError):
 
 
 class Frozen(BaseModel):
-    """What a stored file says: nothing unknown, nothing changed."""
+    """A table of a file: an unknown key is an error, and nothing changes once it is read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 Stored = TypeVar("Stored", bound=Frozen)
+
+
+Point = tuple[str, str, float]  # variant, size and budget: a point of an isoFLOP curve
+
+
+class CellKey(NamedTuple):
+    """What tells the cells of a suite apart for a reader; the id tells all cells apart."""
+
+    variant: str
+    size: str  # its name
+    budget: float  # FLOPs asked for
+    seed: int
+
+    @property
+    def point(self) -> Point:
+        """The key without the seed."""
+        return self.variant, self.size, self.budget
 
 
 class Size(Frozen):
@@ -77,7 +100,7 @@ class Flops(Frozen):
 
 
 class Measured(Frozen):
-    """What depends on the machine and the day, and so is left out when two records are compared."""
+    """What depends on the machine and the day. Left out when two records are compared."""
 
     device: str
     threads: int | None = None  # CPU threads the cell trained with
@@ -128,31 +151,71 @@ class Record(Frozen):
 
     measured: Measured
 
+    @property
+    def key(self) -> CellKey:
+        return CellKey(self.variant, self.size.name, self.budget, self.seed)
 
-def write_whole(path: Path, text: str) -> None:
-    """Write `text` to `path` so that a kill at any moment leaves the old file or the new one.
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write to `path` so that a kill at any moment leaves the old file or the new one.
 
     Raises:
         OSError: the disk is full or not writable; nothing is left behind at `path`.
     """
+    with _written(path, content) as temporary:
+        os.replace(temporary, path)
+
+
+@contextmanager
+def _written(path: Path, content: str | bytes) -> Iterator[Path]:
+    """A temporary file beside `path` that holds `content`, on disk, with the mode of the umask."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.parent / f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}"
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_record(directory: Path, record: Record) -> Path:
     """Write a record as `directory/<cell>.json`, whole or not at all."""
     path = directory / f"{record.cell}.json"
-    write_whole(path, record.model_dump_json(indent=1) + "\n")
+    write_whole(path, _text(record))
     return path
+
+
+def add_record(directory: Path, record: Record) -> bool:
+    """Write the record of a cell unless it has one: several processes may train the same cell.
+
+    The first record wins. A record of a failed cell is no result: any other replaces it.
+
+    Returns:
+        whether the record was written.
+    Raises:
+        OSError: the folder is full or not writable.
+        RecordError: the record that is there is unreadable.
+    """
+    path = directory / f"{record.cell}.json"
+    with _written(path, _text(record)) as temporary:
+        try:
+            os.link(temporary, path)  # unlike a replacement, fails if there is a file
+        except FileExistsError:
+            if read_record(path).status != "failed" or record.status == "failed":
+                return False
+            os.replace(temporary, path)
+        except OSError:  # a file system without links
+            if path.exists():
+                return False
+            os.replace(temporary, path)
+    return True
+
+
+def _text(record: Record) -> str:
+    return record.model_dump_json(indent=1) + "\n"
 
 
 def read_record(path: Path) -> Record:
@@ -171,17 +234,21 @@ def read_stored(path: Path, schema: type[Stored]) -> Stored:
         RecordError: the file is unreadable or does not follow the schema.
     """
     try:
-        return schema.model_validate_json(path.read_bytes())
+        # As JSON, since strict mode there takes a list for a tuple, yet no "8" or true for 8.
+        text = json.dumps(read_json(path))
+        return schema.model_validate_json(text, strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise RecordError(f"{path}: {where}: {first['msg']}") from None
+        raise RecordError(f"{path}: {explain(error, schema)}") from None
+    except ValueError as error:
+        raise RecordError(f"{path}: {error}") from None
     except OSError as error:
         raise RecordError(f"{path}: {error.strerror}") from None
 
 
-def read_records(directory: Path) -> list[Record]:
-    """Every record in a directory, ordered by file name.
+def load_records(directory: Path) -> list[Record]:
+    """Every record in a folder, ordered by file name; none if there is no such folder.
+
+    `isoflop.results.read_records` gives them as a table.
 
     Raises:
         RecordError: a record is unreadable.

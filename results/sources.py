@@ -1,41 +1,57 @@
-"""Where the records behind a results directory are: its own, and those submitted to its suite."""
+"""Where the records behind a results directory are: in it, or in the submissions to its suite."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from isoflop.results.manifest import submissions
-from isoflop.results.record import Record, read_records
+from isoflop.results.record import Record, load_records
+
+
+def submissions_to(directory: Path) -> list[Path] | None:
+    """The submissions that a leaderboard shows, those to the suite of the directory's name.
+
+    A leaderboard is a directory with a folder `submissions` beside it; of any other, such as one
+    under runs/, this is None.
+
+    Raises:
+        RecordError: a manifest is unreadable.
+    """
+    place = Path(os.path.abspath(directory))  # a link is not followed: its name is what counts
+    top = place.parent / "submissions"
+    if not top.is_dir() or (top / "records").is_dir():  # a run may be called so
+        return None
+    return list(submissions(top, place.name))
 
 
 def sources(directory: Path) -> tuple[list[Record], list[Record]]:
-    """The records and the learning-rate brackets that `directory` reports, each by cell id.
+    """The records of a results directory and those of its learning-rate sweeps, each by cell id.
 
-    They are those of every submission to the suite of the directory's name, in the folder
-    `submissions` beside it, and its own. Of a cell that was submitted, the submission counts.
+    Those of a leaderboard are in the submissions to its suite, and nowhere else. Any other
+    directory has its own.
 
     Raises:
         RecordError: a record or a manifest is unreadable.
     """
-    here = directory.resolve()
-    submitted = submissions(here.parent / "submissions", here.name)
-    return _gather(directory, submitted, "records"), _gather(directory, submitted, "tune")
+    submitted = submissions_to(directory)
+    folders = [directory] if submitted is None else submitted
+    return _gather(folders, "records"), _gather(folders, "tune")
 
 
 def directories() -> list[Path]:
-    """Every directory under runs/ and results/ that has records, or submissions to its suite."""
-    parents = {
+    """Every directory under runs/ that has records, and every leaderboard under results/."""
+    with_records = {
         path.parent.parent
         for top in ("runs", "results")
-        for path in Path(top).glob("*/records/*.json")
+        for path in Path(top).glob("[!.]*/records/*.json")
     }
+    own = {folder for folder in with_records if submissions_to(folder) is None}
     suites = {manifest.suite for manifest in submissions(Path("results/submissions")).values()}
-    return sorted(parents | {Path("results") / suite for suite in suites})
+    return sorted(own | {Path("results") / suite for suite in suites})
 
 
-def _gather(directory: Path, submitted: Iterable[Path], kind: str) -> list[Record]:
-    found = [record for folder in submitted for record in read_records(folder / kind)]
-    there = {record.cell for record in found}
-    own = [record for record in read_records(directory / kind) if record.cell not in there]
-    return sorted([*found, *own], key=lambda record: record.cell)
+def _gather(folders: Iterable[Path], kind: str) -> list[Record]:
+    records = [record for folder in folders for record in load_records(folder / kind)]
+    return sorted(records, key=lambda record: record.cell)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from isoflop.analysis.estimate import Array
@@ -28,22 +30,54 @@ def envelope(columns: Columns) -> Columns:
     return {"C": C[best], "N": N[best], "L": L[best]}
 
 
-def isoflop(columns: Columns) -> Columns:
+@dataclass(frozen=True)
+class Budget:
+    """The runs of one budget and the minimum of their parabola."""
+
+    C: float  # geometric mean of the runs' FLOPs
+    sizes: int
+    smallest: float  # N
+    largest: float
+    N: float | None  # at the minimum; None if there is none
+    L: float | None
+    why: str  # it is not used; empty if it is
+
+
+def parabolas(columns: Columns) -> list[Budget]:
     """Approach 2: for each budget, the minimum of the least-squares parabola of L in log N.
 
-    A budget is left out unless it has at least three sizes and its parabola is convex with a
+    A budget is not used unless it has at least three sizes and its parabola is convex with a
     minimum between the smallest and the largest.
     """
-    optima = []
     index = budgets(columns["C"])
-    for budget in range(index.max() + 1):
-        C, N, L = (columns[name][index == budget] for name in ("C", "N", "L"))
-        if len(np.unique(N)) < 3:
-            continue
-        centre = np.log(N).mean()
-        c0, c1, c2 = np.polynomial.polynomial.polyfit(np.log(N) - centre, L, 2)
-        best = np.exp(centre - c1 / (2 * c2)) if c2 > 0 else np.inf
-        if N.min() < best < N.max():
-            optima.append((np.exp(np.log(C).mean()), best, c0 - c1**2 / (4 * c2)))
-    C, N, L = np.array(optima).reshape(-1, 3).T
+    return [
+        _minimum(*(columns[name][index == budget] for name in ("C", "N", "L")))
+        for budget in range(index.max() + 1)
+    ]
+
+
+def _minimum(C: Array, N: Array, L: Array) -> Budget:
+    sizes = np.unique(N)
+    known = (float(np.exp(np.log(C).mean())), len(sizes), float(sizes[0]), float(sizes[-1]))
+    if len(sizes) < 3:
+        return Budget(*known, None, None, "fewer than three sizes")
+    centre = np.log(N).mean()
+    c0, c1, c2 = np.polynomial.polynomial.polyfit(np.log(N) - centre, L, 2)
+    if c2 <= 0:
+        return Budget(*known, None, None, "not convex")
+    step = -c1 / (2 * c2)
+    lowest = float(c0 - c1**2 / (4 * c2))
+    best = float(np.exp(np.clip(centre + step, -700, 700)))
+    why = ""
+    if best <= sizes[0]:
+        why = "minimum below the smallest size"
+    elif best >= sizes[-1]:
+        why = "minimum above the largest size"
+    return Budget(*known, best, lowest, why)
+
+
+def isoflop(columns: Columns) -> Columns:
+    """The minima of `parabolas` that can be used."""
+    used = [budget for budget in parabolas(columns) if not budget.why]
+    C, N, L = np.array([(b.C, b.N, b.L) for b in used], dtype=float).reshape(-1, 3).T
     return {"C": C, "N": N, "L": L}

@@ -19,7 +19,7 @@ from isoflop.analysis.laws.law import Columns, Law
 
 CHUNK = 60_000  # rows of all problems of a batch together, so that the Jacobian fits the cache
 TOLERANCE = 1e-13  # stop when a step would lower the objective by less than this share
-ROUNDING = 1e-24  # objective of rows that are fitted up to rounding
+ROUNDING = 1e-20  # objective of rows that are fitted up to rounding
 SINGULAR = 1e7  # condition number of the scaled Jacobian at which a minimum is not unique
 
 

@@ -18,7 +18,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from isoflop.analysis.report.derive import embed
 from isoflop.analysis.report.markdown import table
-from isoflop.results.errors import IsoflopError
+from isoflop.results.errors import IsoflopError, explain
+from isoflop.results.record import write_whole
 
 STORED = Path("results/benchmarks")
 UNMEASURED = {
@@ -146,11 +147,8 @@ def read(path: Path) -> Measurements:
     try:
         return Measurements.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise PerformanceError(
-            f"{path}: {where}: {first['msg']}; tests/benchmarks writes such files"
-        ) from None
+        reason = explain(error, Measurements)
+        raise PerformanceError(f"{path}: {reason}; tests/benchmarks writes such files") from None
     except OSError as error:
         raise PerformanceError(f"{path}: {error.strerror}") from None
 
@@ -176,7 +174,7 @@ def generate(directory: Path, document: Path) -> dict[Path, bytes]:
 def report(directory: Path, document: Path) -> None:
     """Write the generated files. Errors as for `generate`."""
     for path, content in generate(directory, document).items():
-        path.write_bytes(content)
+        write_whole(path, content)
 
 
 def stale(directory: Path, document: Path) -> list[Path]:

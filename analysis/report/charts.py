@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 
 from isoflop.analysis.analyse import Analysis
 from isoflop.analysis.curves import Curve
-from isoflop.analysis.parabola import Estimate, estimate
-from isoflop.analysis.report.format import flops, interval, si, si_interval
+from isoflop.analysis.estimate import Estimate, estimate
+from isoflop.analysis.report.format import decade, flops, interval, si, si_interval
 from isoflop.analysis.report.spec import (
     STEPS,
     Axis,
@@ -30,9 +31,30 @@ from isoflop.analysis.report.sweep_charts import granularity, learning_rate
 from isoflop.results.record import Record
 
 
-def charts(analysis: Analysis) -> list[Chart]:
-    """Every chart that has something to show, in the page's order."""
-    return [chart for make in CHARTS.values() if (chart := make(analysis))]
+def charts(analysis: Analysis, failed: dict[str, str] | None = None) -> list[Chart]:
+    """Every chart that has something to show, in the page's order.
+
+    Args:
+        failed: takes the charts that cannot be described, and why; if None, they raise.
+    """
+    described = []
+    for name, make in CHARTS.items():
+        with noted(name, failed):
+            chart = make(analysis)
+            if chart:
+                described.append(chart)
+    return described
+
+
+@contextmanager
+def noted(name: str, failed: dict[str, str] | None) -> Iterator[None]:
+    """One chart that cannot be drawn must not cost the reader all others: its error is noted."""
+    try:
+        yield
+    except Exception as error:
+        if failed is None:
+            raise
+        failed.setdefault(name, f"{type(error).__name__}: {error}")
 
 
 def isoflop(analysis: Analysis) -> Chart | None:
@@ -148,8 +170,7 @@ def multiplier_scale(analysis: Analysis) -> Chart | None:
         series.append(points(name, gain.budgets, values, texts))
         slope = estimate(gain.slope)
         if not np.isnan(slope.value):
-            trend = interval(Estimate(*(10**end for end in slope)), unit="x")
-            labels[name] = f"{name}: {trend} per tenfold"
+            labels[name] = f"{name}: {decade(slope)} per decade"
     if not series:
         return None
     gains = axis("compute multiplier", [1, *extent(series, "y")], multiple, log=True, rule=1)

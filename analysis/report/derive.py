@@ -17,6 +17,7 @@ import hashlib
 import json
 import platform
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,9 @@ from isoflop.analysis.report.markdown import escape
 from isoflop.analysis.report.page import page
 from isoflop.analysis.report.sections import markdown
 from isoflop.analysis.report.verdict import result
-from isoflop.results.sources import sources
+from isoflop.results.errors import printable
+from isoflop.results.record import write_whole
+from isoflop.results.sources import sources, submissions_to
 
 DRAWN_BY = (
     f"matplotlib {matplotlib.__version__}, numpy {np.__version__}, pillow {PIL.__version__} on "
@@ -44,12 +47,15 @@ COMPARISON = "comparison.json"
 BLOCK = re.compile(r"(<!-- isoflop:(\S+) (\S+) -->\n)(.*?)(<!-- /isoflop -->)", re.DOTALL)
 
 
-def generate(directory: Path, document: Path | None = None) -> tuple[Analysis, dict[Path, bytes]]:
+def generate(
+    directory: Path, document: Path | None = None, failed: dict[str, str] | None = None
+) -> tuple[Analysis, dict[Path, bytes]]:
     """Analyse the records behind `directory` and return the generated files by path.
 
     Args:
         directory: a results directory; see `sources`.
         document: a Markdown file whose blocks for this directory are generated too, if it exists.
+        failed: takes the charts that cannot be drawn, and why; if None, they raise.
 
     Raises:
         AnalysisError: there are no records, they may not be compared, or the comparison file is
@@ -58,6 +64,11 @@ def generate(directory: Path, document: Path | None = None) -> tuple[Analysis, d
     """
     records, tune = sources(directory)
     if not records:
+        if submissions_to(directory) is not None:
+            raise AnalysisError(
+                f"{directory}: no submission to a suite {directory.name}, and only submissions "
+                "count here; `isoflop submit` makes one from records in runs/"
+            )
         raise AnalysisError(f"{directory / 'records'}: no records here; run a suite first")
     comparison = read_comparison(directory / COMPARISON)
     try:
@@ -70,14 +81,15 @@ def generate(directory: Path, document: Path | None = None) -> tuple[Analysis, d
     }
     settings = directory / "suite.toml"
     suite = settings.read_text(encoding="utf-8") if settings.exists() else None
-    files[directory / "index.html"] = page(analysis, suite, comparison.get("command")).encode()
+    text = page(analysis, suite, comparison.get("command"), failed)
+    files[directory / "index.html"] = text.encode()
     inputs = "".join(record.model_dump_json() for record in (*records, *tune))
     if comparison:
         inputs += comparison["variant"]
         text = json.dumps(comparison | result(analysis), indent=1)
         files[directory / COMPARISON] = f"{text}\n".encode()
     digest = f"records {hashlib.sha256(inputs.encode()).hexdigest()}"
-    for name, content in draw(analysis, f"{digest}, {DRAWN_BY}").items():
+    for name, content in draw(analysis, f"{digest}, {DRAWN_BY}", failed).items():
         files[directory / "figures" / name] = content
     if document and document.exists():
         blocks = {
@@ -134,11 +146,14 @@ def report(directory: Path, document: Path | None = None) -> list[Row]:
         AnalysisError, RecordError: see `generate`.
         OSError: the directory is not writable.
     """
-    analysis, files = generate(directory, document)
+    failed: dict[str, str] = {}
+    analysis, files = generate(directory, document, failed)
+    for name, why in failed.items():
+        line = printable(f"{directory}: chart {name} could not be drawn: {why}")
+        print(line, file=sys.stderr)
     for path, content in files.items():
         if not path.exists() or path.read_bytes() != content:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+            write_whole(path.resolve() if path.is_symlink() else path, content)
     for path in _leftover(directory, files):
         path.unlink(missing_ok=True)  # two machines may report at the same time
     return leaderboard.rows(analysis)
@@ -151,7 +166,7 @@ def stale(directory: Path, document: Path | None = None) -> list[Path]:
     Raises:
         AnalysisError, RecordError: see `generate`.
     """
-    _, files = generate(directory, document)
+    _, files = generate(directory, document, {})
     changed = [path for path, content in files.items() if not _current(path, content)]
     return changed + _leftover(directory, files)
 

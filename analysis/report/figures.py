@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
 from isoflop.analysis.analyse import Analysis
-from isoflop.analysis.report.charts import CHARTS
+from isoflop.analysis.report.charts import CHARTS, noted
 from isoflop.analysis.report.format import flops
 from isoflop.analysis.report.spec import Axis, Chart, Key, Panel, Series, axis, multiple
 from isoflop.analysis.report.style import NEUTRAL, STYLE, Look, looks
@@ -25,26 +25,34 @@ LETTER = 0.068  # inches that a letter of a legend or caption takes, about
 MARGIN = 0.12  # inches around a figure's text
 
 
-def draw(analysis: Analysis, description: str) -> dict[str, bytes]:
+def draw(
+    analysis: Analysis, description: str, failed: dict[str, str] | None = None
+) -> dict[str, bytes]:
     """Every figure that has something to show, as file name -> bytes.
 
     Args:
         description: goes into each file's metadata.
+        failed: takes the figures that cannot be drawn, and why; if None, they raise.
     """
-    files = {}
+    files: dict[str, bytes] = {}
     with matplotlib.rc_context(STYLE):
         for name, make in FIGURES.items():
-            figure = make(analysis)
-            if figure is None:
-                continue
-            figure.draw_without_rendering()  # lays it out, once for both formats
-            figure.set_layout_engine("none")
-            for kind, extra in (("png", {}), ("svg", {"Date": None})):
-                buffer = io.BytesIO()
-                figure.savefig(
-                    buffer, format=kind, dpi=160, metadata={"Description": description, **extra}
-                )
-                files[f"{name}.{kind}"] = buffer.getvalue()
+            with noted(name, failed):
+                figure = make(analysis)
+                if figure is not None:
+                    files |= _files(name, figure, description)
+    return files
+
+
+def _files(name: str, figure: Figure, description: str) -> dict[str, bytes]:
+    """A figure as PNG and SVG."""
+    files = {}
+    figure.draw_without_rendering()  # lays it out, once for both formats
+    figure.set_layout_engine("none")
+    for kind, extra in (("png", {}), ("svg", {"Date": None})):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, dpi=160, metadata={"Description": description, **extra})
+        files[f"{name}.{kind}"] = buffer.getvalue()
     return files
 
 

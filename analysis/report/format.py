@@ -19,6 +19,8 @@ def si(value: float) -> str:
 
 def flops(value: float) -> str:
     """FLOPs in at most three digits, such as 6.4e14."""
+    if not np.isfinite(value):
+        return str(float(value))
     mantissa, _, exponent = f"{value:.2e}".partition("e")
     return f"{float(mantissa):g}e{int(exponent)}" if value else "0"
 
@@ -48,7 +50,7 @@ def _with_ends(value: Estimate, show: Callable[[float], str]) -> str:
 
 def decade(slope: Estimate) -> str:
     """A slope of log10(multiplier) per decade of compute, as a factor per decade."""
-    return interval(Estimate(*(10**end for end in slope)), unit="x")
+    return interval(Estimate(*(float(np.power(10.0, end)) for end in slope)), unit="x")
 
 
 def listed(names: Sequence[str]) -> str:

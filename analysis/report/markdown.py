@@ -5,14 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Sequence
 
+from isoflop.results.errors import printable
+
 WIDEST = 60  # characters that a cell is padded to at most
 # Code between backticks stays code. An underscore inside a word, as in moe_ec, is no markup.
-MARKUP = re.compile(r"(?P<code>`[^`]+`)|[\\`*<|]|(?<![^\W_])_|_(?![^\W_])")
+MARKUP = re.compile(
+    r"(?P<code>`[^`]+`)|[\\`*<|~$]|\](?=[(\[:])|!(?=\[)|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])"
+    r"|^(?=[#>+-]+\s)|(?<=http):(?=//)|(?<=https):(?=//)|(?<=www)\."
+)
 
 
 def escape(text: str) -> str:
-    """The text on one line, such that Markdown shows it as it is, also in a table."""
-    return MARKUP.sub(_escape, " ".join(text.split()))
+    """The text on one line, such that Markdown shows it as it is, also in a table.
+
+    Control characters, which a terminal would obey, are shown as escapes.
+    """
+    return MARKUP.sub(_escape, printable(" ".join(text.split())))
 
 
 def _escape(match: re.Match[str]) -> str:

@@ -26,14 +26,20 @@ from isoflop.analysis.report.verdict import result
 WEB = files("isoflop.analysis.report") / "web"
 
 
-def page(analysis: Analysis, suite: str | None, command: str | None = None) -> str:
+def page(
+    analysis: Analysis,
+    suite: str | None,
+    command: str | None = None,
+    failed: dict[str, str] | None = None,
+) -> str:
     """The page.
 
     Args:
         suite: text of the suite file, if the results have a copy.
         command: that made a comparison.
+        failed: takes the charts that cannot be described, and why; if None, they raise.
     """
-    shown = {chart.id: chart.overlaid for chart in charts(analysis)}
+    shown = {chart.id: chart.overlaid for chart in charts(analysis, failed)}
     look = looks(analysis)
     name, headline = sections.suites(analysis), leaderboard.headline(analysis)
     commands = command or f"isoflop run {name}\nisoflop report results/{name}"
@@ -60,7 +66,7 @@ def page(analysis: Analysis, suite: str | None, command: str | None = None) -> s
         settings=f"<pre>{escape(suite)}</pre>" if suite else "<p>No copy of the suite file.</p>",
         reproduce=_reproduce(analysis, commands),
         notes=_list(sections.notes(analysis)),
-        data=json.dumps(data, separators=(",", ":")).replace("</", "<\\/"),
+        data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
         # without its last line, which points debuggers at a file that is not there
         library=library[: library.index("//# sourceMappingURL")],
         js=_web("page.js"),

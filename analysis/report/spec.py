@@ -13,10 +13,11 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from isoflop.analysis.parabola import Array, Estimate
+from isoflop.analysis.estimate import CENTRAL_95, Array, Estimate
 
 Numbers = tuple[float, ...]
 STEPS = 50  # points of a fitted curve
+TINY, HUGE = 1e-99, 1e99  # an interval that reaches beyond is no reason for an axis to
 MOST_TICKS = 8  # an axis with more given ticks than this gets round numbers instead
 
 
@@ -132,7 +133,7 @@ def band(variant: str | None, x: Array, samples: Array) -> tuple[Series, ...]:
     centre = line(variant, x, samples[0])
     if len(samples) == 1:
         return (centre,)
-    low, high = np.quantile(samples[1:], [0.025, 0.975], axis=0)
+    low, high = np.quantile(samples[1:], CENTRAL_95, axis=0)
     return (Series("band", variant, centre.x, low=_numbers(low), high=_numbers(high)), centre)
 
 
@@ -156,8 +157,8 @@ def panel(y: Axis, series: Iterable[Series], title: str = "", variant: str | Non
         series = [
             replace(
                 item,
-                low=tuple(max(end, y.low) for end in item.low),
-                high=tuple(max(end, y.low) for end in item.high),
+                low=tuple(min(max(end, y.low), y.high) for end in item.low),
+                high=tuple(min(max(end, y.low), y.high) for end in item.high),
             )
             for item in series
         ]
@@ -174,7 +175,7 @@ def axis(
         label: of a tick.
         ticks: where to put them, unless there are too many.
     """
-    known = np.array([value for value in values if np.isfinite(value) and not (log and value <= 0)])
+    known = np.array([v for v in values if np.isfinite(v) and not (log and not TINY < v < HUGE)])
     low, high = (known.min(), known.max()) if len(known) else (1.0, 1.0)
     if log:
         margin = max((high / low) ** 0.04, 1.02)
@@ -195,7 +196,8 @@ def log_ticks(low: float, high: float) -> list[float]:
     if high / low < 3:
         ticks = np.array(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high))
         return [float(tick) for tick in ticks if low <= tick <= high]
-    decades = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    first, last = np.floor(np.log10(low)), np.ceil(np.log10(high))
+    decades = 10.0 ** np.arange(first, last + 1, max(1, (last - first) // MOST_TICKS))
     for digits in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
         ticks = np.outer(decades, digits).ravel()
         ticks = ticks[(ticks >= low) & (ticks <= high)]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from isoflop.analysis.analyse import Analysis
+from isoflop.analysis.estimate import Estimate
 from isoflop.analysis.granularity import GranularitySweep
 from isoflop.analysis.learning_rates import RateSweep
-from isoflop.analysis.parabola import Estimate
 from isoflop.analysis.report.format import flops, interval
 from isoflop.analysis.report.spec import (
     STEPS,

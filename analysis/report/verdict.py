@@ -129,7 +129,7 @@ def result(analysis: Analysis) -> dict[str, object]:
         sentence += f": significantly {outcome.word} than {analysis.baseline}."
         return values | {"sentence": sentence}
     if outcome.more_seeds:
-        cells = {(r.variant, r.size.name, r.budget): r.flops for r in compared}
+        cells = {record.key.point: record.flops for record in compared}
         values["more_seeds"] = outcome.more_seeds
         values["more_flops"] = outcome.more_seeds * sum(cells.values())
     budget = larger_budget(standing.multiplier, headline)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from isoflop import results
 from isoflop.analysis.simulate import record
-from isoflop.results.record import Flops, Parameters, Record, Size, read_records
+from isoflop.results.record import Flops, Parameters, Record, Size, load_records
 
 QUICK = Path(results.__file__).resolve().parent / "submissions" / "quick-baselines" / "records"
 # the suite `paper`, with every variant counted as dense is
@@ -34,7 +34,7 @@ class Layout:
 
 def quick(seeds: int = 1) -> Layout:
     """The suite `quick`, from its published records."""
-    published = read_records(QUICK)
+    published = load_records(QUICK)
     return _layout("quick", [one for one in published if one.seed == 0], "dense", seeds)
 
 

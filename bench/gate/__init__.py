@@ -1,1 +1,1 @@
-"""Is this code what it was, in counts, losses, time and memory?"""
+"""The gate: have counts, losses, step time or memory changed?"""

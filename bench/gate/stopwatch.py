@@ -1,10 +1,10 @@
-"""Step time and peak memory of two checkouts, side by side in one job.
+"""Step time and peak memory of two checkouts, the baseline and the candidate, in the same job.
 
-Base and head each train in a process of their own, `python -P bench/stopwatch.py SUITE` with that
-checkout on PYTHONPATH, so that this file times both; it asks of a checkout `load_suite`, `plan` and
-`Trainer.step` as they are here. A round starts both processes anew, since two processes of the same
-code differ by some per cent for as long as they live; within a round the two alternate, variant
-after variant and over again, so that what the machine does besides meets both, and all.
+Both train in processes of their own, `python -P bench/gate/stopwatch.py SUITE` with the checkout on
+PYTHONPATH, so that this file times both. It uses `load_suite`, `plan` and `Trainer.step` of the
+checkout, under the names they have here. A round starts both processes anew, since two processes
+of the same code differ by some per cent as long as they live. Within a round the two alternate,
+variant after variant, several times over, so that other load on the machine disturbs all alike.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from scipy import stats
 from isoflop.results.errors import IsoflopError
 
 ROOT = Path(__file__).resolve().parents[2]  # of the checkout
-ROUNDS = (4, 16)  # at least, at most: more while the noise hides `SEEN`
-PAIRS = 20  # timings of each side and variant in a round
-SECONDS = 0.02  # that a timing takes, at least
-QUANTILE = 0.2  # of a round's timings: what the machine does besides only adds to them
-SEEN = 0.04  # a slow-down that the noise must not hide
-WORTH = 0.02  # a smaller change fails nobody, however sure it is
-ERROR = 0.02  # probability that a job with the same code on both sides fails
+ROUNDS = (4, 16)  # fewest and most: they go on while the threshold is above 1 + `DETECTABLE`
+PAIRS = 20  # timings of each checkout and variant in a round
+SECONDS = 0.02  # shortest timing
+QUANTILE = 0.2  # of a round's timings: other load on the machine can only lengthen them
+DETECTABLE = 0.04  # a slow-down that the noise must not hide
+TOLERANCE = 0.02  # a smaller slow-down never fails
+ERROR = 0.02  # family-wise false-alarm rate: how often equal code fails
 
 
 class StopwatchError(IsoflopError):
@@ -45,13 +45,13 @@ class StopwatchError(IsoflopError):
 
 @dataclass(frozen=True)
 class Ratio:
-    """Head over base of one variant."""
+    """Candidate over baseline of a variant."""
 
     variant: str
-    base: float  # seconds per step, or bytes
-    head: float
+    baseline: float  # seconds per step, or bytes
+    candidate: float
     ratio: float
-    threshold: float  # above which it is a regression
+    threshold: float  # a ratio above it is a regression
 
     @property
     def ok(self) -> bool:
@@ -61,55 +61,50 @@ class Ratio:
 def judge(logs: dict[str, list[float]]) -> dict[str, tuple[float, float]]:
     """Ratio and threshold of each variant.
 
-    The noise is the spread between rounds, pooled over variants (Student's t); the threshold is
-    what the ratio of equal code stays below in all variants but with probability `ERROR`, and never
-    below 1 + `WORTH`.
+    The noise is the spread between rounds, pooled over variants (Student's t). At the threshold the
+    family-wise false-alarm rate over all variants is `ERROR` (Bonferroni); it is never below
+    1 + `TOLERANCE`.
 
     Args:
-        logs: per variant, log(head / base) of each round, as many for each.
+        logs: of each variant log(candidate / baseline) by round; all have the same rounds.
     """
     values = np.array(list(logs.values()))  # (variants, rounds)
     variants, rounds = values.shape
     degrees = variants * (rounds - 1)
     error = math.sqrt(values.var(axis=1, ddof=1).mean() / rounds)
     half = float(stats.t.isf(ERROR / variants, degrees)) * error
-    threshold = max(math.exp(half), 1 + WORTH)
-    return {name: (math.exp(np.mean(each)), threshold) for name, each in logs.items()}
+    threshold = max(math.exp(half), 1 + TOLERANCE)
+    return {name: (math.exp(np.mean(log)), threshold) for name, log in logs.items()}
 
 
-def race(base: Path, head: Path, suite: str) -> tuple[list[Ratio], list[Ratio], list[str]]:
-    """Time a step of every variant of a suite, at the largest size, on both sides.
+def race(baseline: Path, candidate: Path, suite: str) -> tuple[list[Ratio], list[Ratio], list[str]]:
+    """Time a step of every variant of a suite, at the largest size, in both checkouts.
 
     Returns:
-        Step times, peak memory, and the variants that only head has.
+        step times, peak memory, and the variants that the candidate alone has.
     Raises:
-        StopwatchError: a side cannot be timed, or they have no variant in common.
+        StopwatchError: a checkout cannot be timed, or they have no variant in common.
     """
     logs: tuple[dict[str, list[float]], ...] = (defaultdict(list), defaultdict(list))
-    seen: dict[str, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
-    for done in range(1, ROUNDS[1] + 1):
-        with _Side(base, suite) as one, _Side(head, suite) as other:
-            common = [name for name in other.variants if name in one.variants]
-            new = [name for name in other.variants if name not in one.variants]
-            if not common:
-                raise StopwatchError(f"{base}: has none of {', '.join(new)}")
-            pairs: dict[str, list[_Pair]] = defaultdict(list)
-            for turn in range(PAIRS):
-                for name in common:
-                    pairs[name].append(_pair(one, other, name, swap=(turn + done) % 2))
-        for name in common:
-            before, after = np.quantile(np.array(pairs[name]), QUANTILE, axis=0)
-            seen[name].append((before, after))
+    values: dict[str, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
+    for number in range(1, ROUNDS[1] + 1):
+        pairs, new = _round(baseline, candidate, suite, number)
+        for name, timings in pairs.items():
+            before, after = np.quantile(np.array(timings), QUANTILE, axis=0)
+            values[name].append((before, after))
             for quantity, log in enumerate(logs):
                 log[name].append(math.log(after[quantity] / before[quantity]))
-        if done >= ROUNDS[0] and next(iter(judge(logs[0]).values()))[1] <= 1 + SEEN:
+        if number < ROUNDS[0]:
+            continue
+        _, threshold = next(iter(judge(logs[0]).values()))  # of step times, the same for all
+        if threshold <= 1 + DETECTABLE:
             break
     times, memory = (
         [
             Ratio(
                 name,
-                base=median(float(before[quantity]) for before, _ in seen[name]),
-                head=median(float(after[quantity]) for _, after in seen[name]),
+                baseline=median(float(before[quantity]) for before, _ in values[name]),
+                candidate=median(float(after[quantity]) for _, after in values[name]),
                 ratio=ratio,
                 threshold=threshold,
             )
@@ -120,25 +115,40 @@ def race(base: Path, head: Path, suite: str) -> tuple[list[Ratio], list[Ratio], 
     return times, memory, new
 
 
-_Pair = tuple[tuple[float, int], tuple[float, int]]  # of base and head: seconds a step, peak bytes
+_Pair = tuple[tuple[float, int], tuple[float, int]]  # baseline, candidate: seconds, peak bytes
 
 
-def _pair(one: _Side, other: _Side, name: str, swap: int) -> _Pair:
-    """Both timed, one after the other; `swap` says which comes first."""
-    if swap:
-        second = other.time(name)
-        return one.time(name), second
-    return one.time(name), other.time(name)
+def _round(
+    baseline: Path, candidate: Path, suite: str, number: int
+) -> tuple[dict[str, list[_Pair]], list[str]]:
+    """`PAIRS` timings of each variant that both checkouts have; the variants new in the candidate.
+
+    Which checkout goes first alternates, also from round to round.
+    """
+    with _Process(baseline, suite) as before, _Process(candidate, suite) as after:
+        common = [name for name in after.variants if name in before.variants]
+        new = [name for name in after.variants if name not in before.variants]
+        if not common:
+            raise StopwatchError(f"{baseline}: has none of {', '.join(new)}")
+        pairs: dict[str, list[_Pair]] = {name: [] for name in common}
+        for turn in range(PAIRS):
+            for name in common:
+                if (turn + number) % 2:
+                    second = after.time(name)
+                    pairs[name].append((before.time(name), second))
+                else:
+                    pairs[name].append((before.time(name), after.time(name)))
+    return pairs, new
 
 
-class _Side:
-    """A checkout's process, to be asked for timings."""
+class _Process:
+    """The process of a checkout, which times a variant when asked."""
 
     def __init__(self, checkout: Path, suite: str) -> None:
         self.checkout, self.suite = checkout, suite
 
-    def __enter__(self) -> _Side:
-        from isoflop.bench.run import ALLOCATOR
+    def __enter__(self) -> _Process:
+        from isoflop.bench.worker import ALLOCATOR
 
         self.errors = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
@@ -161,7 +171,7 @@ class _Side:
         """Seconds per step and peak bytes."""
         assert self.variants
         assert self.process.stdin
-        with contextlib.suppress(BrokenPipeError):  # `_read` says why it died
+        with contextlib.suppress(BrokenPipeError):  # `_read` tells why it ended
             self.process.stdin.write(variant + "\n")
             self.process.stdin.flush()
         seconds, peak = self._read()
@@ -185,15 +195,24 @@ class _Side:
 
 @contextlib.contextmanager
 def checkout_of(revision: str) -> Iterator[Path]:
-    """A folder with the code of a revision: itself if it is one, else a worktree for a while.
+    """A folder with the code of a revision, checked out for the duration of the block.
 
+    Args:
+        revision: of the repository that holds this file; or the folder of another checkout, which
+            is used as it is.
     Raises:
-        StopwatchError: neither a folder nor a revision here.
+        StopwatchError: it is neither, or its code is older than the import name `isoflop`.
     """
     if Path(revision, "isoflop").is_dir():
         yield Path(revision)
         return
-    with tempfile.TemporaryDirectory(prefix="isoflop-base-") as folder:
+    from isoflop.bench.gate.scratch import (
+        scratch,  # an older baseline, timed by this file, has none
+    )
+
+    prune = ["git", "-C", str(ROOT), "worktree", "prune"]
+    with scratch("baseline") as folder:
+        subprocess.run(prune, capture_output=True)  # notes of checkouts of killed calls
         add = ["git", "-C", str(ROOT), "worktree", "add", "--quiet", "--detach", folder, revision]
         done = subprocess.run(add, capture_output=True, text=True)
         if done.returncode:
@@ -202,6 +221,11 @@ def checkout_of(revision: str) -> Iterator[Path]:
                 f"--base: {revision!r} is neither a checkout nor a revision: {said}"
             )
         try:
+            if not Path(folder, "isoflop").is_dir():
+                raise StopwatchError(
+                    f"--base: {revision!r} has no folder isoflop/: code older than the import name "
+                    "`isoflop` cannot be timed; give a later revision"
+                )
             yield Path(folder)
         finally:
             remove = ["git", "-C", str(ROOT), "worktree", "remove", "--force", folder]
@@ -209,8 +233,11 @@ def checkout_of(revision: str) -> Iterator[Path]:
 
 
 def peak_bytes(function: Callable[[], object]) -> int:
-    """The most memory `function` holds at once beyond what was held before: on a GPU of the
-    allocator, on a CPU from the profiler's log of allocations, which is the same every time."""
+    """Peak memory of a call in bytes, beyond what was held before.
+
+    On a GPU by the allocator; on a CPU from the profiler's log of allocations, which is the same
+    every time.
+    """
     import torch
 
     if torch.cuda.is_available():
@@ -228,7 +255,7 @@ def peak_bytes(function: Callable[[], object]) -> int:
 
 
 def serve(suite: str) -> None:
-    """Body of a side: say which variants there are, then time whichever is asked for."""
+    """Body of a checkout's process: write the names of the variants, then time those asked for."""
     import torch
 
     from isoflop.bench.plan import Cell, plan
@@ -239,7 +266,7 @@ def serve(suite: str) -> None:
     torch.set_num_threads(1)  # as a cell trains on a CPU
     cells: dict[str, Cell] = {}
     described = load_suite(suite)
-    budget = described.budgets[0].model_copy(update={"variants": []})  # a step does not tell which
+    budget = described.budgets[0].model_copy(update={"variants": []})  # steps do not differ
     alone = described.model_copy(update={"budgets": [budget]})
     for cell in plan(alone, str(suite_path(suite))):
         if cell.variant not in cells or cell.size.width > cells[cell.variant].size.width:

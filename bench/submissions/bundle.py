@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from isoflop.bench.plan import plan, sweep_cells
-from isoflop.bench.submissions.verify import manifest_of, problems, read_folder
+from isoflop.bench.submissions.verify import (
+    manifest_of,
+    only,
+    options_of,
+    problems,
+    read_folder,
+)
 from isoflop.bench.suite import Suite, Variant, first_seeds, load_suite, to_toml
 from isoflop.results.errors import IsoflopError, did_you_mean
 from isoflop.results.manifest import MANIFEST, submissions
-from isoflop.results.record import Record, read_records, write_whole
+from isoflop.results.record import Record, load_records, write_whole
 
 SUBMISSIONS = Path("results/submissions")
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 
 
 class SubmissionError(IsoflopError):
@@ -35,15 +45,18 @@ def submit(name: str, source: Path, variants: Sequence[str] = (), top: Path = SU
         SuiteError, RecordError, LintError, AnalysisError: something in it cannot be read or used.
     """
     target = top / name
-    if name.startswith(".") or Path(name).name != name:
-        raise SubmissionError(f"{name!r}: the name of a submission is that of a folder in {top}")
-    if target.exists():
+    if not NAME.fullmatch(name):
+        raise SubmissionError(
+            f"{name!r}: the name of a submission is that of a folder in {top}: letters, digits, "
+            "'.', '-' and '_', and no dot first"
+        )
+    if os.path.lexists(target):
         raise SubmissionError(f"{target} exists already: give another name")
     suite, records = _chosen(source, variants, top)
     where = str(source / "suite.toml")
     cells = plan(suite, where)
     _complete(source / "records", records, {cell.id for cell in cells})
-    tune = [one for one in read_records(source / "tune") if one.variant in suite.variants]
+    tune = [one for one in load_records(source / "tune") if one.variant in suite.variants]
     rates = sweep_cells(suite, where) if tune else []
     tuned = {record.variant for record in tune}
     within = {cell.id for cell in rates if cell.variant in tuned}
@@ -60,7 +73,8 @@ def submit(name: str, source: Path, variants: Sequence[str] = (), top: Path = SU
                 file = f"{record.cell}.json"
                 shutil.copyfile(source / kind / file, folder / kind / file)
         write_whole(folder / "suite.toml", to_toml(_with_layers(suite, folder / "layers")))
-        manifest = manifest_of(read_folder(folder)[0])
+        bundled = read_folder(folder)[0]
+        manifest = manifest_of(bundled, options_of(bundled))
         write_whole(folder / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
         lines = problems(folder, beside=top)
         if lines:
@@ -72,43 +86,51 @@ def submit(name: str, source: Path, variants: Sequence[str] = (), top: Path = SU
 
 def _chosen(source: Path, variants: Sequence[str], top: Path) -> tuple[Suite, list[Record]]:
     """The suite with the chosen variants and their seeds alone, and their records."""
-    records = read_records(source / "records")
+    records = load_records(source / "records")
     if not records:
         raise SubmissionError(f"{source / 'records'}: no records here; run a suite first")
     suite = load_suite(str(source / "suite.toml"))
-    known = [one for one in suite.variants if any(record.variant == one for record in records)]
+    present = {record.variant for record in records}
+    known = [name for name in suite.variants if name in present]
     for variant in variants:
         if variant not in known:
             raise SubmissionError(
                 f"--variant: {source} has no records of a variant {variant!r} of its suite.toml"
                 f"{did_you_mean(variant, known)}; it has them of: {', '.join(known)}"
             )
-    names = {record.suite for record in records if record.variant in (variants or known)}
+    of = _suite_of(source, [r for r in records if r.variant in (variants or known)])
+    chosen = set(_open_variants(source, variants or known, of, top, asked=bool(variants)))
+    records = [record for record in records if record.variant in chosen]
+    pairs = {(record.variant, record.seed) for record in records}
+    most = max(Counter(variant for variant, _ in pairs).values())
+    changes = {"name": of, "seeds": first_seeds(suite, most)}
+    return only(suite, chosen).model_copy(update=changes), records
+
+
+def _suite_of(source: Path, records: Sequence[Record]) -> str:
+    """The suite that all these records name."""
+    names = sorted({record.suite for record in records})
     if len(names) != 1:
-        raise SubmissionError(f"{source}: records of suites {', '.join(sorted(names))}")
-    (of,) = names
-    taken = {one: where for where, m in submissions(top, of).items() for one in m.variants}
-    for variant in variants:
-        if variant in taken:
-            raise SubmissionError(f"{taken[variant]} has variant {variant} of suite {of} already")
-    chosen = list(variants) or [one for one in known if one not in taken]
-    if not chosen:
+        raise SubmissionError(f"{source}: records of suites {', '.join(names)}")
+    return names[0]
+
+
+def _open_variants(
+    source: Path, names: Sequence[str], suite: str, top: Path, *, asked: bool
+) -> list[str]:
+    """Those of the variants that no submission to the suite has.
+
+    Args:
+        asked: whether the user named them; then one that is taken is an error.
+    """
+    taken = {name: where for where, m in submissions(top, suite).items() for name in m.variants}
+    for name in names:
+        if asked and name in taken:
+            raise SubmissionError(f"{taken[name]} has variant {name} of suite {suite} already")
+    left = [name for name in names if name not in taken]
+    if not left:
         raise SubmissionError(f"{source}: {top} has every variant of it already")
-    own = [record for record in records if record.variant in chosen]
-    seeds = {(one.variant, one.seed) for one in own}
-    most = max(sum(variant == one for variant, _ in seeds) for one in chosen)
-    budgets = [
-        budget.model_copy(update={"variants": [one for one in budget.variants if one in chosen]})
-        for budget in suite.budgets
-        if not budget.variants or set(budget.variants) & set(chosen)
-    ]
-    changes = {
-        "name": of,
-        "variants": {one: suite.variants[one] for one in chosen},
-        "budgets": budgets,
-        "seeds": first_seeds(suite, most),
-    }
-    return suite.model_copy(update=changes), own
+    return left
 
 
 def _complete(where: Path, records: Sequence[Record], wanted: set[str]) -> None:

@@ -8,14 +8,21 @@ outcome cannot be recomputed; it must be possible.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from isoflop.bench.plan import Cell
+from isoflop.bench.suite import Suite
 from isoflop.bench.train import describe
-from isoflop.results.record import Record
+from isoflop.results.record import FLOP_CONVENTION, Record
+
+if TYPE_CHECKING:
+    from isoflop.bench.submissions.verify import Folder
+
+# By variant and field: the cell, what its record says, what is right.
+Cases = dict[tuple[str, str], list[tuple[str, Any, Any]]]
 
 
 def against_cells(
@@ -36,27 +43,120 @@ def against_cells(
         return one.variant, one.size.name, one.budget, one.seed, rate
 
     wanted = {key(cell): cell for cell in cells}
-    unlike: dict[tuple[str, str], list[tuple[str, Any, Any]]] = {}
+    unlike: Cases = {}
     for record in records:
         cell = wanted.pop(key(record), None)
         if cell is None:
-            yield (
-                f"{where / record.cell}.json: of no cell of suite.toml, or of one that has a "
-                f"record already: {record.variant}, size {record.size.name}, "
-                f"{record.budget:g} FLOPs, seed {record.seed}, rate {record.learning_rate:g}"
-            )
+            yield _of_no_cell(where, record)
             continue
         says, again = _flat(record), _flat(_recomputed(record, cell))
         for field in sorted({*says, *again}):
             if says.get(field) != again.get(field):
                 case = (record.cell, says.get(field), again.get(field))
                 unlike.setdefault((record.variant, field), []).append(case)
-    for (variant, field), cases in unlike.items():
-        name, said, found = cases[0]
-        more = f" (and so {len(cases) - 1} more records of {variant})" if cases[1:] else ""
-        yield f"{where / name}.json: {field}: says {said}, recomputed {found}{more}"
+    yield from _lines(where, unlike)
     for variant, size, budget, seed, _ in wanted:
         yield f"{where}: no record of {variant}, size {size}, {budget:g} FLOPs, seed {seed}"
+
+
+def _of_no_cell(where: Path, record: Record) -> str:
+    return (
+        f"{where / record.cell}.json: of no cell of suite.toml, or of one that has a record "
+        f"already: {record.variant}, size {record.size.name}, {record.budget:g} FLOPs, seed "
+        f"{record.seed}, rate {record.learning_rate:g}"
+    )
+
+
+def _lines(where: Path, unlike: Cases) -> Iterator[str]:
+    """A line for each field of a variant's records that is not as recomputed."""
+    for (variant, field), cases in unlike.items():
+        name, said, right = cases[0]
+        more = f" (and so {len(cases) - 1} more records of {variant})" if cases[1:] else ""
+        yield f"{where / name}.json: {field}: says {said}, recomputed {right}{more}"
+
+
+def without_layer(folder: Folder) -> Iterator[str]:
+    """What follows from the suite alone, of variants whose layers are not built here.
+
+    A line for each cell without a record, each record of no cell, and each field of a record that
+    its suite or its other fields decide.
+    """
+    suite = folder.suite
+    for kind, records, wanted in (
+        ("records", folder.records, _keys(suite)),
+        ("tune", folder.tune, _sweep_keys(suite, {record.variant for record in folder.tune})),
+    ):
+        where, left = folder.directory / kind, dict(wanted)
+        unlike: Cases = {}
+        for record in records:
+            key = (record.variant, record.size.name, record.budget, record.seed)
+            by_rate = (record.learning_rate,) if kind == "tune" else ()
+            rate = left.pop((*key, *by_rate), None)
+            if rate is None:
+                yield _of_no_cell(where, record)
+                continue
+            for field, said, right in _decided(record, suite, rate):
+                if said != right:
+                    case = (record.cell, said, right)
+                    unlike.setdefault((record.variant, field), []).append(case)
+        yield from _lines(where, unlike)
+        for key in left:
+            yield f"{where}: no record of {key[0]}, size {key[1]}, {key[2]:g} FLOPs, seed {key[3]}"
+
+
+def _keys(suite: Suite) -> dict[tuple[Any, ...], float]:
+    """Variant, size, budget and seed of every cell, and its learning rate."""
+    return {
+        (name, size, budget.flops, seed): _rate(suite, name, size)
+        for budget in suite.budgets
+        for name in budget.variants or suite.variants
+        for size in budget.sizes or suite.sizes
+        for seed in suite.seeds
+    }
+
+
+def _sweep_keys(suite: Suite, variants: Collection[str]) -> dict[tuple[Any, ...], float]:
+    """The same of the learning-rate sweeps of some variants, with the rate in the key."""
+    tune = suite.tune
+    if tune is None:
+        return {}
+    rates = {name: _rate(suite, name, tune.size) for name in suite.variants if name in variants}
+    return {
+        (name, tune.size, tune.budget, seed, rate * factor): rate * factor
+        for name, rate in rates.items()
+        for factor in tune.factors
+        for seed in tune.seeds
+    }
+
+
+def _rate(suite: Suite, variant: str, size: str) -> float:
+    scale = (suite.transfer.width / suite.sizes[size].width) ** suite.transfer.exponent
+    return suite.variants[variant].learning_rate * scale
+
+
+def _decided(record: Record, suite: Suite, rate: float) -> Iterator[tuple[str, Any, Any]]:
+    """Field, what a record says, what is right."""
+    shape = suite.sizes[record.size.name]
+    batch = shape.batch or suite.training.batch
+    per_token = record.flops_per_token.training
+    tokens = record.steps * batch * suite.training.context
+    for field in ("width", "depth", "heads"):
+        yield f"size.{field}", getattr(record.size, field), getattr(shape, field)
+    yield "suite", record.suite, suite.name
+    yield "layer", record.layer.rpartition("/")[2], _short(suite.variants[record.variant].layer)
+    yield "placement", record.placement, suite.placement
+    yield "corpus", record.corpus, suite.corpus.source
+    yield "vocabulary", record.vocabulary, suite.corpus.vocabulary
+    yield "context", record.context, suite.training.context
+    yield "batch", record.batch, batch
+    yield "learning_rate", record.learning_rate, rate
+    yield "tokens", record.tokens, tokens
+    yield "flops", record.flops, tokens * per_token
+    yield "flop_convention", record.flop_convention, FLOP_CONVENTION
+
+
+def _short(layer: str) -> str:
+    return layer.rpartition("/")[2]  # wherever the file lies
 
 
 def _recomputed(record: Record, cell: Cell) -> Record:

@@ -1,22 +1,26 @@
-"""What a submission says, recomputed: its manifest from its files, its records from its suite."""
+"""What a submission says, recomputed: its manifest from its files, its records from its suite.
+
+A layer file of a submission is foreign code. It is executed in a child process alone, which gives
+lines for its variants; all else is recomputed here, so nothing that the file does can hide it.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 
 from isoflop.bench.flops import FlopError, verify_flops
-from isoflop.bench.lint import LintError, refuse
-from isoflop.bench.plan import Cell, plan, sweep_cells
-from isoflop.bench.submissions.recompute import against_cells, impossible, same
+from isoflop.bench.isolate import ChildError, stream
+from isoflop.bench.lint import refuse
+from isoflop.bench.plan import Cell, distinct_models, plan, sweep_cells
+from isoflop.bench.submissions.compared import against_others, as_published
+from isoflop.bench.submissions.recompute import against_cells, impossible, without_layer
 from isoflop.bench.suite import Suite, SuiteError, load_suite
-from isoflop.results.manifest import MANIFEST, Entry, Manifest, read_manifest, submissions
-from isoflop.results.record import Record, RecordError, read_record, read_records
-
-ALIKE = ("corpus", "training", "placement", "transfer")  # in every submission to a suite
+from isoflop.results.errors import IsoflopError
+from isoflop.results.manifest import MANIFEST, Entry, Manifest, out_of_place, read_manifest
+from isoflop.results.record import Record, RecordError, read_record
 
 
 @dataclass(frozen=True)
@@ -27,74 +31,185 @@ class Folder:
     suite: Suite  # of the submitted variants alone
     records: list[Record]
     tune: list[Record]
-    cells: list[Cell]  # that `records` must be of
-    rates: list[Cell]  # that `tune` must be of
+
+    @property
+    def foreign(self) -> dict[str, str]:
+        """Variant -> layer as the manifest names it, of the variants whose layer is a file here."""
+        named = {
+            name: _file_of(variant.layer, self.directory)
+            for name, variant in self.suite.variants.items()
+        }
+        return {name: layer for name, layer in named.items() if layer}
+
+    def only(self, variants: set[str]) -> Folder:
+        """The part of some variants."""
+        return Folder(
+            self.directory,
+            only(self.suite, variants),
+            [record for record in self.records if record.variant in variants],
+            [record for record in self.tune if record.variant in variants],
+        )
+
+    def cells(self) -> tuple[list[Cell], list[Cell]]:
+        """The cells that the records must be of, and those of the learning-rate sweeps.
+
+        Raises:
+            SuiteError: a variant cannot be built. Layer files are executed.
+        """
+        where = str(self.directory / "suite.toml")
+        if not self.suite.variants:
+            return [], []
+        tuned = {record.variant for record in self.tune}
+        rates = sweep_cells(self.suite, where) if tuned else []
+        return plan(self.suite, where), [cell for cell in rates if cell.variant in tuned]
+
+
+def only(suite: Suite, variants: set[str]) -> Suite:
+    """The suite with these variants alone, and the budgets that any of them has."""
+    budgets = [
+        budget.model_copy(update={"variants": [n for n in budget.variants if n in variants]})
+        for budget in suite.budgets
+        if not budget.variants or variants.intersection(budget.variants)
+    ]
+    kept = {name: variant for name, variant in suite.variants.items() if name in variants}
+    return suite.model_copy(update={"variants": kept, "budgets": budgets})
 
 
 def read_folder(directory: Path) -> tuple[Folder, list[str]]:
     """The contents of a submission, and a line for each record that cannot be read.
 
     Raises:
-        SuiteError, LintError: the suite or a layer cannot be used. Layer files are executed.
+        SuiteError: the suite cannot be used, or names a layer file that is not in the folder.
     """
-    where = str(directory / "suite.toml")
-    suite = load_suite(where)
-    for variant in suite.variants.values():
-        if _file_of(variant.layer, directory):
-            refuse(variant.layer, variant.options)
-    found: dict[str, list[Record]] = {"records": [], "tune": []}
+    suite = load_suite(str(directory / "suite.toml"))
+    contents: dict[str, list[Record]] = {"records": [], "tune": []}
     lines = []
-    for kind, records in found.items():
-        for path in sorted((directory / kind).glob("*.json")):
+    for kind, records in contents.items():
+        for path in sorted((directory / kind).glob("[!.]*.json")):
             try:
-                records.append(read_record(path))
-                if path.stem != records[-1].cell:
-                    lines.append(f"{path}: cell: says {records[-1].cell}, unlike the file's name")
+                record = read_record(path)
             except RecordError as error:
                 lines.append(str(error))
-    tuned = {record.variant for record in found["tune"]}
-    rates = [cell for cell in sweep_cells(suite, where) if cell.variant in tuned] if tuned else []
-    return Folder(directory, suite, **found, cells=plan(suite, where), rates=rates), lines
+                continue
+            records.append(record)
+            if path.stem != record.cell:
+                lines.append(f"{path}: cell: says {record.cell}, unlike the file's name")
+            if record.variant not in suite.variants:
+                lines.append(f"{path}: of no cell of suite.toml: no variant {record.variant!r}")
+    folder = Folder(directory, suite, **contents)
+    _ = folder.foreign  # raises for a file from elsewhere
+    return folder, lines
 
 
-def problems(directory: Path, beside: Path | None = None) -> list[str]:
+def problems(directory: Path, beside: Path | None = None, *, execute: bool = True) -> list[str]:
     """What does not agree in a submission: a line each, none if all does.
 
     Args:
-        directory: the submission. Its layer files are executed.
+        directory: the submission.
         beside: the folder of the submissions it is to be compared with; its own if not given.
+        execute: whether to execute its layer files, in a child process; if not, what they would
+            decide of a record is not recomputed (see `not_executed`).
     """
-    lines: list[str] = []
     try:
+        lines = list(out_of_place(directory))
+        if lines:
+            return lines  # nothing is read through a link
         manifest = read_manifest(directory)
         lines += _files(directory, manifest)
         folder, unreadable = read_folder(directory)
-    except (RecordError, SuiteError, LintError) as error:
-        return [*lines, str(error)]
-    lines += unreadable
-    for where, records, cells, by_rate in (
-        (directory / "records", folder.records, folder.cells, False),
-        (directory / "tune", folder.tune, folder.rates, True),
-    ):
-        lines += against_cells(where, records, cells, by_rate=by_rate)
-        for record in records:
-            lines += [f"{where / record.cell}.json: {each}" for each in impossible(record)]
-    lines += _counts(folder)
-    for found in (
-        _manifest(folder, manifest),
-        _peers(folder, manifest, beside or directory.parent),
-    ):
+        lines += unreadable
+        foreign = set(folder.foreign)
+    except (IsoflopError, OSError) as error:
+        return [*lines, _said(directory, error)]
+    parts: list[Callable[[], list[str]]] = [
+        lambda: _impossible(folder),
+        lambda: recomputed(folder.only(folder.suite.variants.keys() - foreign)),
+        lambda: list(without_layer(folder.only(foreign))),
+        lambda: as_published(folder),
+        lambda: list(_manifest(folder, manifest)),
+        lambda: list(against_others(folder, manifest, beside or directory.parent)),
+    ]
+    if foreign and execute:
+        parts.append(lambda: _executed(folder, manifest))
+    for part in parts:
         try:
-            lines += found
-        except (RecordError, SuiteError) as error:
-            lines.append(f"{directory}: {error}")
+            lines += part()
+        except (IsoflopError, OSError) as error:
+            lines.append(_said(directory, error))
+    return list(dict.fromkeys(lines))
+
+
+def not_executed(directory: Path) -> list[str]:
+    """The layer files that `problems(..., execute=False)` leaves alone, by variant.
+
+    Raises:
+        IsoflopError: see `read_folder`.
+    """
+    foreign = read_folder(directory)[0].foreign
+    return [f"{directory}: {layer}, variant {name}" for name, layer in foreign.items()]
+
+
+def recomputed(folder: Folder) -> list[str]:
+    """What in the records does not follow from the suite and its layers, which are built."""
+    cells, rates = folder.cells()
+    lines: list[str] = []
+    for kind, records, of, by_rate in (
+        ("records", folder.records, cells, False),
+        ("tune", folder.tune, rates, True),
+    ):
+        lines += against_cells(folder.directory / kind, records, of, by_rate=by_rate)
+    for cell in distinct_models(cells):
+        try:
+            verify_flops(cell.config, cell.training.micro_batch or cell.training.batch)
+        except FlopError as error:
+            line = f"{folder.directory}: {cell.variant}, size {cell.size.name}: {error}"
+            lines.append(line)
     return lines
 
 
-def manifest_of(folder: Folder) -> Manifest:
-    """The manifest that a submission must have."""
+def _executed(folder: Folder, manifest: Manifest) -> list[str]:
+    """What the layer files of a submission decide, from a child process."""
+    lines: list[str] = []
+    for variant, layer in folder.foreign.items():
+        options = manifest.variants[variant].options if variant in manifest.variants else {}
+        try:
+            for line in stream(foreign, str(folder.directory), variant, options):
+                if line is not None:
+                    lines.append(str(line))
+        except ChildError as error:
+            lines.append(f"{folder.directory}: {layer}: {error}")
+    return lines
+
+
+def foreign(directory: str, variant: str, options: dict[str, object]) -> Iterator[str | None]:
+    """Body of the child: lines for a variant of a submission, whose layer file it executes."""
+    folder = read_folder(Path(directory))[0].only({variant})
+    described = folder.suite.variants[variant]
+    try:
+        refuse(described.layer, described.options)
+        yield None
+        said = Entry.model_validate({**_entry(folder, variant), "options": options})
+        again = Entry.model_validate_json(
+            said.model_copy(update={"options": folder.cells()[0][0].options}).model_dump_json()
+        )
+        if said != again:
+            yield (
+                f"{Path(directory) / MANIFEST}: variants: says {said.options} of {variant}, "
+                f"recomputed {again.options}"
+            )
+        yield None
+        yield from recomputed(folder)
+    except IsoflopError as error:
+        yield _said(Path(directory), error)
+
+
+def manifest_of(folder: Folder, options: dict[str, dict[str, object]]) -> Manifest:
+    """The manifest that a submission must have.
+
+    Args:
+        options: of each variant, defaults included.
+    """
     directory, records = folder.directory, [*folder.records, *folder.tune]
-    options = {cell.variant: cell.options for cell in folder.cells}
     versions: dict[str, set[str]] = {}
     for record in records:
         for package, version in record.measured.versions.items():
@@ -103,21 +218,22 @@ def manifest_of(folder: Folder) -> Manifest:
         name=directory.name,
         suite=folder.suite.name,
         variants={
-            name: Entry(
-                layer=_file_of(variant.layer, directory) or variant.layer,
-                options=options[name],
-                learning_rate=variant.learning_rate,
-            )
-            for name, variant in folder.suite.variants.items()
+            name: Entry.model_validate({**_entry(folder, name), "options": options[name]})
+            for name in folder.suite.variants
             if name in options
         },
-        versions={package: sorted(found) for package, found in sorted(versions.items())},
+        versions={package: sorted(known) for package, known in sorted(versions.items())},
         devices=sorted({record.measured.device for record in records}),
         validation_hash=next((record.validation_hash for record in records), None),
         flop_convention=next((record.flop_convention for record in records), ""),
         files=hashes(directory),
     )
     return Manifest.model_validate_json(manifest.model_dump_json())  # options as JSON has them
+
+
+def options_of(folder: Folder) -> dict[str, dict[str, object]]:
+    """The options of every variant, defaults included. Layer files are executed."""
+    return {cell.variant: cell.options for cell in folder.cells()[0]}
 
 
 def hashes(directory: Path) -> dict[str, str]:
@@ -127,6 +243,12 @@ def hashes(directory: Path) -> dict[str, str]:
         for path in sorted(directory.rglob("*"))
         if path.is_file() and path != directory / MANIFEST
     }
+
+
+def _entry(folder: Folder, name: str) -> dict[str, object]:
+    variant = folder.suite.variants[name]
+    layer = _file_of(variant.layer, folder.directory) or variant.layer
+    return {"layer": layer, "learning_rate": variant.learning_rate}
 
 
 def _file_of(layer: str, directory: Path) -> str:
@@ -143,77 +265,47 @@ def _file_of(layer: str, directory: Path) -> str:
     return f"{Path(path).resolve().relative_to(directory.resolve()).as_posix()}:{name}"
 
 
+def _said(directory: Path, error: IsoflopError | OSError) -> str:
+    """An error as a line that begins with the folder."""
+    line = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+    return line if str(directory) in line else f"{directory}: {line}"
+
+
+def _impossible(folder: Folder) -> list[str]:
+    return [
+        f"{folder.directory / kind / record.cell}.json: {line}"
+        for kind, records in (("records", folder.records), ("tune", folder.tune))
+        for record in records
+        for line in impossible(record)
+    ]
+
+
 def _files(directory: Path, manifest: Manifest) -> Iterator[str]:
-    found = hashes(directory)
-    for name in sorted({*found, *manifest.files}):
-        if name not in found:
+    present = hashes(directory)
+    for name in sorted({*present, *manifest.files}):
+        if name not in present:
             yield f"{directory / name}: missing, yet {MANIFEST} lists it"
         elif name not in manifest.files:
             yield f"{directory / name}: {MANIFEST} does not list it"
-        elif found[name] != manifest.files[name]:
+        elif present[name] != manifest.files[name]:
             yield (
-                f"{directory / name}: changed: its SHA-256 is {found[name][:12]}..., not "
+                f"{directory / name}: changed: its SHA-256 is {present[name][:12]}..., not "
                 f"{manifest.files[name][:12]}... as {MANIFEST} says"
             )
 
 
-def _counts(folder: Folder) -> Iterator[str]:
-    """Every FLOP formula is what a trace counts."""
-    for cell in {(cell.variant, cell.size.name): cell for cell in folder.cells}.values():
-        try:
-            verify_flops(cell.config, cell.training.micro_batch or cell.training.batch)
-        except FlopError as error:
-            yield f"{folder.directory}: {cell.variant}, size {cell.size.name}: {error}"
-
-
 def _manifest(folder: Folder, manifest: Manifest) -> Iterator[str]:
-    """What the manifest says beside the hashes of files follows from the files."""
-    path, again = folder.directory / MANIFEST, manifest_of(folder)
+    """What the manifest says beside the hashes of files follows from the files.
+
+    The options of a layer of a file are compared where it is executed.
+    """
+    names = set(folder.suite.variants)
+    options = options_of(folder.only(names - set(folder.foreign)))
+    for name in folder.foreign:
+        if name in manifest.variants:
+            options[name] = manifest.variants[name].options
+    path, again = folder.directory / MANIFEST, manifest_of(folder, options)
     for field in Manifest.model_fields:
-        said, found = getattr(manifest, field), getattr(again, field)
-        if field != "files" and said != found:
-            yield f"{path}: {field}: says {said}, recomputed {found}"
-
-
-def _peers(folder: Folder, manifest: Manifest, top: Path) -> Iterator[str]:
-    """The records share their text with each other and with the other submissions to the suite."""
-    directory, own = folder.directory, [*folder.records, *folder.tune]
-    reference = list(own)
-    for where, other in submissions(top, manifest.suite).items():
-        if where.name == directory.name:
-            continue
-        for name in sorted(manifest.variants.keys() & other.variants.keys()):
-            yield f"{directory}: variant {name} is in {where} already"
-        for field in ("validation_hash", "flop_convention"):
-            said, theirs = getattr(manifest, field), getattr(other, field)
-            if said != theirs:
-                yield f"{directory}: {field}: {said!r}, yet {theirs!r} in {where}"
-        suite = load_suite(str(where / "suite.toml"))
-        unlike = [field for field in ALIKE if getattr(suite, field) != getattr(folder.suite, field)]
-        shared = suite.sizes.keys() & folder.suite.sizes.keys()
-        unlike += [f"sizes.{s}" for s in shared if suite.sizes[s] != folder.suite.sizes[s]]
-        if unlike:
-            yield f"{directory / 'suite.toml'}: {unlike[0]}: not as in {where / 'suite.toml'}"
-        elif manifest.validation_hash == other.validation_hash:
-            reference = read_records(where / "records") or reference
-    for record in own:
-        if record.validation_hash != manifest.validation_hash:
-            yield (
-                f"{directory}: {record.cell}.json: validation_hash: says {record.validation_hash}, "
-                f"the others {manifest.validation_hash}"
-            )
-    # Bytes and tokens of the held-out text, and tokens of the training text, are the same for all.
-    for above, below in (("loss", "bits_per_byte"), ("tokens", "epochs")):
-        known = [one for one in (_ratio(record, above, below) for record in reference) if one]
-        for record in own:
-            value = _ratio(record, above, below)
-            if value and known and not same(value, median(known)):
-                yield (
-                    f"{directory}: {record.cell}.json: {above} over {below} is {value:.6g}, in the "
-                    f"other records {median(known):.6g}"
-                )
-
-
-def _ratio(record: Record, above: str, below: str) -> float | None:
-    first, second = getattr(record, above), getattr(record, below)
-    return first / second if first and second else None
+        said, right = getattr(manifest, field), getattr(again, field)
+        if field != "files" and said != right:
+            yield f"{path}: {field}: says {said}, recomputed {right}"

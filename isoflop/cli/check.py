@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-import tempfile
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from isoflop.cli.console import Json, app
+from isoflop.results.errors import printable
 from isoflop.results.manifest import MANIFEST
+from isoflop.results.record import RecordError, write_whole
 
 if TYPE_CHECKING:
     from isoflop.bench.gate.baseline import Check
@@ -26,24 +28,36 @@ def check(
         Path | None,
         typer.Argument(help="Results directory; all under runs/ and results/ if not given."),
     ] = None,
-    suite: Annotated[str, typer.Option(help="The suite that the gate counts and trains.")] = "ci",
+    suite: Annotated[
+        str, typer.Option(help="The suite whose cells are counted and trained.")
+    ] = "ci",
     losses: Annotated[
         bool,
-        typer.Option("--losses", help="Also train that suite: are its losses the stored ones?"),
+        typer.Option(
+            "--losses", help="Also train that suite and compare its losses with the stored ones."
+        ),
     ] = False,
     base: Annotated[
         str | None,
-        typer.Option(help="Also time this revision or checkout beside the code that runs."),
+        typer.Option(help="Also time this code against a baseline revision or checkout."),
     ] = None,
     summary: Annotated[
-        Path | None, typer.Option(help="Write the outcome there, as Markdown.")
+        Path | None, typer.Option(help="Write the result to this file, as Markdown.")
     ] = None,
     accept: Annotated[
-        bool, typer.Option("--accept", help="Store this code's counts and losses instead.")
+        bool,
+        typer.Option("--accept", help="Store this code's counts and losses as the new baseline."),
     ] = False,
+    execute: Annotated[
+        bool,
+        typer.Option(
+            " /--no-execute",
+            help="Execute no layer file of a submission: recompute all that needs none.",
+        ),
+    ] = True,
     as_json: Json = False,
 ) -> None:
-    """Do submissions agree, are generated files current, is the code no worse? Else exit code 1."""
+    """Check submissions, generated files and counts. Exit code 1 if a check fails."""
     from isoflop.bench.gate import baseline as gate
     from isoflop.bench.plan import plan
     from isoflop.bench.suite import load_suite, suite_path
@@ -57,9 +71,8 @@ def check(
         baseline = gate.write_baseline(stored, records)
         print(f"{stored}: {len(baseline.cells)} cells, {SEEDS} seeds")
         return
-    checks = submitted(directory)
-    is_submission = directory is not None and (directory / MANIFEST).exists()
-    if all(check.ok for check in checks) and not is_submission:
+    checks = submitted(directory, execute=execute)
+    if all(check.ok for check in checks) and not is_submission(directory):
         checks.append(generated(directory))
     if stored.exists() or losses:
         baseline = gate.read_baseline(stored)
@@ -70,34 +83,56 @@ def check(
     if base:
         checks += timed(base, suite)
     if summary:
-        summary.parent.mkdir(parents=True, exist_ok=True)
-        summary.write_text(markdown(checks), encoding="utf-8")
+        if summary.exists() and not summary.is_file():  # such as /dev/stdout
+            summary.write_text(markdown(checks), encoding="utf-8")
+        else:
+            write_whole(summary, markdown(checks))
     if as_json:
         print(json.dumps(gate.as_json(checks), indent=1))
     else:
         for check in checks:
-            print(f"{'ok' if check.ok else 'FAIL':5}{check.name}: {check.text}")
+            print(f"{'ok' if check.ok else 'FAIL':5}{check.name}: {printable(check.text)}")
             for line in gate.shown(check):
-                print(f"     {line}")
+                print(f"     {printable(line)}")
     if not all(check.ok for check in checks):
         raise typer.Exit(1)
 
 
-def submitted(directory: Path | None) -> list[Check]:
-    """Does every submission agree with what is recomputed from it? No check where there is none."""
-    from isoflop.bench.gate.baseline import Check
-    from isoflop.bench.submissions.verify import problems
+def submitted(directory: Path | None, *, execute: bool) -> list[Check]:
+    """Does every submission agree with what is recomputed from it, and does nothing else count?
 
-    folders = [path for path in sorted(Path("results/submissions").glob("[!.]*")) if path.is_dir()]
+    No check where there is nothing to check.
+    """
+    from isoflop.bench.gate.baseline import Check
+    from isoflop.bench.submissions.verify import not_executed, problems
+    from isoflop.results.manifest import strays, submissions
+
+    lines = []
     if directory:
-        folders = [directory] if (directory / MANIFEST).exists() else []
-    if not folders:
+        folders = [directory] if is_submission(directory) else []
+    else:
+        lines = strays(Path("results"))
+        try:
+            folders = list(submissions(Path("results/submissions")))
+        except RecordError as error:
+            return [Check("submissions", False, "a manifest is unreadable", [*lines, str(error)])]
+    if not folders and not lines:
         return []
-    lines = [line for folder in folders for line in problems(folder)]
+    lines += [line for folder in folders for line in problems(folder, execute=execute)]
     text = f"every hash and count of {', '.join(map(str, folders))} agrees"
     if lines:
         text = f"{len(lines)} disagreements; generated files are not judged"
-    return [Check("submissions", not lines, text, lines)]
+    checks = [Check("submissions", not lines, text, lines)]
+    skipped = [] if execute or lines else [s for folder in folders for s in not_executed(folder)]
+    if skipped:
+        text = "cells, FLOPs and parameters of these layers were not recomputed (--no-execute)"
+        checks.append(Check("not executed", True, text, skipped))
+    return checks
+
+
+def is_submission(directory: Path | None) -> bool:
+    """Whether it has a manifest."""
+    return directory is not None and os.path.lexists(directory / MANIFEST)
 
 
 def generated(directory: Path | None) -> Check:
@@ -120,12 +155,13 @@ def generated(directory: Path | None) -> Check:
 
 def trained(cells: list[Cell], suite: str) -> list[Record]:
     """Records of cells, trained anew: a stored record says nothing about today's code."""
-    from isoflop.cli.progress import train
-    from isoflop.results.record import read_records
+    from isoflop.bench.gate.scratch import scratch
+    from isoflop.cli.training import train
+    from isoflop.results.record import load_records
 
-    with tempfile.TemporaryDirectory(prefix="isoflop-check-") as folder:
+    with scratch("check") as folder:
         train(cells, Path(folder), Path(folder) / "records", suite)
-        return read_records(Path(folder) / "records")
+        return load_records(Path(folder) / "records")
 
 
 def timed(base: str, suite: str) -> list[Check]:

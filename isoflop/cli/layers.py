@@ -15,6 +15,7 @@ import typer
 
 from isoflop.cli.console import Json, app, show
 from isoflop.cli.tensorboard import TensorBoard
+from isoflop.cli.time_limit import TimeLimit
 
 if TYPE_CHECKING:
     from isoflop.models import Layer
@@ -24,13 +25,13 @@ LayerArgument = Annotated[
 ]
 Options = Annotated[
     list[str] | None,
-    typer.Option("--option", help="NAME=VALUE of the layer, in TOML; may be given again."),
+    typer.Option("--option", help="Option of the layer as NAME=VALUE, in TOML; may be repeated."),
 ]
 
 
 @app.command()
 def layers(as_json: Json = False) -> None:
-    """Registered and installed layers, with options and their defaults."""
+    """List registered and installed layers, with options and their defaults."""
     from isoflop.bench.layers import find_layer, plugins
     from isoflop.models import LAYERS
 
@@ -96,22 +97,39 @@ def class_name(path: Path) -> str:
 
 
 @app.command()
-def lint(layer: LayerArgument, option: Options = None, as_json: Json = False) -> None:
+def lint(
+    layer: LayerArgument,
+    option: Options = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(help="Check at the context, batch and widths of this suite too."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Check a layer before training it. Exit code 1 if a check fails."""
+    from isoflop.bench.checks import ESSENTIAL
+    from isoflop.bench.lint import BrokenFileError, Finding, read_options, with_class
     from isoflop.bench.lint import lint as run_checks
-    from isoflop.bench.lint import read_options, with_class
+    from isoflop.bench.shape_checks import shapes_of
+    from isoflop.bench.suite import load_suite
 
-    name = with_class(layer)
-    findings = run_checks(name, read_options(name, option or []))
+    shapes = shapes_of(load_suite(suite)) if suite else []
+    try:
+        name = with_class(layer)
+        findings = run_checks(name, read_options(name, option or []), shapes)
+    except BrokenFileError as error:
+        name, findings = layer, [Finding("builds", False, str(error))]
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
         for finding in findings:
-            print(f"{'ok' if finding.ok else 'FAIL':5}{finding.check:13}{finding.fix}".rstrip())
+            text = finding.fix or finding.note
+            print(f"{'ok' if finding.ok else 'FAIL':5}{finding.check:13}{text}".rstrip())
     failed = [finding.check for finding in findings if not finding.ok]
     if failed:
         if not as_json:
-            print(f"{name}: to fix: {', '.join(failed)}")
+            refused = "refused" if set(failed) & set(ESSENTIAL) else "not refused"
+            print(f"{name}: to fix: {', '.join(failed)}; training is {refused}")
         raise typer.Exit(1)
     if not as_json:
         print(f"{name}: fit to be trained")
@@ -123,25 +141,31 @@ def compare(
     suite: Annotated[str, typer.Option(help="A suite's name, or a TOML file.")] = "quick",
     option: Options = None,
     learning_rate: Annotated[
-        float | None, typer.Option(min=1e-9, help="Peak; the suite's for dense if not given.")
+        float | None, typer.Option(min=1e-9, help="Peak; that of dense in the suite if not given.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds per cell of the new layer.")] = 1,
     name: Annotated[
-        str | None, typer.Option(help="Of the new variant; the layer's with its options if not.")
+        str | None,
+        typer.Option(help="Name of the new variant; the layer with its options if not given."),
     ] = None,
     tensorboard: TensorBoard = None,
+    time_limit: TimeLimit = None,
     as_json: Json = False,
 ) -> None:
     """Train a new layer's cells beside a suite's stored records: is it better than dense?"""
     from isoflop.analysis.report.derive import COMPARISON, read_comparison, report
     from isoflop.bench.compare import prepare
     from isoflop.bench.lint import read_options, refuse, with_class
-    from isoflop.cli.progress import train
+    from isoflop.bench.shape_checks import shapes_of
+    from isoflop.bench.suite import load_suite
+    from isoflop.cli.training import train
     from isoflop.results.record import write_whole
 
     layer = with_class(layer)
     options = read_options(layer, option or [])
-    refuse(layer, options)
+    note = refuse(layer, options, shapes_of(load_suite(suite)))
+    if note:
+        print(f"{layer}: {note}", file=sys.stderr)
     plan = prepare(layer, suite, learning_rate, seeds, options, name)
     print(f"compared with the records in {plan.source}", file=sys.stderr)
     plan.collect()
@@ -156,7 +180,14 @@ def compare(
         "command": shlex.join(command),
     }
     write_whole(plan.directory / COMPARISON, json.dumps(asked, indent=1) + "\n")
-    train(plan.cells, plan.directory, plan.records, str(plan.suite_file), tensorboard)
+    train(
+        plan.cells,
+        plan.directory,
+        plan.records,
+        str(plan.suite_file),
+        tensorboard,
+        time_limit=time_limit,
+    )
     rows = report(plan.directory)
     result = read_comparison(plan.directory / COMPARISON)
     if as_json:
@@ -180,12 +211,13 @@ def compare(
 
 @app.command()
 def submit(
-    name: Annotated[str, typer.Argument(help="Of the new folder in results/submissions.")],
+    name: Annotated[str, typer.Argument(help="Name of the new folder in results/submissions.")],
     source: Annotated[
         Path, typer.Option("--from", help="Results directory, such as runs/compare-MyLayer.")
     ],
     variant: Annotated[
-        list[str] | None, typer.Option(help="Which; all that nobody submitted if not given.")
+        list[str] | None,
+        typer.Option(help="A variant, may be repeated; all not yet submitted if not given."),
     ] = None,
 ) -> None:
     """Bundle records, layer file, versions and hashes for the leaderboard."""

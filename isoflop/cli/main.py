@@ -2,18 +2,61 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from typing import NoReturn
 
-from isoflop.cli import check, layers, reports, suites  # noqa: F401  (each registers its verbs)
+from isoflop.cli import check, fit, layers, reports, suites  # noqa: F401  (each registers its verbs)
 from isoflop.cli.console import app
-from isoflop.results.errors import IsoflopError
+from isoflop.results.errors import IsoflopError, printable
+
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 
 
 def main() -> None:
     """Run the command line. Bad input is one line on stderr and exit code 2, not a traceback."""
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except IsoflopError as error:
         # A plug-in's own error may have several lines.
-        print(f"isoflop: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        _end(2, " ".join(str(error).split()))
+    except KeyboardInterrupt:
+        _end(INTERRUPTED, "interrupted")
+    except SystemExit as end:
+        if _interrupted(end):
+            _end(INTERRUPTED, "interrupted")
+        raise
+    except BrokenPipeError:
+        _forget_output()
+        sys.exit(1)
+    except OSError as error:
+        _forget_output()
+        _end(2, describe(error))
+
+
+def describe(error: OSError) -> str:
+    """An operating system's error as `PATH: reason`."""
+    reason = error.strerror or str(error) or type(error).__name__
+    paths = [error.filename] if error.filename2 is None else [error.filename, error.filename2]
+    names = [os.fsdecode(path) for path in paths if isinstance(path, str | bytes | os.PathLike)]
+    return f"{' and '.join(names)}: {reason}" if names else reason
+
+
+def _interrupted(end: SystemExit) -> bool:
+    """Whether typer turned a Ctrl-C into this exit, without a word."""
+    return end.code == INTERRUPTED and isinstance(
+        getattr(end.__context__, "__cause__", None), KeyboardInterrupt
+    )
+
+
+def _forget_output() -> None:
+    """Nobody reads it, or it cannot be written: its flush at exit would raise again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _end(code: int, line: str) -> NoReturn:
+    print(f"isoflop: {printable(line)}", file=sys.stderr)
+    sys.exit(code)

@@ -1,18 +1,14 @@
-"""Training what is missing, with progress: a live table on a terminal, plain lines elsewhere."""
+"""Watching a run: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
-import functools
-import sys
 from collections.abc import Iterable
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from threading import Lock
 from time import monotonic
 from typing import TypeVar
 
-import typer
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -21,19 +17,16 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from isoflop.analysis.report.format import flops
-from isoflop.bench.flops import verify_flops
 from isoflop.bench.plan import Cell
-from isoflop.bench.run import Event, missing, run_cells
-from isoflop.bench.suite import suite_path
-from isoflop.cli.tensorboard import scalars
-from isoflop.results.record import Record, read_record, write_whole
+from isoflop.bench.run import Event
+from isoflop.results.record import Record
 
 T = TypeVar("T")
 NAME_WIDTH = 10  # characters of a variant's name that are not given up for a column
 
 
 def name_of(cell: Cell) -> str:
-    return f"{cell.variant} {cell.size.name} {cell.budget:.2g} FLOPs, seed {cell.seed}"
+    return f"{cell.variant} {cell.size.name} {flops(cell.budget)} FLOPs, seed {cell.seed}"
 
 
 def outcome_of(record: Record) -> str:
@@ -44,41 +37,6 @@ def outcome_of(record: Record) -> str:
         f"loss {record.loss:.4f} nats, {record.bits_per_byte:.3f} bits per byte, "
         f"{record.measured.tokens_per_second or 0:,.0f} tokens/s"
     )
-
-
-def train(
-    cells: list[Cell],
-    directory: Path,
-    records: Path,
-    suite: str,
-    tensorboard: Path | None = None,
-) -> None:
-    """Train what is missing under `directory`. Progress is on stderr: stdout is for results."""
-    console = Console(stderr=True)
-    say = functools.partial(print, file=sys.stderr, flush=True)
-    directory.mkdir(parents=True, exist_ok=True)
-    write_whole(directory / "suite.toml", suite_path(suite).read_text(encoding="utf-8"))
-    todo = missing(cells, records)
-    if not todo:
-        say(f"nothing to train: all {len(cells)} cells have records in {records}")
-        return
-    say(f"{len(todo)} of {len(cells)} cells to train; records go to {records}")
-    counted = set()
-    for cell in todo:  # before any training: a wrong count would void every cell
-        if (cell.variant, cell.size.name) not in counted:
-            verify_flops(cell.config, cell.training.micro_batch or cell.training.batch)
-            counted.add((cell.variant, cell.size.name))
-    left = {cell.id for cell in todo}
-    before = [read_record(records / f"{cell.id}.json") for cell in cells if cell.id not in left]
-    events = run_cells(todo, records)
-    try:
-        with closing(scalars(events, tensorboard) if tensorboard else events) as shown:
-            made = watch(shown, cells, before, console)
-    except KeyboardInterrupt:
-        say("interrupted; finished records are whole, the same command goes on from them")
-        raise typer.Exit(130) from None
-    for record in (one for one in made if one.status != "finished"):
-        say(f"not finished: {record.variant} {record.size.name}: {outcome_of(record)}")
 
 
 def watch(
@@ -101,6 +59,13 @@ def watch(
         for event in events:
             view.update(event)
             record = event.record
+            note = event.warning
+            if event.stored:
+                note = "another process stored its record first; this one's is dropped"
+            if note:
+                console.print(
+                    f"{name_of(event.cell)}: {note}", highlight=False, markup=False, soft_wrap=True
+                )
             if record is None:
                 continue
             records.append(record)
@@ -108,7 +73,8 @@ def watch(
             if not live:
                 left = (monotonic() - begin) * (view.total / view.done - 1)
                 line += (
-                    f"; {view.done:.2g} of {view.total:.2g} FLOPs, about {left / 60:.0f} min left"
+                    f"; {flops(view.done)} of {flops(view.total)} FLOPs, "
+                    f"about {left / 60:.0f} min left"
                 )
             if not live or record.status != "finished":
                 style = "red" if live else ""
@@ -187,6 +153,9 @@ class _View:
                     completed=step.step,
                     note=f"loss {step.loss:.3f}, {step.tokens_per_second:,.0f} tokens/s",
                 )
+            if event.stopped:
+                self.progress.remove_task(self.bars.pop(cell.id))
+                self.running.pop(cell.id)
             if event.record is not None:
                 self.entries[cell.budget][cell.variant].add(event.record)
                 self.progress.remove_task(self.bars.pop(cell.id))

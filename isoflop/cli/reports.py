@@ -1,11 +1,10 @@
-"""The verbs that read records and run tables: `report`, `fit`, `show`. They need no torch."""
+"""The verbs that read records and run tables: `report`, `show`. They need no torch."""
 
 from __future__ import annotations
 
 import io
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +16,7 @@ from rich.text import Text
 
 from isoflop.analysis.report.format import flops
 from isoflop.cli.console import Json, app, readable, show
-from isoflop.results.errors import IsoflopError, did_you_mean
+from isoflop.results.errors import IsoflopError
 from isoflop.results.record import Record, RecordError, read_record
 
 # Where `show` looks for a record; the first folder that has it wins.
@@ -60,68 +59,12 @@ def report(
         print(f"figures, tables and a page (index.html) are in {where}")
 
 
-@app.command()
-def fit(
-    runs: Annotated[Path, typer.Argument(help="CSV table with a run in each row.")],
-    law: Annotated[str, typer.Option(help="Which law; a wrong name lists them.")] = "chinchilla",
-    delta: Annotated[
-        float | None, typer.Option(help="Huber delta on log loss; the law's own if not given.")
-    ] = None,
-    bootstrap: Annotated[int, typer.Option(min=0, help="Refits for the intervals.")] = 0,
-    column: Annotated[
-        list[str] | None, typer.Option(help="NAME=HEADER: where the table calls a column otherwise")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Fit a scaling law to anybody's run table."""
-    from isoflop.analysis.laws import LAWS
-    from isoflop.analysis.laws.bias import estimated_bias
-    from isoflop.analysis.laws.dense import CHINCHILLA_ISOFLOP
-    from isoflop.analysis.laws.fit import fit as fit_law
-    from isoflop.analysis.laws.table import read_table
-
-    if law not in LAWS:
-        raise IsoflopError(
-            f"--law: no law {law!r}{did_you_mean(law, LAWS)}; known: {', '.join(LAWS)}"
-        )
-    wrong = [pair for pair in column or [] if "=" not in pair]
-    if wrong:
-        raise IsoflopError(f"--column: {wrong[0]!r} is not NAME=HEADER, such as N=params")
-    rename = dict(pair.split("=", 1) for pair in column or [])
-    table = read_table(runs, LAWS[law], rename)
-    result = fit_law(LAWS[law], table, delta=delta, bootstrap=bootstrap).to_json()
-    bias = estimated_bias(table) if law == CHINCHILLA_ISOFLOP.name else None
-    if bias:
-        result["bias"] = asdict(bias)
-    if as_json:
-        print(json.dumps(result, indent=1))
-        return
-    rows = [
-        {"quantity": name, "value": value, "low": low, "high": high}
-        for values, intervals in (("params", "intervals"), ("derived", "derived_intervals"))
-        for name, value in result[values].items()
-        for low, high in [result[intervals].get(name) or (None, None)]
-    ]
-    show(rows, f"{law}: {LAWS[law].formula}", False)
-    print(
-        f"{result['status']}; {result['n_points']} points, objective {result['objective']:.6g}, "
-        f"Huber delta {result['delta']:g} on log loss, 95% intervals"
-    )
-    if bias:
-        low, high = min(bias.size_ratio), max(bias.size_ratio)
-        print(
-            f"bias of the parabolas, on the chinchilla surface fitted to these runs and without "
-            f"noise: optimal sizes {low:.3f} to {high:.3f} times the true ones, exponent a "
-            f"{bias.exponent:+.4f}"
-        )
-
-
 @app.command("show")
 def show_cell(
     cell: Annotated[str, typer.Argument(help="A cell's id, its beginning, or a record's file.")],
     as_json: Json = False,
 ) -> None:
-    """One record, with its loss curve."""
+    """Show a record, with its loss curve."""
     path = find_record(cell)
     record = read_record(path)
     if as_json:

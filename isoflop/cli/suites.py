@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from isoflop.analysis.report.format import flops as show_flops
 from isoflop.bench.suite import Suite, first_seeds, load_suite, shipped_suites, suite_path
 from isoflop.cli.console import Json, app, show
 from isoflop.cli.fields import suite_fields
 from isoflop.cli.reports import report
 from isoflop.cli.tensorboard import TensorBoard
+from isoflop.cli.time_limit import TimeLimit
 from isoflop.results.errors import IsoflopError, did_you_mean
 
 if TYPE_CHECKING:
@@ -28,7 +30,9 @@ Shard = Annotated[
 ]
 Seeds = Annotated[
     int | None,
-    typer.Option(min=1, show_default="its", help="Seeds per cell, those of the suite first."),
+    typer.Option(
+        min=1, max=1000, show_default="its", help="Seeds per cell, those of the suite first."
+    ),
 ]
 DeviceOption = Annotated[
     str, typer.Option("--device", help="cpu (this one), or a GPU: a100, h100, h200, rtx4090.")
@@ -43,7 +47,7 @@ def suites(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """The suites that come with isoflop, and what they cost. Trains nothing."""
+    """List the suites that come with isoflop, and what they cost. Trains nothing."""
     if fields:
         show(suite_fields(), "Keys of a suite file", as_json)
         return
@@ -67,7 +71,7 @@ def suites(
 
 @app.command()
 def flops(suite: SuiteArgument = "quick", as_json: Json = False) -> None:
-    """Forward FLOPs per token of every variant and size, by formula and by fvcore's trace."""
+    """Show forward FLOPs per token of every variant and size, by formula and by fvcore's trace."""
     from isoflop.bench.flops import backward_ratio, verify_flops
 
     rows = []
@@ -100,7 +104,7 @@ def plan(
     seeds: Seeds = None,
     as_json: Json = False,
 ) -> None:
-    """What would run and what it costs. Trains nothing."""
+    """Show the cells of a suite and what they cost. Trains nothing."""
     from isoflop.bench.cost import predict_bytes, predict_seconds
     from isoflop.bench.data import find, prepare
 
@@ -131,7 +135,7 @@ def plan(
     slots = at_a_time(target)
     memory = max(predict_bytes(cell) for cell in cells) * slots
     print(
-        f"{len(cells)} cells, {sum(cell.flops for cell in cells):.3g} FLOPs, about "
+        f"{len(cells)} cells, {show_flops(sum(cell.flops for cell in cells))} FLOPs, about "
         f"{minutes(cells, target):.0f} min on {target.name} with {slots} at a time (a rough figure)"
         f", {memory / 2**30:.1f} GiB at most"
     )
@@ -148,18 +152,31 @@ def run(
     seeds: Seeds = None,
     shard: Shard = None,
     tensorboard: TensorBoard = None,
+    time_limit: TimeLimit = None,
+    keep_models: Annotated[
+        bool, typer.Option("--keep-models", help="Store trained weights in models/, by cell.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Train the cells that have no record yet, then report."""
     from isoflop.bench.lint import refuse_files
     from isoflop.bench.shard import share
-    from isoflop.cli.progress import train
+    from isoflop.cli.training import train
 
     described, cells = load_cells(suite, seeds)
     directory = out or Path("runs") / described.name
-    mine = share(cells, shard) if shard else cells
-    refuse_files(mine)
-    train(mine, directory, directory / "records", suite, tensorboard)
+    mine = cells if shard is None else share(cells, shard)
+    for note in refuse_files(mine):
+        print(note, file=sys.stderr)
+    train(
+        mine,
+        directory,
+        directory / "records",
+        suite,
+        tensorboard,
+        time_limit=time_limit,
+        keep_models=keep_models,
+    )
     report(directory, as_json)
     say_missing(cells, directory / "records")
 
@@ -170,19 +187,23 @@ def tune(
     out: Out = None,
     shard: Shard = None,
     tensorboard: TensorBoard = None,
+    time_limit: TimeLimit = None,
     as_json: Json = False,
 ) -> None:
-    """Learning-rate sweep: every variant at the [tune] cell, at several rates and seeds."""
+    """Train the learning-rate sweep of the suite: one cell of every variant, at several rates."""
+    from isoflop.bench.lint import refuse_files
     from isoflop.bench.plan import sweep_cells
     from isoflop.bench.shard import share
-    from isoflop.cli.progress import train
+    from isoflop.cli.training import train
     from isoflop.results.record import read_record
 
     described = load_suite(suite)
     directory = out or Path("runs") / described.name
     cells = sweep_cells(described, str(suite_path(suite)))
-    mine = share(cells, shard) if shard else cells
-    train(mine, directory, directory / "tune", suite, tensorboard)
+    mine = cells if shard is None else share(cells, shard)
+    for note in refuse_files(mine):
+        print(note, file=sys.stderr)
+    train(mine, directory, directory / "tune", suite, tensorboard, time_limit=time_limit)
     losses: dict[tuple[str, float], list[float | None]] = {}
     for cell in cells:
         path = directory / "tune" / f"{cell.id}.json"

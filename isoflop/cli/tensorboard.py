@@ -114,7 +114,7 @@ class _Run:
                 )
 
     def _curve(self, points: list[tuple[int, float]]) -> None:
-        from isoflop.bench.train import learning_rate_at
+        from isoflop.bench.step import learning_rate_at
 
         cell = self.cell
         for step, loss in points:

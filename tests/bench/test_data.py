@@ -57,9 +57,9 @@ def test_bytes_of_tokens_add_up_to_the_text(corpus: Corpus) -> None:
 def test_the_cache_is_used_and_keyed_by_content(corpus: Corpus) -> None:
     assert find(corpus) is None
     prepared = prepare(corpus)
-    found = find(corpus)
-    assert found is not None
-    assert found.folder == prepared.folder
+    cached = find(corpus)
+    assert cached is not None
+    assert cached.folder == prepared.folder
     Path(corpus.source).write_text(Path(corpus.source).read_text() + "One more.\n")
     assert find(corpus) is None
 

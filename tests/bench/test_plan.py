@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+import isoflop.bench.plan
 from isoflop.bench.cost import DEVICES, predict_bytes, predict_seconds
 from isoflop.bench.layers import complete_options, find_layer
 from isoflop.bench.plan import plan, sweep_cells
@@ -119,7 +120,7 @@ def test_a_layer_file_is_used_without_touching_the_package(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("text", "attribute", "message"),
     [
-        ("raise RuntimeError('no')", "A", "cannot be imported: RuntimeError"),
+        ("raise RuntimeError('no')", "A", "cannot be imported: raises RuntimeError: no$"),
         ("A = 3", "A", "is not a class derived from isoflop.Layer"),
         ("", "A", "no class 'A'; layers there: none$"),
         (
@@ -174,3 +175,27 @@ def test_predictions_grow_with_the_budget_and_the_model() -> None:
 def test_a_plan_is_json_all_the_way() -> None:
     for cell in tiny_cells():
         json.dumps([cell.options, cell.placement, cell.parameters.model_dump()])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seeds": [0, 0]},
+        {"budgets": [{"flops": 5e8}, {"flops": 5e8}]},
+        {"variants": {"a": TINY["variants"]["dense"], "b": TINY["variants"]["dense"]}},
+    ],
+)
+def test_what_stands_twice_in_a_suite_is_refused(change: dict) -> None:
+    with pytest.raises(SuiteError, match=r"is the same cell as .*remove what stands twice"):
+        tiny_cells(**change)
+
+
+def test_a_model_is_built_once_for_all_its_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+    build = isoflop.bench.plan.build_on_meta
+    monkeypatch.setattr(
+        isoflop.bench.plan, "build_on_meta", lambda config: built.append(1) or build(config)
+    )
+    isoflop.bench.plan._counts.cache_clear()
+    assert len(tiny_cells(seeds=list(range(50)))) == 100
+    assert len(built) == 2

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from isoflop.bench.run import ALLOCATOR, Event, RunError, _interrupt_afterwards, missing, run_cells
+from isoflop.bench.flops import FlopError
+from isoflop.bench.run import Event, RunError, missing, run_cells, run_suite
+from isoflop.bench.worker import ALLOCATOR, interrupt_afterwards
 from isoflop.models import LAYERS
-from isoflop.results.record import read_records
+from isoflop.results.record import load_records
 from tests.bench.cells import TINY, tiny_cells
 
-# Cells of a second or two, so that there is time to kill them.
 SUITE = """
 [corpus]
 vocabulary = 300
@@ -29,7 +30,7 @@ s = { width = 16, depth = 2, heads = 2 }
 [[budgets]]
 flops = 1e9
 [[budgets]]
-flops = 1e10
+flops = 4e9
 [transfer]
 width = 16
 [variants]
@@ -37,11 +38,37 @@ dense = { layer = "dense", learning_rate = 1e-2 }
 again = { layer = "dense", learning_rate = 2e-2 }
 """
 
+# The program, with cells of the larger budget that wait in their tenth step while a file is there
+# and nobody asks them to stop: so a test acts on a run in a known state, however busy the machine.
+HELD = """
+import os, time
+from isoflop.bench import train
+step, run = train.Trainer.step, train._Run.train
 
-def start(folder: Path) -> subprocess.Popen[str]:
+def noted(self):
+    train.Trainer.stop = staticmethod(self.hooks.stop)
+    run(self)
+
+def held(trainer, number, windows):
+    while number >= 10 and trainer.cell.budget > 2e9 and os.path.exists("hold"):
+        open(f"held-{trainer.cell.id}", "w").close()
+        if trainer.stop():
+            break
+        time.sleep(0.02)
+    return step(trainer, number, windows)
+
+train._Run.train, train.Trainer.step = noted, held
+if __name__ == "__main__":
+    from isoflop.cli.main import main
+    main()
+"""
+
+
+def start(folder: Path, *options: str) -> subprocess.Popen[str]:
     (folder / "suite.toml").write_text(SUITE)
+    (folder / "held.py").write_text(HELD)
     return subprocess.Popen(
-        [sys.executable, "-m", "isoflop", "run", "suite.toml", "--out", "out"],
+        [sys.executable, "held.py", "run", "suite.toml", "--out", "out", *options],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": os.getcwd()},
         stdout=subprocess.PIPE,
@@ -66,48 +93,78 @@ def children_of(pid: int) -> list[int]:
             parents[int(path.parent.name)] = int(path.read_text().rsplit(")", 1)[1].split()[1])
         except OSError:
             continue
-    found, new = [], [pid]
+    children, new = [], [pid]
     while new:
         new = [child for child, parent in parents.items() if parent in new]
-        found += new
-    return found
+        children += new
+    return children
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds the worker processes in /proc")
-@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_killed_run_keeps_what_finished_and_goes_on(tmp_path: Path, kind: signal.Signals) -> None:
-    records = tmp_path / "out" / "records"
+    records, hold = tmp_path / "out" / "records", tmp_path / "hold"
+    hold.touch()
     process = start(tmp_path)
     try:
-        wait_for(lambda: len(list(records.glob("[!.]*.json"))) >= 2)
+        wait_for(lambda: len(list(records.glob("[!.]*.json"))) == 2)
+        wait_for(lambda: len(list(tmp_path.glob("held-*"))) >= 1)
         workers = children_of(process.pid)
         assert workers
         process.send_signal(kind)
-        output, _ = process.communicate(timeout=30)
+        if kind == signal.SIGKILL:
+            process.wait()
+            hold.unlink()
+        output, _ = process.communicate(timeout=120)
         # Workers of a killed parent notice, and end by themselves.
-        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 30)
+        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 120)
     finally:
         process.kill()
-    if kind == signal.SIGINT:
-        assert process.returncode == 130
+    if kind != signal.SIGKILL:
+        assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[kind]
         assert "interrupted; finished records are whole" in output
         assert "Traceback" not in output
-    before = {r.cell: r for r in read_records(records)}
-    assert 2 <= len(before) < 4
-    again = start(tmp_path)
-    output, _ = again.communicate(timeout=120)
-    assert f"{4 - len(before)} of 4 cells to train" in output
-    after = {r.cell: r for r in read_records(records)}
+    before = {r.cell: r for r in load_records(records)}
+    assert len(before) == 2
+    hold.unlink(missing_ok=True)
+    output, _ = start(tmp_path).communicate(timeout=120)
+    assert "2 of 4 cells to train" in output
+    after = {r.cell: r for r in load_records(records)}
     assert len(after) == 4
     assert all(after[cell] == record for cell, record in before.items())
-    output, _ = start(tmp_path).communicate(timeout=60)
+    output, _ = start(tmp_path).communicate(timeout=120)
     assert "nothing to train: all 4 cells have records" in output
+
+
+def test_a_time_limit_saves_the_running_cells_and_the_next_call_goes_on(tmp_path: Path) -> None:
+    """On another machine too: the run folder is carried along."""
+    records = tmp_path / "out" / "records"
+    plain, _ = start(tmp_path).communicate(timeout=120)
+    whole = {r.cell: r.model_dump(exclude={"measured"}) for r in load_records(records)}
+    assert len(whole) == 4, plain
+    (tmp_path / "out").rename(tmp_path / "plain")
+
+    (tmp_path / "hold").touch()
+    # However slow the machine, at least the cells that wait are left.
+    output, _ = start(tmp_path, "--time-limit", "20s").communicate(timeout=120)
+    left = 4 - len(load_records(records))
+    assert left >= 2
+    assert f"stopped at the time limit with {left} cells left; the same command goes on" in output
+    assert list((tmp_path / "out" / "checkpoints").glob("[!.]*.pt"))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "out").rename(elsewhere / "out")
+    output, _ = start(elsewhere, "--time-limit", "1h").communicate(timeout=120)
+    assert f"{left} of 4 cells to train" in output
+    after = load_records(elsewhere / "out" / "records")
+    assert {r.cell: r.model_dump(exclude={"measured"}) for r in after} == whole
+    assert not (elsewhere / "out" / "checkpoints").exists()
 
 
 def test_ctrl_c_while_a_worker_starts_comes_late_and_is_not_lost() -> None:
     before, ended = signal.getsignal(signal.SIGINT), []
 
-    @_interrupt_afterwards()
+    @interrupt_afterwards()
     def start_worker() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.01)
@@ -139,7 +196,7 @@ def test_a_worker_that_dies_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> 
         "dense": TINY["variants"]["dense"],
     }
     finish(tmp_path / "records", variants)
-    records = {r.variant: r for r in read_records(tmp_path / "records")}
+    records = {r.variant: r for r in load_records(tmp_path / "records")}
     assert records["dense"].status == "finished"
     assert records["killed"].status == "failed"
     assert (
@@ -164,7 +221,7 @@ def test_a_full_disk_is_one_line_and_keeps_finished_records(
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(RunError, match="No space left on device; finished records are whole"):
         finish(tmp_path / "records")
-    assert len(read_records(tmp_path / "records")) == 1
+    assert len(load_records(tmp_path / "records")) == 1
 
 
 def test_records_do_not_depend_on_the_process(tmp_path: Path) -> None:
@@ -176,7 +233,7 @@ def test_records_do_not_depend_on_the_process(tmp_path: Path) -> None:
 
     cell = tiny_cells()[0]
     finish(tmp_path / "records")
-    there = next(r for r in read_records(tmp_path / "records") if r.cell == cell.id)
+    there = next(r for r in load_records(tmp_path / "records") if r.cell == cell.id)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     here = train_cell(cell, prepare(cell.corpus), torch.device("cpu"), tmp_path)
@@ -185,3 +242,27 @@ def test_records_do_not_depend_on_the_process(tmp_path: Path) -> None:
     assert there.measured.threads == 1
     assert not any(key in os.environ for key in ALLOCATOR)
     json.loads((tmp_path / "records" / f"{cell.id}.json").read_text())
+
+
+def test_a_run_of_a_suite_first_says_what_is_stored_then_verifies_then_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense, peer = cells = tiny_cells()
+    list(run_cells([dense], tmp_path))
+    stored, waiting, *later = run_suite(cells, tmp_path)
+    assert (stored.cell, stored.record, stored.stored) == (dense, load_records(tmp_path)[0], True)
+    assert waiting == Event(peer)
+    assert {event.cell.id for event in later} == {peer.id}
+    assert (later[-1].record is not None, later[-1].stored) == (True, False)
+    assert len(load_records(tmp_path)) == 2
+    assert [event.stored for event in run_suite(cells, tmp_path)] == [True, True]
+
+    def refuse(*_: object) -> None:
+        raise FlopError("formula and trace differ")
+
+    monkeypatch.setattr("isoflop.bench.run.verify_flops", refuse)
+    events = run_suite(cells, tmp_path / "new")
+    assert [next(events).stored for _ in cells] == [False, False]
+    with pytest.raises(FlopError):
+        next(events)
+    assert not (tmp_path / "new").exists()  # nothing was trained

@@ -17,10 +17,10 @@ def cells_of(name: str) -> list[Cell]:
 def test_shares_together_are_exactly_the_cells_in_their_order(suite: str, n: int) -> None:
     cells = cells_of(suite)
     shares = [share(cells, f"{k}/{n}") for k in range(1, n + 1)]
-    assert sorted(c.id for one in shares for c in one) == sorted(c.id for c in cells)
+    assert sorted(c.id for part in shares for c in part) == sorted(c.id for c in cells)
     places = {cell.id: place for place, cell in enumerate(cells)}
-    for one in shares:
-        order = [places[cell.id] for cell in one]
+    for part in shares:
+        order = [places[cell.id] for cell in part]
         assert order == sorted(order)
 
 
@@ -56,7 +56,7 @@ def test_cells_of_the_same_id_are_dealt_out_once_each() -> None:
     assert sorted(share(cells, f"{k}/2")[0].variant for k in (1, 2)) == ["one", "other"]
 
 
-def test_brackets_are_shared_too() -> None:
+def test_sweeps_are_shared_too() -> None:
     cells = sweep_cells(load_suite("quick"), "quick")
     assert sorted(c.id for k in (1, 2, 3) for c in share(cells, f"{k}/3")) == sorted(
         cell.id for cell in cells

@@ -55,9 +55,21 @@ def test_shipped_suites_load_and_can_be_planned(path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("context", "contxt", "training.contxt: unknown key; known here: context, batch"),
-        ("[transfer]", "[transfers]", "transfers: unknown key; known here: name, description"),
-        ("depth = 2", "deep = 2", "sizes.s.deep: unknown key; known here: width, depth"),
+        (
+            "context",
+            "contxt",
+            "training.contxt: unknown key (did you mean 'context'?); known here: context, batch",
+        ),
+        (
+            "[transfer]",
+            "[transfers]",
+            "transfers: unknown key (did you mean 'transfer'?); known here: name, description",
+        ),
+        (
+            "depth = 2",
+            "deep = 2",
+            "sizes.s.deep: unknown key (did you mean 'depth'?); known here: width, depth",
+        ),
         ("batch = 4\n", "", "training.batch: missing"),
         ("flops = 1e9", "flops = -1e9", "budgets.0.flops: Input should be greater than 0, not -"),
         ("flops = 1e9", "flops = 1e5", "budgets.0.flops: 100000 FLOPs cannot be met within 1%"),
@@ -134,3 +146,35 @@ def test_every_field_says_what_it_means() -> None:
     tables = [Suite, Budget, Corpus, Shape, Training, Transfer, Tune, Variant]
     silent = [(t, key) for t in tables for key, f in t.model_fields.items() if not f.description]
     assert not silent
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"x = " + b"[" * 5000 + b"]" * 5000, "not TOML"),
+        (b"x = " + b"9" * 5000, "not TOML"),
+        (b"\xff\xfe", "not TOML"),
+        (b"#" * (2**20 + 1), "too many for a suite file"),
+        (b"", "training: missing"),
+    ],
+)
+def test_a_file_that_is_no_suite_is_one_line(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "suite.toml"
+    path.write_bytes(content)
+    with pytest.raises(SuiteError, match=message) as caught:
+        load_suite(str(path))
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_and_a_name_without_end_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SuiteError, match="not a file; give a TOML file"):
+        load_suite(str(tmp_path))
+    with pytest.raises(SuiteError, match="File name too long"):
+        load_suite("a" * 5000)
+
+
+def test_a_suite_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "suite.toml"
+    path.write_text((SHIPPED / "ci.toml").read_text(), encoding="utf-8-sig")
+    assert load_suite(str(path)).variants == load_suite("ci").variants

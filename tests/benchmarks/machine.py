@@ -8,7 +8,7 @@ from functools import cache
 
 import torch
 
-from isoflop.bench.train import device_name
+from isoflop.bench.machine import device_name
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")

@@ -29,7 +29,8 @@ def points():
     path = Path(__file__).parents[3] / "shared" / "data" / "runs" / "epoch_chinchilla_points.csv"
     if not path.exists():
         pytest.skip(f"{path.name} is not beside the repository")
-    columns = read_table(path, CHINCHILLA, {"N": "Model Size", "C": "Training FLOP", "L": "loss"})
+    names = {"N": "Model Size", "C": "Training FLOP", "L": "loss"}
+    columns = read_table(path, CHINCHILLA, names).columns
     keep = np.argsort(columns["L"])[:-5]
     return {name: values[keep] for name, values in columns.items()}
 

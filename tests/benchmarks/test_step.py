@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from isoflop.bench.cost import DEVICES
 from isoflop.bench.data import prepare
 from isoflop.bench.plan import Cell, plan
-from isoflop.bench.run import workers
+from isoflop.bench.step import Trainer
 from isoflop.bench.suite import Suite, load_suite
-from isoflop.bench.train import Trainer, train_cell
+from isoflop.bench.train import train_cell
+from isoflop.bench.worker import workers
 from isoflop.models import ops
 from isoflop.models.decoder import causal_attention
 from tests.benchmarks.machine import DEVICE, GPU, matmul_rate, seconds

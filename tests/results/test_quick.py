@@ -7,7 +7,7 @@ import pytest
 from isoflop.bench.plan import plan
 from isoflop.bench.submissions.verify import problems
 from isoflop.bench.suite import load_suite
-from isoflop.results.record import FLOP_CONVENTION, read_records
+from isoflop.results.record import FLOP_CONVENTION, load_records
 
 SUBMISSION = Path(__file__).parents[2] / "results" / "submissions" / "quick-baselines"
 RECORDS = SUBMISSION / "records"
@@ -19,11 +19,11 @@ def test_what_can_be_recomputed_agrees() -> None:
 
 def test_every_cell_has_a_record_and_no_record_is_an_orphan() -> None:
     cells = {cell.id for cell in plan(load_suite("quick"), "quick")}
-    assert {record.cell for record in read_records(RECORDS)} == cells
+    assert {record.cell for record in load_records(RECORDS)} == cells
 
 
 def test_stored_counts_are_those_of_the_code() -> None:
-    records = {record.cell: record for record in read_records(RECORDS)}
+    records = {record.cell: record for record in load_records(RECORDS)}
     for cell in plan(load_suite("quick"), "quick"):
         record = records[cell.id]
         assert record.flops == cell.flops
@@ -34,6 +34,6 @@ def test_stored_counts_are_those_of_the_code() -> None:
 
 
 def test_losses_are_comparable_and_none_is_missing() -> None:
-    records = read_records(RECORDS)
+    records = load_records(RECORDS)
     assert {record.status for record in records} == {"finished"}
     assert len({record.validation_hash for record in records}) == 1

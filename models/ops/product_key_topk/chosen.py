@@ -21,7 +21,8 @@ def as_value_sum(
     half = torch.arange(2, device=table_NC.device, dtype=torch.int32)[:, None]
     head = torch.arange(H, device=table_NC.device, dtype=torch.int32) % S
     row_SHMk = index_SHMk + n * (half * S + head)[..., None, None]
-    gate_SHMk = dscore_HMk.expand_as(index_SHMk)
+    # Triton's kernels read memory in order, and flatten alone may leave an expanded view
+    gate_SHMk = dscore_HMk.expand_as(index_SHMk).contiguous()
     return table_NC, query_SHMC.flatten(0, 2), row_SHMk.flatten(0, 2), gate_SHMk.flatten(0, 2)
 
 

@@ -57,3 +57,6 @@ def test_the_bias_of_a_table_is_estimated_from_its_own_runs():
 def test_no_bias_is_estimated_without_a_surface():
     grid = isoflop_grid(HOFFMANN, C[:1], sizes=4, decades=0.5)  # fewer runs than parameters
     assert estimated_bias({**grid, "L": CHINCHILLA.predict(HOFFMANN, grid)}) is None
+    floorless = HOFFMANN | {"E": -0.2}  # a fit to it has E at its bound, 0
+    grid = isoflop_grid(HOFFMANN, C, sizes=9, decades=0.5)
+    assert estimated_bias({**grid, "L": CHINCHILLA.predict(floorless, grid)}) is None

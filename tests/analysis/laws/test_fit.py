@@ -146,7 +146,7 @@ def chinchilla_points():
     if not path.exists():
         pytest.skip(f"{path.name} is not beside the repository")
     names = {"N": "Model Size", "C": "Training FLOP", "L": "loss"}
-    columns = read_table(path, CHINCHILLA, names)
+    columns = read_table(path, CHINCHILLA, names).columns
     keep = np.argsort(columns["L"])[:-5]
     return {name: values[keep] for name, values in columns.items()}
 

@@ -153,8 +153,8 @@ def test_without_a_directory_only_the_document_is_generated(tmp_path: Path, docu
 
 def test_a_bad_file_is_one_line_that_names_it(benchmarks: Path, document: Path) -> None:
     for contents, where in (
-        ("{", "the file: Invalid JSON"),
-        ('{"benchmarks": []}', "machine_info: Field required"),
+        ("{", "bad.json: Invalid JSON"),
+        ('{"benchmarks": []}', "machine_info: missing"),
         (json.dumps(stored() | {"benchmarks": []}), "benchmarks: List should have at least 1"),
         (json.dumps(stored("abacus")), "machine_info.kind: Input should be 'CPU' or 'GPU'"),
     ):
@@ -172,7 +172,7 @@ def test_the_command_line_keeps_documents_current(tmp_path: Path) -> None:
     store(directory, "cpu.json", stored())
     for seed in range(3):
         record = make_record(cell=f"cell{seed}", seed=seed)
-        write_record(tmp_path / "results" / "tiny" / "records", record)
+        write_record(tmp_path / "runs" / "tiny" / "records", record)
 
     def isoflop(verb: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -193,7 +193,7 @@ def test_the_command_line_keeps_documents_current(tmp_path: Path) -> None:
     (directory / "cpu.json").write_text("{")
     done = isoflop("check")
     assert done.returncode == 2
-    assert done.stderr.startswith(f"isoflop: {Path('results/benchmarks/cpu.json')}: the file: ")
+    assert done.stderr.startswith(f"isoflop: {Path('results/benchmarks/cpu.json')}: Invalid JSON")
     assert done.stderr.count("\n") == 1
 
 

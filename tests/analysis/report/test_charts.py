@@ -170,7 +170,7 @@ def test_a_sweep_that_diverged_everywhere_is_left_out() -> None:
         tune += [record, record.model_copy(update={"cell": f"{record.cell}-1", "seed": 1} | lost)]
     tune += rate_sweep("dense", (1e-3, 2e-3), 1e-3)
     analysis = analyse(records, tune, samples=10)
-    assert {sweep.variant for sweep in analysis.rate_sweeps} == {"dense", "peer"}
+    assert {sweep.variant for sweep in analysis.rate_sweeps} == {"dense"}
     chart = next(chart for chart in charts(analysis) if chart.id == "learning_rate")
     assert {series.variant for series in chart.panels[0].series} == {"dense"}
 

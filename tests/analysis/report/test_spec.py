@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from isoflop.analysis.parabola import Estimate
+from isoflop.analysis.estimate import Estimate
 from isoflop.analysis.report.spec import (
     axis,
     band,

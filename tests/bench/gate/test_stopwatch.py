@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[3]
 def simulated(
     generator: np.random.Generator, slower: float, noise: float
 ) -> dict[str, list[float]]:
-    """Logs of head / base of seven variants in six rounds, one of them `slower`."""
+    """Logs of candidate / baseline of seven variants in six rounds, the third `slower`."""
     logs = noise * generator.standard_t(4, size=(7, 6))
     logs[2] += np.log(slower)
     return {f"v{index}": row.tolist() for index, row in enumerate(logs)}
@@ -25,7 +25,7 @@ def simulated(
 def test_equal_code_passes_and_a_tenth_slower_does_not(noise: float) -> None:
     generator = np.random.default_rng(0)
     equal = [judge(simulated(generator, 1.0, noise)) for _ in range(200)]
-    assert np.mean([all(r <= t for r, t in one.values()) for one in equal]) >= 0.9
+    assert np.mean([all(r <= t for r, t in job.values()) for job in equal]) >= 0.9
     slower = [judge(simulated(generator, 1.1, noise))["v2"] for _ in range(200)]
     assert np.mean([ratio > threshold for ratio, threshold in slower]) >= 0.9
 
@@ -42,41 +42,61 @@ def test_two_checkouts_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stopwatch, "PAIRS", 1)
     monkeypatch.setattr(stopwatch, "SECONDS", 0.0)
     times, memory, new = race(ROOT, ROOT, "ci")
-    assert {one.variant for one in times} >= {"dense", "peer"}
-    assert all(0 < one.base < 10 for one in times)
-    assert [one.ratio for one in memory] == [1.0] * len(memory)
-    assert all(10**6 < one.base < 10**9 for one in memory)
+    assert {ratio.variant for ratio in times} >= {"dense", "peer"}
+    assert all(0 < ratio.baseline < 10 for ratio in times)
+    assert all(0 < ratio.candidate < 10 for ratio in times)
+    assert [ratio.ratio for ratio in memory] == [1.0] * len(memory)
+    assert all(10**6 < ratio.baseline == ratio.candidate < 10**9 for ratio in memory)
     assert new == []
 
 
 def test_a_checkout_that_cannot_be_timed_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "bench").mkdir()
-    (tmp_path / "bench" / "__init__.py").write_text("raise RuntimeError('an old one')")
+    (tmp_path / "isoflop").mkdir()
+    (tmp_path / "isoflop" / "__init__.py").write_text("raise RuntimeError('an old one')")
     with pytest.raises(StopwatchError, match="cannot be timed: RuntimeError: an old one"):
         race(tmp_path, ROOT, "ci")
 
 
-def test_a_revision_is_checked_out_for_a_while(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two revisions, the first without the import name, and a change that is not committed."""
+
     def git(*arguments: str) -> None:
         identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
         subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True)
 
     git("init", "-q")
-    (tmp_path / "bench").mkdir()
-    (tmp_path / "bench" / "a.py").write_text("old")
-    git("add", ".")
-    git("commit", "-qm", "first")
-    (tmp_path / "bench" / "a.py").write_text("new")
+    for folder in ("bench", "isoflop"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.py").write_text("old")
+        git("add", folder)
+        git("commit", "-qm", folder)
+    (tmp_path / "isoflop" / "a.py").write_text("new")
     monkeypatch.setattr(stopwatch, "ROOT", tmp_path)
+    return tmp_path
+
+
+def test_a_revision_is_checked_out_for_the_block(repository: Path) -> None:
     with checkout_of("HEAD") as folder:
-        assert (folder / "bench" / "a.py").read_text() == "old"
+        assert (folder / "isoflop" / "a.py").read_text() == "old"
     assert not folder.exists()
-    with checkout_of(str(tmp_path)) as folder:
-        assert folder == tmp_path
-    with (
-        pytest.raises(StopwatchError, match="--base: 'nowhere' is neither"),
-        checkout_of("nowhere"),
-    ):
+    with checkout_of(str(repository)) as folder:
+        assert folder == repository
+
+
+@pytest.mark.parametrize(
+    ("revision", "message"),
+    [
+        ("nowhere", "--base: 'nowhere' is neither a checkout nor a revision: "),
+        ("HEAD~1", "--base: 'HEAD~1' has no folder isoflop/: code older than the import name"),
+    ],
+)
+def test_what_cannot_be_checked_out_is_one_line(
+    repository: Path, revision: str, message: str
+) -> None:
+    with pytest.raises(StopwatchError, match=message) as caught, checkout_of(revision):
         pass
+    assert "\n" not in str(caught.value)
+    listed = ["git", "-C", str(repository), "worktree", "list"]
+    worktrees = subprocess.run(listed, capture_output=True, text=True, check=True).stdout
+    assert worktrees.count("\n") == 1  # nothing is left behind

@@ -138,7 +138,7 @@ def test_a_terminal_gets_one_line_for_a_cell_that_fails_and_none_for_others() ->
     assert [record.status for record in made] == ["failed", "finished"]
     written = console.file.getvalue()  # type: ignore[attr-defined]
     assert written.count(MESSAGE) == 1  # markup in it is text
-    assert "[1/2] 00-variant s 1e+09 FLOPs, seed 0: failed: " in written
+    assert "[1/2] 00-variant s 1e9 FLOPs, seed 0: failed: " in written
     assert "[2/2]" not in written
     assert written.rstrip().endswith("\x1b[?25h")  # the cursor is back
 
@@ -152,10 +152,10 @@ def test_elsewhere_a_line_for_each_cell_that_ends() -> None:
     written = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert len(written) == 2
     assert written[0].startswith(
-        "[1/2] 00-variant s 1e+09 FLOPs, seed 0: loss 4.5000 nats, 2.500 bits per byte, "
-        "1,000 tokens/s; 1e+09 of 2e+09 FLOPs, about "
+        "[1/2] 00-variant s 1e9 FLOPs, seed 0: loss 4.5000 nats, 2.500 bits per byte, "
+        "1,000 tokens/s; 1e9 of 2e9 FLOPs, about "
     )
-    assert written[1].startswith(f"[2/2] 00-variant s 1e+09 FLOPs, seed 1: failed: {MESSAGE}; ")
+    assert written[1].startswith(f"[2/2] 00-variant s 1e9 FLOPs, seed 1: failed: {MESSAGE}; ")
 
 
 def test_a_record_of_a_variant_by_another_name_counts() -> None:

@@ -4,12 +4,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from isoflop.analysis.laws.dense import CHINCHILLA
 from isoflop.cli.main import app
 from isoflop.cli.reports import draw_curve, find_record
 from isoflop.results.record import RecordError, write_record
+from tests.analysis.laws.grids import isoflop_grid
 from tests.bench.cells import make_record
 
 ROOT = Path(__file__).parents[3]
@@ -69,7 +72,7 @@ def test_an_ambiguous_beginning_lists_the_candidates() -> None:
         ("zz", "isoflop: no record of a cell 'zz' in runs/*/records, runs/*/tune, results/*/"),
         ("*", "isoflop: no record of a cell '*' in "),
         ("nowhere/x.json", "isoflop: nowhere/x.json: no such file"),
-        ("bad.json", "isoflop: bad.json: the file: Invalid JSON"),
+        ("bad.json", "isoflop: bad.json: Invalid JSON"),
     ],
 )
 def test_what_cannot_be_shown_is_one_line(folder: Path, cell: str, message: str) -> None:
@@ -169,3 +172,23 @@ def test_a_steep_curve_has_no_gaps() -> None:
 def test_a_drawing_has_the_width_it_is_given(width: int) -> None:
     drawing = draw_curve([(10, 2.0), (20, 2.0)], width, 5)  # level: no division by nothing
     assert max(map(len, drawing.splitlines()[1:-1])) == width
+
+
+def test_a_fit_to_isoflop_parabolas_states_their_bias() -> None:
+    surface = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
+    grid = isoflop_grid(surface, np.geomspace(1e18, 1e21, 5), sizes=9, decades=1.5)
+    rows = zip(grid["C"], grid["N"], CHINCHILLA.predict(surface, grid), strict=True)
+    table = "\n".join(",".join(map(repr, map(float, row))) for row in rows)
+    Path("runs.csv").write_text(f"C,N,L\n{table}\n")
+
+    def fit(*arguments: str) -> str:
+        done = CliRunner().invoke(app, ["fit", "runs.csv", *arguments], catch_exceptions=False)
+        assert done.exit_code == 0
+        return done.stdout
+
+    bias = json.loads(fit("--law", "chinchilla-isoflop", "--json"))["bias"]
+    assert abs(bias["exponent"]) < 1e-6  # the grid is centred on the optimum
+    assert len(bias["size_ratio"]) == 5
+    assert min(bias["size_ratio"]) > 1.02  # but wide
+    assert f"optimal sizes {bias['size_ratio'][0]:.3f} to " in fit("--law", "chinchilla-isoflop")
+    assert "bias" not in json.loads(fit("--json"))

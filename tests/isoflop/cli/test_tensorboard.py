@@ -11,7 +11,8 @@ import pytest
 
 from isoflop.bench.plan import Cell
 from isoflop.bench.run import Event, run_cells
-from isoflop.bench.train import Progress, learning_rate_at
+from isoflop.bench.step import learning_rate_at
+from isoflop.bench.train import Progress
 from isoflop.cli.tensorboard import TensorBoardError, require_tensorboard, run_name, scalars
 from isoflop.results.record import Record, read_record
 from tests.bench.cells import make_record, tiny_cells

@@ -94,6 +94,18 @@ def test_gradients(
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("tokens", [1, 20])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_expanded_gradient_of_the_scores(backend: str, tokens: int) -> None:
+    """A sum's gradient is a single number in memory, whatever its shape."""
+    leaves = [t.requires_grad_() for t in operands(1, 1, tokens, 8, 32, seed=4)]
+    actual = torch.autograd.grad(search(*leaves, 4, backend)[0].sum(), leaves)
+    exact = [t.detach().double().requires_grad_() for t in leaves]
+    expected = torch.autograd.grad(all_scores(*exact).topk(4).values.sum(), exact)
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("sparse_from", [0, 10**9])
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
 def test_gradcheck(backend: str, sparse_from: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,62 @@
+"""The state of a cell in training, saved so that a later call goes on with the same result."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def save_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` write a file, and put it at `path` once it is whole.
+
+    The temporary name is unique: two processes that train the same cell must not meet in it.
+
+    Raises:
+        OSError: the folder is full or not writable. What was at `path` before is still there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}"
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except RuntimeError as error:  # torch's writer of archives has no other error for a full disk
+        raise OSError(str(error).splitlines()[0]) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save(path: Path, state: dict[str, Any], device: torch.device) -> None:
+    """Save a state and those of torch's generators, which a layer may draw from.
+
+    Raises:
+        OSError: see `save_whole`.
+    """
+    generators = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        generators["cuda"] = torch.cuda.get_rng_state(device)
+    save_whole(path, lambda file: torch.save(state | {"generators": generators}, file))
+
+
+def load(path: Path, device: torch.device) -> dict[str, Any] | None:
+    """A saved state, having set torch's generators to theirs; None if there is none.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        generators = state["generators"]
+        torch.set_rng_state(generators["cpu"].cpu())
+        if device.type == "cuda" and "cuda" in generators:
+            torch.cuda.set_rng_state(generators["cuda"].cpu(), device)
+    except Exception as error:  # torch raises many kinds for a file that is cut or not its own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path}: a damaged checkpoint: {reason}") from None
+    return dict(state)

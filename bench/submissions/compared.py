@@ -1,0 +1,134 @@
+"""A submission against what it is ranked with: the published suite and the other submissions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+from isoflop.bench.submissions.recompute import same
+from isoflop.bench.suite import Suite, first_seeds, load_suite, shipped_suites
+from isoflop.results.manifest import Manifest, submissions
+from isoflop.results.record import Record, load_records
+
+if TYPE_CHECKING:
+    from isoflop.bench.submissions.verify import Folder
+
+ALIKE = ("corpus", "training", "placement", "transfer")  # in every submission to a suite
+
+
+def as_published(folder: Folder) -> list[str]:
+    """Where the suite of a submission departs from the shipped one of its name, if there is one.
+
+    Complete is a variant with every size, budget and seed of the published suite.
+    """
+    suite, where = folder.suite, folder.directory / "suite.toml"
+    if suite.name not in shipped_suites():
+        return []
+    published = load_suite(suite.name)
+    lines = [f"{field}: not as in the published suite" for field in _unlike(suite, published)]
+    if folder.tune and suite.tune != published.tune:
+        lines.append("tune: not as in the published suite")
+    if suite.seeds != first_seeds(published, len(suite.seeds)) or len(suite.seeds) < len(
+        published.seeds
+    ):
+        lines.append(
+            f"seeds: are {suite.seeds}; those of the published suite, {published.seeds}, come first"
+        )
+    for name, variant in suite.variants.items():
+        known = published.variants.get(name)
+        if known and known != variant:
+            lines.append(f"variants.{name}: not as in the published suite; give it another name")
+        lines += [f"{line} of the published suite" for line in _lacks(suite, published, name)]
+        lines += [
+            f"budgets: {name} has {budget:g} FLOPs at size {size}, unlike in the published suite"
+            for budget, size in sorted(_points(suite, name) - _points(published, name))
+        ]
+    return [f"{where}: {line}" for line in lines]
+
+
+def against_others(folder: Folder, manifest: Manifest, top: Path) -> Iterator[str]:
+    """Where a submission cannot be compared with the others to its suite, or with itself.
+
+    Args:
+        top: the folder of the submissions.
+    """
+    directory, records = folder.directory, [*folder.records, *folder.tune]
+    reference = list(records)
+    for where, other in submissions(top, manifest.suite).items():
+        if where.name == directory.name:
+            continue
+        unlike = list(_against(folder, manifest, where, other))
+        yield from unlike
+        if not unlike:
+            reference = load_records(where / "records") or reference
+    yield from _text(folder, manifest, reference)
+
+
+def _against(folder: Folder, manifest: Manifest, where: Path, other: Manifest) -> Iterator[str]:
+    """A submission against another."""
+    directory = folder.directory
+    for name in sorted(manifest.variants.keys() & other.variants.keys()):
+        yield f"{directory}: variant {name} is in {where} already"
+    for field in ("validation_hash", "flop_convention"):
+        said, theirs = getattr(manifest, field), getattr(other, field)
+        if said != theirs:
+            yield f"{directory}: {field}: {said!r}, yet {theirs!r} in {where}"
+    suite = load_suite(str(where / "suite.toml"))
+    for key in _unlike(folder.suite, suite)[:1]:
+        yield f"{directory / 'suite.toml'}: {key}: not as in {where / 'suite.toml'}"
+    for name in folder.suite.variants:
+        for line in _lacks(folder.suite, suite, name):
+            yield f"{directory / 'suite.toml'}: {line} of {where / 'suite.toml'}"
+
+
+def _text(folder: Folder, manifest: Manifest, reference: Sequence[Record]) -> Iterator[str]:
+    """The records share their text with each other and with those of `reference`."""
+    directory, records = folder.directory, [*folder.records, *folder.tune]
+    for record in records:
+        if record.validation_hash != manifest.validation_hash:
+            yield (
+                f"{directory}: {record.cell}.json: validation_hash: says {record.validation_hash}, "
+                f"the others {manifest.validation_hash}"
+            )
+    # Bytes and tokens of the held-out text, and tokens of the training text, are the same for all.
+    for above, below in (("loss", "bits_per_byte"), ("tokens", "epochs")):
+        known = [ratio for record in reference if (ratio := _ratio(record, above, below))]
+        for record in records:
+            value = _ratio(record, above, below)
+            if value and known and not same(value, median(known)):
+                yield (
+                    f"{directory}: {record.cell}.json: {above} over {below} is {value:.6g}, in the "
+                    f"other records {median(known):.6g}"
+                )
+
+
+def _unlike(suite: Suite, other: Suite) -> list[str]:
+    """The keys that must be the same in two suites of one name, and are not."""
+    keys = [field for field in ALIKE if getattr(suite, field) != getattr(other, field)]
+    shared = [name for name in suite.sizes if name in other.sizes]
+    return keys + [f"sizes.{name}" for name in shared if suite.sizes[name] != other.sizes[name]]
+
+
+def _lacks(suite: Suite, other: Suite, variant: str) -> list[str]:
+    """The sizes and budgets of a variant in `other` that it does not have in `suite`."""
+    return [
+        f"budgets: {variant} lacks {budget:g} FLOPs at size {size}"
+        for budget, size in sorted(_points(other, variant) - _points(suite, variant))
+    ]
+
+
+def _points(suite: Suite, variant: str) -> set[tuple[float, str]]:
+    """Budget and size of every cell that a variant of this name has, or would have."""
+    return {
+        (budget.flops, size)
+        for budget in suite.budgets
+        if not budget.variants or variant in budget.variants
+        for size in budget.sizes or suite.sizes
+    }
+
+
+def _ratio(record: Record, above: str, below: str) -> float | None:
+    first, second = getattr(record, above), getattr(record, below)
+    return first / second if first and second else None

@@ -1,0 +1,73 @@
+"""Models with a layer of a user's file, built in a child process before they are built here.
+
+The constructor and the counts of such a layer are a user's code too: it may end the process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from isoflop.bench import isolate
+from isoflop.bench.flops import build_on_meta
+from isoflop.bench.layers import complete_options, counts_problem, find_layer
+from isoflop.models import Config
+from isoflop.results.errors import IsoflopError
+
+Problem = list[str]  # the suite's key, `layer` or `options`, and one line
+
+_known: dict[str, list[Problem | None]] = {}  # by layer, source, options and shapes
+
+
+def problems(
+    layer: str, source: str, options: dict[str, Any], shapes: list[dict[str, Any]]
+) -> list[Problem | None]:
+    """What is wrong with a model of every shape; None if it can be built and states its counts.
+
+    Args:
+        layer: path/to/file.py:Class.
+        source: text of the file.
+        shapes: the other arguments of `Config`.
+    """
+    text = json.dumps([layer, source, options, shapes], default=str)
+    key = hashlib.sha256(text.encode()).hexdigest()
+    if key not in _known:
+        result: list[Problem | None] = []
+        given = json.loads(json.dumps(options, default=str))
+        try:
+            result.extend(isolate.stream(_problems, layer, source, given, shapes))
+        except isolate.ChildError as error:  # at the shape that follows the last result
+            left: list[Problem | None] = [["layer", str(error)]]
+            result += left * (len(shapes) - len(result))
+        _known[key] = result
+    return _known[key]
+
+
+def _problems(
+    layer: str, source: str, options: dict[str, Any], shapes: list[dict[str, Any]]
+) -> Iterator[Problem | None]:
+    """Body of the child."""
+    for shape in shapes:
+        yield _problem(layer, source, options, shape)
+
+
+def _problem(
+    layer: str, source: str, options: dict[str, Any], shape: dict[str, Any]
+) -> Problem | None:
+    try:
+        found = find_layer(layer, source)
+    except ValueError as error:
+        return ["layer", str(error)]
+    try:
+        config = Config(layer=found, options=complete_options(found, options), **shape)
+        model = build_on_meta(config)
+        problem = next(filter(None, map(counts_problem, model.tested)), "")
+        return ["layer", problem] if problem else None
+    except ValueError as error:
+        return ["options", isolate.one_line(str(error))]
+    except IsoflopError as error:
+        return ["layer", isolate.one_line(str(error))]
+    except Exception as error:
+        return ["layer", isolate.describe(error)]

@@ -1,0 +1,143 @@
+"""The process in which a cell is trained: how it starts, what it does, how it ends."""
+
+from __future__ import annotations
+
+import datetime
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from isoflop.bench.data import open_tokens
+from isoflop.bench.machine import device_name, git_revision, versions
+from isoflop.bench.plan import Cell
+from isoflop.bench.train import Hooks, Progress, StoppedError, describe, train_cell
+from isoflop.results.errors import IsoflopError
+from isoflop.results.record import Measured, Record
+
+if TYPE_CHECKING:  # Windows has no ForkServerContext
+    from multiprocessing.context import ForkServerContext, SpawnContext
+
+# Freed blocks stay with the process: small steps otherwise spend a third of their time on the
+# page faults of fresh memory. Read by glibc when a process starts; harmless elsewhere.
+ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**34),
+    "MALLOC_TOP_PAD_": str(2**26),
+}
+
+
+@contextmanager
+def workers() -> Iterator[ForkServerContext | SpawnContext]:
+    """How to start a cell's process: where the system can, by a fork of a server that has imported
+    torch and nothing else; on Windows anew."""
+    before = {key: os.environ.get(key) for key in ALLOCATOR}
+    for key, value in ALLOCATOR.items():
+        os.environ.setdefault(key, value)
+    try:
+        if sys.platform == "win32":
+            yield multiprocessing.get_context("spawn")
+        else:
+            context = multiprocessing.get_context("forkserver")
+            # The optimiser imports torch._dynamo on first use, which takes more than a second.
+            context.set_forkserver_preload(["isoflop.bench.train", "torch._dynamo"])
+            with _interrupts(signal.SIG_IGN):  # inherited by every worker
+                multiprocessing.forkserver.ensure_running()
+            yield context
+    finally:
+        for key, old in before.items():
+            if old is None:
+                os.environ.pop(key, None)
+
+
+@contextmanager
+def _interrupts(handler: signal.Handlers | Callable[[int, Any], None]) -> Iterator[None]:
+    """Handle Ctrl-C so within the block. It goes to all processes; the parent alone acts on it."""
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def interrupt_afterwards() -> Iterator[None]:
+    """A Ctrl-C within the block takes effect at its end."""
+    caught: list[int] = []
+    with _interrupts(lambda number, frame: caught.append(number)):
+        yield
+    if caught:
+        raise KeyboardInterrupt
+
+
+def work(
+    cell: Cell,
+    corpus: Path,
+    device: torch.device,
+    scratch: Path,
+    models: Path | None,
+    pipe: Connection,
+) -> None:
+    """Body of a worker: train, send progress, then the record, or why there is none.
+
+    SIGTERM asks it to save its state and end. It ends, too, when the parent is gone.
+    """
+    stop: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
+    parent = multiprocessing.parent_process()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+
+    def report(progress: Progress) -> None:
+        if parent is not None and not parent.is_alive():
+            os._exit(1)
+        pipe.send(progress)
+
+    hooks = Hooks(report, pipe.send, lambda: bool(stop))
+    message: object
+    try:
+        try:
+            message = train_cell(cell, open_tokens(corpus), device, scratch, hooks, models)
+        except (StoppedError, IsoflopError) as error:
+            message = error
+        pipe.send(message)
+    except BrokenPipeError:
+        os._exit(1)
+
+
+def died(
+    cell: Cell, device: torch.device, exit_code: int | None, tokens: int, validation_hash: str
+) -> Record:
+    """The record of a cell whose process ended without one."""
+    if exit_code is not None and exit_code < 0:
+        name = signal.Signals(-exit_code).name
+        hint = ", perhaps for want of memory" if name == "SIGKILL" else ""
+        reason = f"its process was ended by {name}{hint}"
+    else:
+        reason = f"its process ended with exit code {exit_code}"
+    now = datetime.datetime.now(datetime.UTC)
+    return describe(
+        cell,
+        {"status": "failed", "message": reason, "loss": None, "bits_per_byte": None},
+        tokens_in_corpus=tokens,
+        validation_hash=validation_hash,
+        curve=[],
+        measured=Measured(
+            device="cuda" if device.type == "cuda" else device_name(device),
+            started=now.isoformat(timespec="seconds"),
+            seconds=0.0,
+            train_seconds=0.0,
+            tokens_per_second=None,
+            peak_memory_bytes=None,
+            versions=versions(),
+            git_revision=git_revision(),
+        ),
+    )

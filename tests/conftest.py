@@ -1,0 +1,10 @@
+"""Options of the tests."""
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--robustness", type=int, default=20, help="cases of each kind in tests/robustness"
+    )
+    parser.addoption("--robustness-store", help="JSON file for the counts of tests/robustness")

@@ -1,0 +1,87 @@
+"""How every registered layer starts: the moments of its parameters, which nothing else would show.
+
+A wrong initialisation trains, and only costs loss: a planted change of one passed every other test.
+"""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from isoflop.models import LAYERS, Config, Decoder
+
+# name of the parameter -> its standard deviation at width d, and for a uniform one its bound
+Stated = dict[str, Callable[[int], float]]
+PRODUCT_KEYS = {"n_experts": 64**2, "heads": 2, "top_k": 4, "d_key": 32}
+KEYS: Stated = {
+    "retrieval.query.weight": lambda d: d**-0.5,
+    "retrieval.keys": lambda d: 16**-0.5 / math.sqrt(3),  # uniform in +-1 / sqrt(d_key / 2)
+}
+MOE: Stated = {
+    "router.weight": lambda d: d**-0.5,
+    "up_EDF": lambda d: d**-0.5,
+    "down_EFD": lambda d: (4 * d / 4) ** -0.5,  # 1 / fan-in of experts of width d_ff / 4
+}
+CASES: dict[str, tuple[str, dict[str, object], Stated]] = {
+    "dense": (
+        "dense",
+        {},
+        {"up.weight": lambda d: d**-0.5, "down.weight": lambda d: (4 * d) ** -0.5},
+    ),
+    "moe": ("moe", {"granularity": 4}, MOE),
+    "moe_ec": ("moe_ec", {"granularity": 4}, MOE),
+    "pkm": (
+        "pkm",
+        {"n_slots": 64**2, "heads": 2, "top_k": 4, "d_key": 32},
+        KEYS | {"values_ND": lambda d: d**-0.5},
+    ),
+    "peer": (
+        "peer",
+        PRODUCT_KEYS,
+        KEYS | {"up_ND": lambda d: d**-0.5, "down_ND": lambda d: d**-0.5},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [64, 128, 256])
+@pytest.mark.parametrize("case", CASES)
+def test_every_parameter_has_its_stated_moments(case: str, width: int) -> None:
+    name, options, stated = CASES[case]
+    torch.manual_seed(0)
+    layer = LAYERS[name](width, **options)
+    random = {key: p for key, p in layer.named_parameters() if p.detach().std() > 0}
+    assert set(random) == set(stated), "each random parameter is stated, and no other"
+    for key, parameter in random.items():
+        values = parameter.detach()
+        deviation = stated[key](width)
+        slack = 5 / math.sqrt(values.numel())  # standard errors of a moment
+        assert float(values.std()) == pytest.approx(deviation, rel=slack), key
+        assert abs(float(values.mean())) < slack * deviation, key
+    for key, parameter in layer.named_parameters():
+        if key not in random:  # scales and offsets of norms
+            value = 1.0 if key.endswith("weight") else 0.0
+            assert bool((parameter == value).all()), key
+
+
+def test_sub_keys_are_uniform_within_their_bound() -> None:
+    torch.manual_seed(0)
+    keys = LAYERS["peer"](64, **PRODUCT_KEYS).retrieval.keys.detach()
+    bound = 16**-0.5
+    assert 0.99 * bound < float(keys.abs().max()) <= bound
+
+
+def test_every_registered_layer_is_stated() -> None:
+    assert set(CASES) == set(LAYERS)
+
+
+def test_the_backbone_starts_so_that_the_first_loss_is_that_of_a_uniform_guess() -> None:
+    torch.manual_seed(0)
+    model = Decoder(Config(LAYERS["dense"], width=64, depth=3, heads=4, vocabulary=500, context=8))
+    tokens_BT = torch.randint(500, (2, 8))
+    loss, _ = model.loss(tokens_BT, tokens_BT)
+    assert loss.item() == pytest.approx(math.log(500))
+    assert float(model.embedding.weight.std()) == pytest.approx(64**-0.5, rel=0.03)
+    attention = model.blocks[0].attention
+    for weight in (attention.qkv.weight, attention.out.weight):
+        assert float(weight.std()) == pytest.approx(64**-0.5, rel=0.05)

@@ -1,0 +1,143 @@
+"""Damaged input of every kind ends well, or in one line and exit code 2.
+
+A few dozen of each kind run with the tests; `tox -e robustness` runs a thousand and more.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from isoflop.results.record import write_record
+from tests.bench.cells import make_record
+from tests.robustness.mutate import WORDS, mutate, mutate_json
+from tests.robustness.program import Outcome, run
+
+SUITE = """description = "tiny"
+[corpus]
+source = "text.txt"
+vocabulary = 300
+validation = 0.2
+[training]
+context = 16
+batch = 4
+validation_tokens = 256
+[sizes]
+a = { width = 8, depth = 1, heads = 1 }
+b = { width = 16, depth = 1, heads = 1 }
+[[budgets]]
+flops = 4e8
+sizes = ["a", "b"]
+[transfer]
+width = 8
+[tune]
+size = "a"
+budget = 4e8
+factors = [0.5, 1.0]
+[variants]
+dense = { layer = "dense", learning_rate = 1e-2 }
+moe = { layer = "moe", learning_rate = 1e-2, options = { granularity = 2, expansion = 2 } }
+"""
+VERBS = {
+    "plan": ["SUITE", "--device", "--seeds", "--json"],
+    "suites": ["--device", "--fields", "--json"],
+    "layers": ["--json"],
+    "flops": ["SUITE", "--json"],
+    "fit": ["table.csv", "--law", "--delta", "--bootstrap", "--column", "--json"],
+    "show": ["record.json", "--json"],
+    "report": ["folder", "--json"],
+    "lint": ["dense", "--option"],
+}
+
+
+def corpus() -> str:
+    generator = np.random.default_rng(0)
+    words = "the of a model loss scale data token layer width expert key value".split()
+    texts = [" ".join(generator.choice(words, 60)) for _ in range(60)]
+    return "".join(f"{text}.\n<|endoftext|>\n" for text in texts)
+
+
+def table() -> str:
+    lines = ["C,N,D,L"]
+    for C in (1e18, 1e19, 1e20):
+        for N in C**0.5 / 10 * 2.0 ** np.arange(-2, 3):
+            D = C / 6 / N
+            lines.append(f"{C:g},{N:.6g},{D:.6g},{1.9 + 520 * N**-0.345 + 1900 * D**-0.36:.6g}")
+    return "\n".join(lines) + "\n"
+
+
+def a_suite(folder: Path, r: random.Random) -> tuple[str, ...]:
+    (folder / "suite.toml").write_bytes(mutate(SUITE, r))
+    return ("plan", "suite.toml", "--json")
+
+
+def a_table(folder: Path, r: random.Random) -> tuple[str, ...]:
+    (folder / "table.csv").write_bytes(mutate(table(), r))
+    law = r.choice(["chinchilla", "chinchilla-isoflop", "frontier"])
+    return ("fit", "table.csv", "--law", law, "--json")
+
+
+def a_record(folder: Path, r: random.Random) -> tuple[str, ...]:
+    path = write_record(folder / "run" / "records", make_record())
+    path.write_bytes(mutate_json(path.read_text(), r))
+    return r.choice([("show", str(path)), ("report", "run")])
+
+
+def an_option(folder: Path, r: random.Random) -> tuple[str, ...]:
+    text = r.choice(["granularity=2", "expansion=4", "ratio=2.5", "output_norm=false"])
+    return ("lint", "moe", "--option", mutate(text, r).decode("utf-8", "replace").replace("\0", ""))
+
+
+def arguments(folder: Path, r: random.Random) -> tuple[str, ...]:
+    verb = r.choice(list(VERBS))
+    (folder / "suite.toml").write_text(SUITE)
+    (folder / "table.csv").write_text(table())
+    write_record(folder, make_record()).rename(folder / "record.json")
+    words = [word.replace("SUITE", "suite.toml") for word in VERBS[verb]]
+    chosen = [word for word in words if r.random() < 0.7]
+    chosen.insert(r.randrange(len(chosen) + 1), r.choice(WORDS).replace("\0", ""))
+    return (verb, *chosen)
+
+
+KINDS: dict[str, Callable[[Path, random.Random], tuple[str, ...]]] = {
+    "suite": a_suite,
+    "table": a_table,
+    "record": a_record,
+    "option": an_option,
+    "arguments": arguments,
+}
+
+
+def insane(outcome: Outcome) -> str:
+    """What cannot be in the JSON that a verb prints: no JSON, or numbers that are none."""
+    if outcome.code:
+        return ""
+    try:
+        json.loads(outcome.out, parse_constant=lambda name: 1 / 0)
+    except (ValueError, ZeroDivisionError) as error:
+        return f"not JSON as everybody reads it: {error!r}"
+    return ""
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kind", KINDS)
+def test_damage_ends_well_or_in_one_line(
+    kind: str, tmp_path: Path, robustness: int, counted: Callable[..., None]
+) -> None:
+    faults = []
+    for seed in range(robustness):
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        (folder / "text.txt").write_text(corpus())
+        call = KINDS[kind](folder, random.Random(f"{kind} {seed}"))
+        outcome = run(folder, *call)
+        fault = outcome.fault or ("--json" in call and insane(outcome))
+        if fault:
+            faults.append(f"seed {seed}: isoflop {' '.join(call)[:200]}: {fault}")
+    counted(f"damaged {kind}", tried=robustness, faults=len(faults))
+    assert not faults, f"{len(faults)} of {robustness}:\n" + "\n".join(faults)

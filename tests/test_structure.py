@@ -1,0 +1,120 @@
+"""What holds for the whole tree: imports, links, length of files, words, versions."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import grimp
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("analysis", "bench", "models", "results")
+PACKAGES = (*FOLDERS, "isoflop")
+LONGEST, LONGEST_TEST = 320, 340  # lines: what is read in one sitting; tests one at a time
+
+# A longer file needs a reason.
+LONGER = {
+    "tests/bench/submissions/test_submissions.py": "a table of forgeries of one submission",
+    "tests/isoflop/cli/test_layers.py": "all that a layer of one's own goes through, on one suite",
+}
+
+# Words that the project replaced by those of the field; below, where they mean another thing.
+BANNED = {
+    "bracket": "learning-rate sweep",
+    "rollout": "extrapolation test, or held-out budget",
+    "cannot be told from": "not significantly different, or inconclusive",
+    "four times in five": "80% power",
+    "nats left": "tuning gap",
+}
+OTHER_MEANING = {
+    "bracket": {
+        "analysis/frontier.py",  # values on both sides of an optimum
+        "isoflop/cli/console.py",  # characters
+        "tests/isoflop/cli/test_suites.py",
+    },
+}
+GENERATED = re.compile(r"<!-- isoflop:.*?<!-- /isoflop -->", re.DOTALL)
+
+
+def files(*suffixes: str, tests: bool = True) -> list[Path]:
+    """Files of the project, as relative paths; what is trained or drawn, and links, left out."""
+    folders = [*PACKAGES, "docs", "examples", ".ci", ".github", *(["tests"] if tests else [])]
+    below = [path for folder in folders for path in (ROOT / folder).rglob("*")]
+    paths = [path.relative_to(ROOT) for path in (*ROOT.glob("*"), *below) if path.is_file()]
+    assert len(paths) > 100
+    return sorted(
+        path
+        for path in paths
+        if path.suffix in suffixes
+        and path.parts[:2] not in {("results", name) for name in ("quick", "submissions")}
+        and not (path.parts[0] == "isoflop" and path.parts[1] in FOLDERS)
+    )
+
+
+def lines(path: Path) -> list[str]:
+    return (ROOT / path).read_text(encoding="utf-8").splitlines()
+
+
+def test_the_folders_are_imported_under_the_name_isoflop() -> None:
+    bare = re.compile(r"^(from|import) (models|bench|analysis|results)\b")
+    wrong = [
+        f"{path}:{number}: {line}"
+        for path in files(".py", ".md", ".ipynb", ".yml", ".toml", ".ini")
+        for number, line in enumerate(lines(path), 1)
+        if bare.match(line)
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_link_leads_to_its_folder(folder: str) -> None:
+    assert (ROOT / "isoflop" / folder).readlink() == Path("..") / folder
+
+
+def test_import_linter_sees_every_module() -> None:
+    """Where a link is missing it says that all contracts are kept, of what is left."""
+    graph = grimp.build_graph("isoflop", include_external_packages=True, cache_dir=None)
+    modules = set()
+    for path in files(".py", tests=False):
+        if path.parts[0] in PACKAGES:
+            inside = path if path.parts[0] == "isoflop" else "isoflop" / path
+            modules.add(".".join(inside.with_suffix("").parts).removesuffix(".__init__"))
+    assert {module for module in graph.modules if module.split(".")[0] == "isoflop"} == modules
+
+
+def test_a_file_of_code_is_read_in_one_sitting() -> None:
+    over = {
+        path.as_posix(): len(lines(path))
+        for path in files(".py")
+        if len(lines(path)) > (LONGEST_TEST if path.parts[0] == "tests" else LONGEST)
+    }
+    assert {path: length for path, length in over.items() if path not in LONGER} == {}
+    assert LONGER.keys() <= over.keys()  # else its reason is no longer needed
+
+
+@pytest.mark.parametrize("word", BANNED)
+def test_the_words_are_those_of_the_field(word: str) -> None:
+    """Generated blocks are left out: they are checked against the code that writes them."""
+    wrong = []
+    for path in files(".py", ".md", ".ipynb", ".toml", ".yml", ".html", ".js", ".css"):
+        if path.name == Path(__file__).name or ".min." in path.name:
+            continue
+        if path.as_posix() in OTHER_MEANING.get(word, ()):
+            continue
+        text = GENERATED.sub("", (ROOT / path).read_text(encoding="utf-8"))
+        # A phrase may be broken over two lines, and a name has underscores for spaces.
+        if word in re.sub(r"[\s_]+(# )?", " ", text).lower():
+            wrong.append(str(path))
+    assert wrong == [], f"write {BANNED[word]}"
+
+
+def test_versions_agree() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"version = {{{version}}}" in (ROOT / "README.md").read_text()
+    assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_readme_names_the_coverage_that_is_demanded() -> None:
+    floor = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["coverage"]["report"]
+    assert f"at least {floor['fail_under']}% of all lines" in (ROOT / "README.md").read_text()
