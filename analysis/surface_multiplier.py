@@ -108,24 +108,24 @@ class SurfaceMultipliers:
 
     def flags(self, variant: str) -> tuple[str, ...]:
         """What a reader of the multiplier must know, a sentence each."""
-        surface, found = self._surface(variant), []
+        surface, sentences = self._surface(variant), []
         for role in dict.fromkeys((variant, self.baseline)):
             fit = self.fits[self.forms[variant]].surfaces[role]
             if not fit.trusted:
-                found.append(f"the surface of {role} is not trusted: {EXPLAIN[fit.status]}")
+                sentences.append(f"the surface of {role} is not trusted: {EXPLAIN[fit.status]}")
         if surface.cells.missing:
-            found.append(f"{surface.cells.missing} runs diverged or failed and are left out")
+            sentences.append(f"{surface.cells.missing} runs diverged or failed and are left out")
         _, size = surface.frontier(np.log([self.budget]))
         sizes = surface.cells.log_size
         if not sizes[0] < size[0, 0] < sizes[-1]:
-            found.append("its best size lies outside the trained ones")
+            sentences.append("its best size lies outside the trained ones")
         if self.forms[variant] == "shared floor":
             largest = self.fits["shared floor"].surfaces[self.baseline].cells.budget.max()
-            found.append(
+            sentences.append(
                 f"its loss is beyond {self.baseline}'s largest budget, {flops(largest)} FLOPs: "
                 "read with one floor for all variants"
             )
-        return tuple(found)
+        return tuple(sentences)
 
     def trusted(self, variant: str) -> bool:
         """Whether the surfaces of the variant and of the baseline may be used without a mark."""
@@ -159,20 +159,20 @@ def surface_multipliers(
         samples: bootstrap samples.
         random: the seed of the bootstrap.
     """
-    own = fit_surfaces(cells, "floor per variant", samples=samples, random=random)
-    reasons = dict(own.unfitted)
-    if baseline not in own.surfaces:
-        why = own.unfitted.get(baseline, "no finished cell")
-        reasons |= dict.fromkeys(own.surfaces, f"no surface of {baseline}: {why}")
+    separate = fit_surfaces(cells, "floor per variant", samples=samples, random=random)
+    reasons = dict(separate.unfitted)
+    if baseline not in separate.surfaces:
+        why = separate.unfitted.get(baseline, "no finished cell")
+        reasons |= dict.fromkeys(separate.surfaces, f"no surface of {baseline}: {why}")
         return SurfaceMultipliers(baseline, budget, {}, {}, reasons)
-    frontier = BaselineFrontier(own.surfaces[baseline])
+    frontier = BaselineFrontier(separate.surfaces[baseline])
     largest = np.log(cells[baseline].budget.max())
     forms: dict[str, Form] = {}
-    for variant, surface in own.surfaces.items():
+    for variant, surface in separate.surfaces.items():
         loss, _ = surface.frontier(np.log([budget]))
         beyond = variant != baseline and frontier.invert(loss)[0, 0] > largest
         forms[variant] = "shared floor" if beyond else "floor per variant"
-    fits: dict[Form, Surfaces] = {"floor per variant": own}
+    fits: dict[Form, Surfaces] = {"floor per variant": separate}
     if "shared floor" in forms.values():
         fits["shared floor"] = fit_surfaces(cells, "shared floor", samples=samples, random=random)
     return SurfaceMultipliers(baseline, budget, fits, forms, reasons)

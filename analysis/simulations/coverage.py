@@ -70,13 +70,15 @@ def analyse_suite(truth: Truth, random: Sequence[int], samples: int) -> Suite:
             [_ends(values[layer]) - true[layer] if layer in values else nothing for layer in layers]
         )
 
-    own = fits.fits["floor per variant"]
-    tests = [hold_out_surface(own, name, HELD_OUT_SAMPLES) for name in (layout.baseline, *layers)]
+    surfaces = fits.fits["floor per variant"]
+    tests = [
+        hold_out_surface(surfaces, name, HELD_OUT_SAMPLES) for name in (layout.baseline, *layers)
+    ]
     rows = np.stack([np.zeros(samples + 1), *surface.values()])
     return Suite(
         parabola=errors(parabola),
         surface=errors(surface),
-        headline=errors({layer: one.log_multiplier for layer, one in shown.items()}),
+        headline=errors({layer: row.log_multiplier for layer, row in shown.items()}),
         switched=np.array([shown[layer].source == "parabola" for layer in layers]),
         shared=np.array([fits.forms[layer] == "shared floor" for layer in layers]),
         trusted=np.array([fits.trusted(layer) for layer in layers]),

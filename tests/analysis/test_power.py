@@ -61,7 +61,9 @@ def test_the_smallest_ratio_has_the_promised_power() -> None:
 def test_additions_are_priced_and_narrow_the_interval() -> None:
     cells = gather(LAYOUT.records)
     now = resolution(cells, "dense", "peer", LAYOUT.budget, ASSUMED)
-    bought = {one.what: one for one in purchases(cells, "dense", "peer", LAYOUT.budget, ASSUMED)}
+    bought = {
+        option.what: option for option in purchases(cells, "dense", "peer", LAYOUT.budget, ASSUMED)
+    }
     price = sum(record.budget for record in LAYOUT.records)
     assert bought["one more seed"].flops == pytest.approx(price)
     seed = bought["one more seed"].resolution
@@ -73,7 +75,7 @@ def test_additions_are_priced_and_narrow_the_interval() -> None:
     assert bought["one more size"].flops == pytest.approx(sum(map(sum, budgets.values())))
     largest = 4 * (4 * 4.5e11**2 / 3e11 + 1.1e12**2 / 7e11)
     assert bought["one larger budget"].flops == pytest.approx(largest)
-    assert all(one.resolution.half_width < now.half_width for one in bought.values())
+    assert all(option.resolution.half_width < now.half_width for option in bought.values())
 
 
 def test_departures_from_the_law_are_not_bought_off_with_seeds() -> None:

@@ -145,9 +145,9 @@ def test_parabolas_for_the_samples_agree_with_the_curves_on_the_data() -> None:
     given = records(random=3)
     fits = fitted(gather(given), samples=300)
     paired = parabola_samples(fits.fits["floor per variant"], "dense", LAYOUT.budget)
-    own = parabolas(given, "dense", LAYOUT.budget, 300)
-    assert own.keys() == paired.keys()
-    for layer, samples in own.items():
+    separate = parabolas(given, "dense", LAYOUT.budget, 300)
+    assert separate.keys() == paired.keys()
+    for layer, samples in separate.items():
         assert paired[layer][0] == pytest.approx(samples[0], abs=1e-9)
         assert paired[layer][1:].std() == pytest.approx(samples[1:].std(), rel=0.5)
 
@@ -174,8 +174,8 @@ def _chosen(truth: Truth, layer: str) -> Headline:
     given = records(truth, random=1)
     fits = fitted(gather(given), samples=200)
     paired = parabola_samples(fits.fits["floor per variant"], "dense", LAYOUT.budget)
-    own = parabolas(given, "dense", LAYOUT.budget, 200)
-    return choose(fits.headline(layer), own.get(layer), paired.get(layer))
+    separate = parabolas(given, "dense", LAYOUT.budget, 200)
+    return choose(fits.headline(layer), separate.get(layer), paired.get(layer))
 
 
 def test_without_a_parabola_or_samples_the_surface_is_shown() -> None:
