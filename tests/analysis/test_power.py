@@ -131,6 +131,12 @@ def test_seeds_go_to_the_side_whose_noise_or_price_says_so() -> None:
     assert only.baseline == 0
     assert only.variant == 4  # 0.001 + 0.02 / 5 <= (0.2 / 2.8)^2 = 0.0051
     assert only.flops == 4
+    cheap = seeds_to_resolve(0.3, (0.01, 0.01), (1, 1), (1.0, 9.0))
+    dear = seeds_to_resolve(0.3, (0.01, 0.01), (1, 1), (9.0, 1.0))
+    assert cheap
+    assert dear
+    assert (cheap.baseline, cheap.variant) == (dear.variant, dear.baseline)
+    assert cheap.baseline > cheap.variant
     assert seeds_to_resolve(0.2, (0.02, 0.02), (1, 1), (1.0, 1.0), lasting=0.5) is None
     assert seeds_to_resolve(0.0, (0.02, 0.02), (1, 1), (1.0, 1.0)) is None
 

@@ -76,6 +76,18 @@ def test_equal_variants_are_told_apart_in_a_twentieth_of_lists_however_long() ->
     assert np.mean(alone) > 0.3
 
 
+def test_a_noisy_variant_beside_them_does_not_hide_a_clear_difference() -> None:
+    generator = np.random.default_rng(0)
+    rows = np.array([0, 0.5, 0.6, 0.55])[:, None] + np.array([0, 0.01, 0.01, 0.3])[
+        :, None
+    ] * generator.standard_normal((4, 2001))
+    rows[:, 0] = 0, 0.5, 0.6, 0.55
+    better = compare(rows).better
+    assert better[2, 1]
+    assert not better[2, 3]
+    assert not better[3, 1]
+
+
 def test_without_noise_nothing_is_better() -> None:
     comparison = compare(np.array([[0.0], [0.5]]))
     assert not comparison.better.any()
