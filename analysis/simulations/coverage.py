@@ -15,8 +15,9 @@ from isoflop.analysis.ratios import compare
 from isoflop.analysis.simulate import retrain
 from isoflop.analysis.simulations.truths import Truth
 from isoflop.analysis.surface import gather
+from isoflop.analysis.surface_headline import choose, parabola_samples
 from isoflop.analysis.surface_holdout import hold_out_surface
-from isoflop.analysis.surface_multiplier import choose, parabola_samples, surface_multipliers
+from isoflop.analysis.surface_multiplier import surface_multipliers
 from isoflop.results.record import Record
 
 HELD_OUT_SAMPLES = 200  # of the bootstrap: enough for one interval, and a third of the time

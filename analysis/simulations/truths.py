@@ -196,10 +196,14 @@ def layout_truths(seeds: Layout, incomplete: Layout) -> list[Truth]:
 
 def paper_truths(layout: Layout) -> list[Truth]:
     """The truths of the suite `paper`, whose two budgets do not reach a multiplier of 2.5."""
-    make = scaled_layers(layout, lambda index: PAPER_LAW)
     multipliers = (2.5, 2.5, 2.5)
-    laws = calibrated(layout, PAPER_LAW, make, multipliers)
-    return [Truth("paper, 2.5x", layout, laws, RunNoise(deviation=0.005), multipliers)]
+
+    def truth(name: str, floor: float) -> Truth:
+        make = scaled_layers(layout, lambda index: PAPER_LAW, floor=floor)
+        laws = calibrated(layout, PAPER_LAW, make, multipliers)
+        return Truth(name, layout, laws, RunNoise(deviation=0.005), multipliers)
+
+    return [truth("paper, 2.5x", 0.0), truth("paper, 2.5x, own floor", 0.06)]
 
 
 def rank_truths(layout: Layout) -> list[Truth]:
