@@ -107,8 +107,9 @@ class SurfaceMultipliers:
         for name in dict.fromkeys((variant, self.baseline)):
             if doubt := self._doubt(name, variant):
                 sentences.append(f"the surface of {name} is not trusted: {doubt}")
-        if surface.cells.missing:
-            sentences.append(f"{surface.cells.missing} runs diverged or failed and are left out")
+        if missing := surface.cells.missing:
+            plural = "s" * (missing != 1)
+            sentences.append(f"left out: {missing} run{plural} that diverged or failed")
         _, size = surface.frontier(np.log([self.budget]))
         sizes = surface.cells.log_size
         if not sizes[0] < size[0, 0] < sizes[-1]:

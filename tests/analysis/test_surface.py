@@ -132,7 +132,7 @@ def test_too_few_cells_have_no_surface_and_a_reason() -> None:
     assert fits.unfitted["pkm"] == "5 finished cells; a surface needs 6"
     assert fits.unfitted["peer"] == "4 finished cells; a surface needs 6"
     one_budget = replace(cells["dense"], budget=np.full(20, 2e11))
-    assert one_budget.why_unfitted == "1 budgets; a surface needs 2"
+    assert one_budget.why_unfitted == "1 budget; a surface needs 2"
     assert fit_surfaces({"pkm": cells["pkm"]}).noise is None
 
 

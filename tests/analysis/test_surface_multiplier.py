@@ -103,7 +103,7 @@ def test_a_layer_keeps_its_multiplier_without_its_best_cell() -> None:
     ]
     fits = fitted(gather(diverged), samples=100)
     assert estimate(np.exp(fits.headline("peer"))).low < 1.5
-    assert "1 runs diverged or failed and are left out" in fits.flags("peer")
+    assert "left out: 1 run that diverged or failed" in fits.flags("peer")
     assert fits.flags("pkm") == ()
 
 
