@@ -1,5 +1,6 @@
 """Simulated suites: intervals cover, ties stay ties, and what is stored and shown is current."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ ROOT = Path(__file__).parents[2]
 STORE = ROOT / stored.STORED
 TRUTHS = {truth.name: truth for truth in stored.truths()}
 RARE = 1e-4
-SUITES, SAMPLES = 40, 200
+SUITES = int(os.environ.get("ISOFLOP_SIMULATED_SUITES", "40"))  # of a truth; 8 s for 40
+SAMPLES = 200
+ERROR = {"exact": 0.053, "own floor": 0.053, "noise by size and budget": 0.047}  # of 1,000 suites
 
 
 def simulated(truth: Truth, suites: int = SUITES, samples: int = SAMPLES) -> dict:
@@ -35,7 +38,8 @@ def test_intervals_of_surfaces_cover_at_their_nominal_rate(name: str) -> None:
     for layer, (inside, total) in result["surface"]["covered"].items():
         assert total == SUITES, "a surface gives every layer a multiplier"
         assert not too_rare(inside, total), layer
-    assert result["surface"]["rmse"] < 0.06 or name in ("Kaplan's form", "all of these")
+    if name in ERROR:  # within three standard errors: layers share dense's noise
+        assert result["surface"]["rmse"] < ERROR[name] * (1 + 3 / np.sqrt(4 * SUITES))
     if name == "exact":
         assert result["surface"]["rmse"] < 0.9 * result["parabola"]["rmse"]
         assert result["switched"] < 0.1
@@ -75,6 +79,8 @@ def test_what_is_stored_covers_its_truths() -> None:
     for name, result in stored.read(STORE).items():
         assert 0.92 <= result["surface"]["coverage"] <= 0.99, name
         assert result["suites"] >= 500
+    assert stored.read(STORE)["exact"]["surface"]["rmse"] < 0.056
+    assert stored.read(STORE)["exact"]["parabola"]["rmse"] > 0.066
 
 
 @pytest.mark.parametrize("name", TRUTHS)
