@@ -62,12 +62,12 @@ class Cells:
     def why_unfitted(self) -> str:
         """Why there are too few cells for a law; empty if there are enough."""
         for count, least, what in (
-            (len(self.loss), LEAST_CELLS, "finished cells"),
-            (len(self.log_size), LEAST_SIZES, "sizes"),
-            (len(np.unique(self.budget)), LEAST_BUDGETS, "budgets"),
+            (len(self.loss), LEAST_CELLS, "finished cell"),
+            (len(self.log_size), LEAST_SIZES, "size"),
+            (len(np.unique(self.budget)), LEAST_BUDGETS, "budget"),
         ):
             if count < least:
-                return f"{count} {what}; a surface needs {least}"
+                return f"{count} {what}{'s' * (count != 1)}; a surface needs {least}"
         return ""
 
     def cost(self, log_n: Array) -> Array:

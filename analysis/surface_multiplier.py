@@ -1,4 +1,4 @@
-"""Compute multipliers from fitted surfaces, and the choice between them and the parabolas'.
+"""Compute multipliers from fitted surfaces.
 
 The compute multiplier at C is the compute at which the baseline's frontier reaches the lowest loss
 that the variant reaches with C, over C. Both losses come from surfaces fitted to all cells
@@ -6,14 +6,8 @@ that the variant reaches with C, over C. Both losses come from surfaces fitted t
 
 Each variant has its own floor, unless its loss lies beyond the baseline's largest budget. Then the
 baseline's law is extrapolated, where a floor per variant is hardly determined: the multiplier comes
-from surfaces with a shared floor instead, and is marked.
-
-Surfaces assume a law, which parabolas (see `curves`) hardly do. If the law is right, both estimate
-the same multiplier and the parabola's varies more: Hausman's test (Econometrica 46, 1978). The
-spread of their difference comes from the bootstrap: parabolas are fitted to the very samples that
-the surfaces are fitted to. Where the data's difference is not of that kind, the law is in doubt and
-the parabola's multiplier is the headline. The difference of the two variances, as in the textbook,
-serves worse: with the few residuals of a suite it would reject a right law in 10 to 20% of cases.
+from surfaces with a shared floor instead, and is marked. Where the cells reject a shared floor
+(F-test), the floors stay apart, and the row says that it is extrapolated.
 """
 
 from __future__ import annotations
@@ -21,18 +15,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
+from scipy.stats import f as f_distribution
 
-from isoflop.analysis.estimate import Array, Estimate, estimate
-from isoflop.analysis.frontier import REACH, fit_frontier
-from isoflop.analysis.parabola import fit_parabola
+from isoflop.analysis.estimate import Array
+from isoflop.analysis.frontier import REACH
 from isoflop.analysis.report.format import flops
 from isoflop.analysis.surface import EXPLAIN, Cells, Form, Surface, Surfaces, fit_surfaces
+from isoflop.analysis.surface_misfit import LEAST_P as LEAST_FIT
+from isoflop.analysis.surface_misfit import misfits
 
 POINTS = 121  # of compute at which the baseline's frontier is tabulated
-LARGEST_Z = 2.0  # of Hausman's test
+LEAST_P = 0.05  # of a shared floor
 
 
 @dataclass(frozen=True)
@@ -68,10 +63,10 @@ class BaselineFrontier:
         result = np.empty_like(loss)
         every = np.arange(len(loss))
         for point, log_loss in enumerate(wanted.T):
-            above = (excess > log_loss[:, None]).sum(axis=1)  # frontier falls: so many points
+            above = (excess > log_loss[:, None]).sum(axis=1)  # points, as the frontier falls
             right = np.clip(above, 1, POINTS - 1)
             start, end = excess[every, right - 1], excess[every, right]
-            share = np.clip((start - log_loss) / (start - end), 0, 1)
+            share = np.clip((start - log_loss) / np.maximum(start - end, 1e-300), 0, 1)
             result[:, point] = log_c[right - 1] + share * (log_c[right] - log_c[right - 1])
         return result
 
@@ -108,29 +103,41 @@ class SurfaceMultipliers:
 
     def flags(self, variant: str) -> tuple[str, ...]:
         """What a reader of the multiplier must know, a sentence each."""
-        surface, found = self._surface(variant), []
-        for role in dict.fromkeys((variant, self.baseline)):
-            fit = self.fits[self.forms[variant]].surfaces[role]
-            if not fit.trusted:
-                found.append(f"the surface of {role} is not trusted: {EXPLAIN[fit.status]}")
-        if surface.cells.missing:
-            found.append(f"{surface.cells.missing} runs diverged or failed and are left out")
+        surface, sentences = self._surface(variant), []
+        for name in dict.fromkeys((variant, self.baseline)):
+            if doubt := self._doubt(name, variant):
+                sentences.append(f"the surface of {name} is not trusted: {doubt}")
+        if missing := surface.cells.missing:
+            plural = "s" * (missing != 1)
+            sentences.append(f"left out: {missing} run{plural} that diverged or failed")
         _, size = surface.frontier(np.log([self.budget]))
         sizes = surface.cells.log_size
         if not sizes[0] < size[0, 0] < sizes[-1]:
-            found.append("its best size lies outside the trained ones")
-        if self.forms[variant] == "shared floor":
-            largest = self.fits["shared floor"].surfaces[self.baseline].cells.budget.max()
-            found.append(
-                f"its loss is beyond {self.baseline}'s largest budget, {flops(largest)} FLOPs: "
-                "read with one floor for all variants"
-            )
-        return tuple(found)
+            sentences.append("its best size lies outside the trained ones")
+        largest = self._frontiers["floor per variant"].surface.cells.budget.max()
+        if self.headline(variant)[0] + np.log(self.budget) > np.log(largest):
+            shared = self.forms[variant] == "shared floor"
+            how = "read with one floor for all variants" if shared else "extrapolated"
+            end = f"{self.baseline}'s largest budget, {flops(largest)} FLOPs"
+            sentences.append(f"its loss is beyond {end}: {how}")
+        return tuple(sentences)
 
     def trusted(self, variant: str) -> bool:
         """Whether the surfaces of the variant and of the baseline may be used without a mark."""
-        surfaces = self.fits[self.forms[variant]].surfaces
-        return surfaces[variant].trusted and surfaces[self.baseline].trusted
+        return not any(self._doubt(name, variant) for name in (variant, self.baseline))
+
+    def _doubt(self, name: str, variant: str) -> str:
+        """Why the surface of `name`, read for `variant`, is not trusted; empty if it is."""
+        fit = self.fits[self.forms[variant]].surfaces[name]
+        if not fit.trusted:
+            return EXPLAIN[fit.status]
+        if self._misfits[name] < LEAST_FIT:
+            return f"its cells do not lie on such a law (p = {self._misfits[name]:.1g})"
+        return ""
+
+    @cached_property
+    def _misfits(self) -> dict[str, float]:
+        return misfits(self.fits["floor per variant"])
 
     def _surface(self, variant: str) -> Surface:
         return self.fits[self.forms[variant]].surfaces[variant]
@@ -159,104 +166,41 @@ def surface_multipliers(
         samples: bootstrap samples.
         random: the seed of the bootstrap.
     """
-    own = fit_surfaces(cells, "floor per variant", samples=samples, random=random)
-    reasons = dict(own.unfitted)
-    if baseline not in own.surfaces:
-        why = own.unfitted.get(baseline, "no finished cell")
-        reasons |= dict.fromkeys(own.surfaces, f"no surface of {baseline}: {why}")
+    separate = fit_surfaces(cells, "floor per variant", samples=samples, random=random)
+    reasons = dict(separate.unfitted)
+    if baseline not in separate.surfaces:
+        why = separate.unfitted.get(baseline, "no finished cell")
+        reasons |= dict.fromkeys(separate.surfaces, f"no surface of {baseline}: {why}")
         return SurfaceMultipliers(baseline, budget, {}, {}, reasons)
-    frontier = BaselineFrontier(own.surfaces[baseline])
+    frontier = BaselineFrontier(separate.surfaces[baseline])
     largest = np.log(cells[baseline].budget.max())
     forms: dict[str, Form] = {}
-    for variant, surface in own.surfaces.items():
+    for variant, surface in separate.surfaces.items():
         loss, _ = surface.frontier(np.log([budget]))
         beyond = variant != baseline and frontier.invert(loss)[0, 0] > largest
         forms[variant] = "shared floor" if beyond else "floor per variant"
-    fits: dict[Form, Surfaces] = {"floor per variant": own}
+    fits: dict[Form, Surfaces] = {"floor per variant": separate}
     if "shared floor" in forms.values():
-        fits["shared floor"] = fit_surfaces(cells, "shared floor", samples=samples, random=random)
+        shared = fit_surfaces(cells, "shared floor", samples=samples, random=random)
+        if floors_differ(separate, shared) < LEAST_P:
+            forms = dict.fromkeys(forms, "floor per variant")
+        else:
+            fits["shared floor"] = shared
     return SurfaceMultipliers(baseline, budget, fits, forms, reasons)
 
 
-@dataclass(frozen=True)
-class Headline:
-    """The multiplier that is shown for a variant; logarithms, shape (1 + samples,)."""
-
-    log_multiplier: Array
-    source: Literal["surface", "parabola"]
-    z: float  # of Hausman's test; nan without a parabola or without noise
-
-    @property
-    def estimate(self) -> Estimate:
-        """The multiplier with its interval."""
-        return estimate(np.exp(self.log_multiplier))
-
-    @property
-    def flag(self) -> str:
-        """The sentence that marks a row whose surface and parabola disagree; empty otherwise."""
-        if abs(self.z) > LARGEST_Z:
-            return f"surface and parabola disagree (z = {self.z:+.1f}): the parabola is shown"
-        return ""
-
-
-def choose(surface: Array, parabola: Array | None, paired: Array | None) -> Headline:
-    """The surface's multiplier, or the parabola's where Hausman's test rejects the surface.
-
-    Args:
-        surface: natural logarithm of the multiplier, shape (1 + samples,).
-        parabola: the same from the parabolas and their own bootstrap; None if they give none.
-        paired: the parabolas' for the samples of `surface`, see `parabola_samples`.
-    """
-    if parabola is None or paired is None or len(surface) < 2:
-        return Headline(surface, "surface", np.nan)
-    gap = paired - surface
-    expected = max(_deviation(gap), _deviation(paired) / 2, 1e-300)
-    z = float((gap[0] - np.median(gap[1:])) / expected)
-    return Headline(*((parabola, "parabola") if abs(z) > LARGEST_Z else (surface, "surface")), z)
-
-
-def _deviation(samples: Array) -> float:
-    """Half the width of the central 68% of the samples, which a few far ones do not widen."""
-    low, high = np.quantile(samples[1:], (0.16, 0.84))
-    return float(high - low) / 2
-
-
-def parabola_samples(fits: Surfaces, baseline: str, budget: float) -> dict[str, Array]:
-    """The multipliers that parabolas give for the samples that the surfaces were fitted to.
-
-    Sample 0 is what `curves` and `frontier` give for the data. The others show how parabola and
-    surface differ where the law is right.
-
-    Args:
-        fits: the surfaces.
-        baseline: the dense variant.
-        budget: FLOPs of the ranking.
-    Returns:
-        Natural logarithms by variant, shape (1 + samples,); none for a variant whose parabola at
-        the budget is not trusted.
-    """
-    if baseline not in fits.surfaces:
-        return {}
-    dense = _minima(fits.surfaces[baseline])
-    if not dense:
-        return {}
-    frontier = fit_frontier(np.array(list(dense)), np.stack(list(dense.values()), axis=1))
-    if not frontier or not frontier.falls:
-        return {}
-    minima = {variant: _minima(surface) for variant, surface in fits.surfaces.items()}
-    return {
-        variant: np.log(frontier.invert(lowest[budget]) / budget)
-        for variant, lowest in minima.items()
-        if budget in lowest
-    }
-
-
-def _minima(surface: Surface) -> dict[float, Array]:
-    """The lowest loss of every trusted parabola by budget, shape (1 + samples,)."""
-    cells, result = surface.cells, {}
-    for budget in np.unique(cells.budget):
-        mine = cells.budget == budget
-        parabola = fit_parabola(cells.log_n[mine], surface.losses[:, mine])
-        if parabola.status == "ok":
-            result[float(budget)] = parabola.lowest
-    return result
+def floors_differ(separate: Surfaces, shared: Surfaces) -> float:
+    """The probability of cells that fit a shared floor so much worse, if it is the truth."""
+    noise, extra = separate.noise, len(separate.surfaces) - 1
+    assert noise, "there are surfaces, so there is noise"
+    squares = [
+        sum(
+            (((cells.loss - predicted) / noise.deviation(cells.budget, cells.seeds)) ** 2).sum()
+            for cells, predicted in (
+                (surface.cells, surface.predict(surface.cells.log_n, surface.cells.log_d)[0])
+                for surface in fits.surfaces.values()
+            )
+        )
+        for fits in (separate, shared)
+    ]
+    return float(f_distribution.sf((squares[1] - squares[0]) / extra, extra, noise.degrees))

@@ -26,6 +26,7 @@ from isoflop.analysis.estimate import Array
 
 SLOPE_PRIOR = 0.5
 SLOPES = np.linspace(-1.0, 1.5, 51)
+LEAST_DEVIATION = 1e-9  # nats, where the law passes through all cells
 LEAST_FREE = 0.02  # of a cell's residual; below it the law passes through the cell
 
 
@@ -38,7 +39,7 @@ class SurfaceNoise:
     slope: float  # of -log(standard deviation) in log(budget)
     slope_error: float  # its standard error
     log_middle: float  # natural logarithm of C0, FLOPs
-    degrees: int  # of freedom, of residuals and seeds
+    degrees: float  # of freedom, of residuals and seeds, less what the slope takes
     pool: Array  # standardised residuals, mean 0 and mean square 1
 
     def deviation(self, budget: Array, seeds: Array) -> Array:
@@ -86,21 +87,25 @@ def pooled_noise(
     information += 2 * float(((seeds - 1) * log_c**2).sum())
     if np.ptp(log_c) < 1e-9:
         slopes = np.zeros(1)
+        information = 0.0
     fits = [_at_slope(slope, residual, free, log_c, seeds, between) for slope in slopes]
     best = int(np.argmax([fit[0] for fit in fits]))
     _, fit, seed, degrees = fits[best]
     slope = float(slopes[best])
+    left = max(degrees - information / (information + SLOPE_PRIOR**-2), 1.0)  # less the slope's
+    fit, seed = fit * degrees / left, seed * degrees / left
     deviation = np.sqrt((fit + seed / seeds) * np.exp(-2 * slope * log_c))
+    deviation = np.maximum(deviation, LEAST_DEVIATION)
     checked = free > LEAST_FREE
     pool = (residual / (deviation * np.sqrt(np.maximum(free, LEAST_FREE))))[checked]
     pool = pool - pool.mean()
     return SurfaceNoise(
-        fit=float(np.sqrt(fit)),
+        fit=float(np.sqrt(max(fit, LEAST_DEVIATION**2))) if fit or not seed else 0.0,
         seed=float(np.sqrt(seed)),
         slope=slope,
-        slope_error=1 / np.sqrt(information + SLOPE_PRIOR**-2) if len(slopes) > 1 else 0.0,
+        slope_error=float((information + SLOPE_PRIOR**-2) ** -0.5) if len(slopes) > 1 else 0.0,
         log_middle=middle,
-        degrees=max(1, round(degrees)),
+        degrees=left,
         pool=pool / max(float(np.sqrt((pool**2).mean())), 1e-300),
     )
 
@@ -116,9 +121,7 @@ def _at_slope(
     if of_seeds:
         seed = between.sum() / of_seeds
         fit -= seed * (free / seeds).sum() / of_cells
-    if (
-        fit <= 0
-    ):  # cells depart from their surfaces no more than seeds do: one variance explains all
+    if fit <= 0:  # no departure from the law beyond that of seeds: one variance explains both
         fit, degrees = 0.0, of_cells + of_seeds
         seed = ((squared * seeds).sum() + between.sum()) / degrees
     variance = np.maximum(fit + seed / seeds, 1e-300)

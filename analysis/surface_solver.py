@@ -27,6 +27,7 @@ LEAST_START = 1e-3  # nats, a term that the grid finds no use for starts from he
 STEPS = 200
 TOLERANCE = 1e-9  # relative decrease of the sum of squares at which a sample has converged
 LONGEST_STEP = 2.0  # in any parameter
+LEAST_DAMPING = 1e-12
 
 Flags = NDArray[np.bool_]
 Indices = NDArray[np.intp]
@@ -198,7 +199,7 @@ def _descend(
         theta[taken], left[taken] = trial[better], trial_left[better]
         squares[taken] = trial_squares[better]
         jacobian[better] = trial_jacobian[better]
-        damping[busy] *= np.where(better, 0.2, 4)
+        damping[busy] = np.maximum(damping[busy] * np.where(better, 0.2, 4), LEAST_DAMPING)
         converged[busy[done]] = True
         busy, jacobian = busy[~done], jacobian[~done]
         if not len(busy):

@@ -15,8 +15,9 @@ from isoflop.analysis.ratios import compare
 from isoflop.analysis.simulate import retrain
 from isoflop.analysis.simulations.truths import Truth
 from isoflop.analysis.surface import gather
+from isoflop.analysis.surface_headline import choose, parabola_samples
 from isoflop.analysis.surface_holdout import hold_out_surface
-from isoflop.analysis.surface_multiplier import choose, parabola_samples, surface_multipliers
+from isoflop.analysis.surface_multiplier import surface_multipliers
 from isoflop.results.record import Record
 
 HELD_OUT_SAMPLES = 200  # of the bootstrap: enough for one interval, and a third of the time
@@ -57,7 +58,10 @@ def analyse_suite(truth: Truth, random: Sequence[int], samples: int) -> Suite:
     parabola = parabolas(records, layout.baseline, layout.budget, samples)
     paired = parabola_samples(fits.fits["floor per variant"], layout.baseline, layout.budget)
     shown = {
-        layer: choose(surface[layer], parabola.get(layer), paired.get(layer)) for layer in layers
+        layer: choose(
+            surface[layer], parabola.get(layer), paired.get(layer), trusted=fits.trusted(layer)
+        )
+        for layer in layers
     }
     nothing = np.full(3, np.nan)
 
@@ -67,13 +71,15 @@ def analyse_suite(truth: Truth, random: Sequence[int], samples: int) -> Suite:
             [_ends(values[layer]) - true[layer] if layer in values else nothing for layer in layers]
         )
 
-    own = fits.fits["floor per variant"]
-    tests = [hold_out_surface(own, name, HELD_OUT_SAMPLES) for name in (layout.baseline, *layers)]
+    surfaces = fits.fits["floor per variant"]
+    tests = [
+        hold_out_surface(surfaces, name, HELD_OUT_SAMPLES) for name in (layout.baseline, *layers)
+    ]
     rows = np.stack([np.zeros(samples + 1), *surface.values()])
     return Suite(
         parabola=errors(parabola),
         surface=errors(surface),
-        headline=errors({layer: one.log_multiplier for layer, one in shown.items()}),
+        headline=errors({layer: row.log_multiplier for layer, row in shown.items()}),
         switched=np.array([shown[layer].source == "parabola" for layer in layers]),
         shared=np.array([fits.forms[layer] == "shared floor" for layer in layers]),
         trusted=np.array([fits.trusted(layer) for layer in layers]),

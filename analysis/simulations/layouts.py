@@ -35,7 +35,7 @@ class Layout:
 def quick(seeds: int = 1) -> Layout:
     """The suite `quick`, from its published records."""
     published = load_records(QUICK)
-    return _layout("quick", [one for one in published if one.seed == 0], "dense", seeds)
+    return _layout("quick", [record for record in published if record.seed == 0], "dense", seeds)
 
 
 def incomplete() -> Layout:

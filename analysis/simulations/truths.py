@@ -79,7 +79,7 @@ def calibrated(
     return laws
 
 
-def _layer(
+def scaled_layers(
     layout: Layout,
     law: Callable[[int], Law],
     *,
@@ -129,7 +129,7 @@ def quick_truths(layout: Layout) -> list[Truth]:
         law: Callable[[int], Law] | None = None,
         **changes: float,
     ) -> Truth:
-        make = _layer(layout, law or (lambda index: dense), **changes)
+        make = scaled_layers(layout, law or (lambda index: dense), **changes)
         return Truth(name, layout, calibrated(layout, dense, make), noise or RunNoise())
 
     return [
@@ -185,7 +185,7 @@ def _stored(layout: Layout) -> Truth:
 
 def layout_truths(seeds: Layout, incomplete: Layout) -> list[Truth]:
     """The base truth with several seeds, and with cells that did not finish."""
-    make = _layer(seeds, lambda index: QUICK_LAW)
+    make = scaled_layers(seeds, lambda index: QUICK_LAW)
     laws = calibrated(seeds, QUICK_LAW, make)
     off = RunNoise(off_law=0.015)
     return [
@@ -196,10 +196,14 @@ def layout_truths(seeds: Layout, incomplete: Layout) -> list[Truth]:
 
 def paper_truths(layout: Layout) -> list[Truth]:
     """The truths of the suite `paper`, whose two budgets do not reach a multiplier of 2.5."""
-    make = _layer(layout, lambda index: PAPER_LAW)
     multipliers = (2.5, 2.5, 2.5)
-    laws = calibrated(layout, PAPER_LAW, make, multipliers)
-    return [Truth("paper, 2.5x", layout, laws, RunNoise(deviation=0.005), multipliers)]
+
+    def truth(name: str, floor: float) -> Truth:
+        make = scaled_layers(layout, lambda index: PAPER_LAW, floor=floor)
+        laws = calibrated(layout, PAPER_LAW, make, multipliers)
+        return Truth(name, layout, laws, RunNoise(deviation=0.005), multipliers)
+
+    return [truth("paper, 2.5x", 0.0), truth("paper, 2.5x, own floor", 0.06)]
 
 
 def rank_truths(layout: Layout) -> list[Truth]:
@@ -213,7 +217,9 @@ def rank_truths(layout: Layout) -> list[Truth]:
         Truth(
             name,
             layout,
-            calibrated(layout, QUICK_LAW, _layer(layout, lambda index: QUICK_LAW), multipliers),
+            calibrated(
+                layout, QUICK_LAW, scaled_layers(layout, lambda index: QUICK_LAW), multipliers
+            ),
             multipliers=multipliers,
         )
         for name, multipliers in lists.items()

@@ -56,8 +56,8 @@ def test_a_shared_floor_is_found_by_all_variants_together() -> None:
     for surface in fits.surfaces.values():
         assert surface.floor[0] == pytest.approx(1.95, abs=1e-4)
         np.testing.assert_allclose(surface.exponents[0], (0.54, 0.79), rtol=1e-3)
-    own = fit_surfaces(suite(laws, noise=0.024), samples=0)
-    assert len({float(surface.floor[0]) for surface in own.surfaces.values()}) == 5
+    separate = fit_surfaces(suite(laws, noise=0.024), samples=0)
+    assert len({float(surface.floor[0]) for surface in separate.surfaces.values()}) == 5
 
 
 def _scaled(scale: float) -> Law:
@@ -101,7 +101,7 @@ def test_the_frontier_is_the_lowest_loss_over_sizes_at_the_variants_own_cost() -
 def test_tokens_are_those_trained_and_costs_are_interpolated_between_sizes() -> None:
     records = LAYOUT.records
     cells = gather(records)["peer"]
-    record = next(one for one in records if one.variant == "peer" and one.size.name == "s")
+    record = next(cell for cell in records if (cell.variant, cell.size.name) == ("peer", "s"))
     index = int(np.flatnonzero(cells.log_size == np.log(record.parameters.active))[0])
     assert np.exp(cells.log_cost[index]) == pytest.approx(record.flops_per_token.training)
     assert np.log(record.tokens) in cells.log_d
@@ -132,7 +132,7 @@ def test_too_few_cells_have_no_surface_and_a_reason() -> None:
     assert fits.unfitted["pkm"] == "5 finished cells; a surface needs 6"
     assert fits.unfitted["peer"] == "4 finished cells; a surface needs 6"
     one_budget = replace(cells["dense"], budget=np.full(20, 2e11))
-    assert one_budget.why_unfitted == "1 budgets; a surface needs 2"
+    assert one_budget.why_unfitted == "1 budget; a surface needs 2"
     assert fit_surfaces({"pkm": cells["pkm"]}).noise is None
 
 
@@ -152,12 +152,12 @@ def test_noise_is_recovered_with_its_slope_and_the_part_of_seeds() -> None:
         cells = gather(retrain(layout.records, LAWS, noise, generator))
         fitted.append(fit_surfaces(cells, samples=0).noise)
     at = np.array([4.5e11]), np.array([1.0])
-    one_run = np.sqrt(np.mean([one.deviation(*at)[0] ** 2 for one in fitted if one]))
+    one_run = np.sqrt(np.mean([noise.deviation(*at)[0] ** 2 for noise in fitted if noise]))
     assert one_run == pytest.approx(0.02 * (4.5 / 3) ** -0.5, rel=0.05)
-    assert np.mean([one.slope for one in fitted if one]) == pytest.approx(0.45, abs=0.06)
-    pooled = [one.degrees for one in fitted if one and one.fit == 0]
-    assert pooled  # no departure from the law: seeds count too
-    assert set(pooled) == {43 + 2 * 68}
+    assert np.mean([noise.slope for noise in fitted if noise]) == pytest.approx(0.45, abs=0.06)
+    pooled = [noise.degrees for noise in fitted if noise and noise.fit == 0]
+    assert pooled  # no departure from the law: seeds count too, less one for the slope
+    np.testing.assert_allclose(pooled, 43 + 2 * 68 - 1, atol=0.1)
 
 
 def test_departures_from_the_law_are_no_noise_of_seeds() -> None:
@@ -168,7 +168,7 @@ def test_departures_from_the_law_are_no_noise_of_seeds() -> None:
     assert fits
     assert fits.fit == pytest.approx(0.03, rel=0.3)
     assert fits.seed == pytest.approx(0.01, rel=0.2)
-    assert fits.degrees == 43
+    assert fits.degrees == pytest.approx(42.05, abs=0.1)
 
 
 def test_residuals_are_judged_by_the_freedom_that_the_fit_leaves_them() -> None:
@@ -184,7 +184,7 @@ def test_residuals_are_judged_by_the_freedom_that_the_fit_leaves_them() -> None:
             errors - hat @ errors, [hat], np.full(40, 1e12), np.ones(40), np.zeros(40)
         )
         variances.append(noise.fit**2)
-        assert noise.degrees == 20
+        assert noise.degrees == pytest.approx(20)
         assert noise.slope == noise.slope_error == 0
     assert np.mean(variances) == pytest.approx(0.01, rel=3 * np.sqrt(2 / 20 / count))
 
@@ -192,7 +192,7 @@ def test_residuals_are_judged_by_the_freedom_that_the_fit_leaves_them() -> None:
 def test_the_held_out_budget_is_predicted_by_a_law_and_not_by_another() -> None:
     """False alarms in 60 suites of 5 variants: at most 9%. A largest budget off by 0.08: found."""
     truth = quick_truths(LAYOUT)[0]
-    false, found = [], []
+    false, right = [], []
     for random in range(60):
         cells = suite(dict(truth.laws), random=random)
         fits = fit_surfaces(cells, samples=100)
@@ -204,12 +204,12 @@ def test_the_held_out_budget_is_predicted_by_a_law_and_not_by_another() -> None:
             fits = fit_surfaces(cells | {"dense": replace(dense, loss=bent)}, samples=100)
             test = hold_out_surface(fits, "dense")
             assert test
-            found.append(test.failed)
+            right.append(test.failed)
             assert test.cells == 4
             assert test.error.low < test.error.value < test.error.high
     assert len(false) == 300
     assert np.mean(false) <= 0.09
-    assert np.mean(found) >= 0.75
+    assert np.mean(right) >= 0.75
 
 
 def test_a_variant_with_two_budgets_is_not_judged() -> None:

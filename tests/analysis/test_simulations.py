@@ -1,0 +1,123 @@
+"""Simulated suites: intervals cover, ties stay ties, and what is stored and shown is current."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from isoflop.analysis.simulations import stored
+from isoflop.analysis.simulations.coverage import analyse_suite, count
+from isoflop.analysis.simulations.tables import embedded
+from isoflop.analysis.simulations.truths import Truth
+
+ROOT = Path(__file__).parents[2]
+STORE = ROOT / stored.STORED
+TRUTHS = {truth.name: truth for truth in stored.truths()}
+RARE = 1e-4
+SUITES = int(os.environ.get("ISOFLOP_SIMULATED_SUITES", "40"))  # of a truth; 8 s for 40
+SAMPLES = 200
+ERROR = {"exact": 0.053, "own floor": 0.053, "noise by size and budget": 0.047}  # of 1,000 suites
+
+
+def simulated(truth: Truth, suites: int = SUITES, samples: int = SAMPLES) -> dict:
+    return count(truth, [analyse_suite(truth, (1, number), samples) for number in range(suites)])
+
+
+def too_rare(inside: int, total: int) -> bool:
+    """Whether a count speaks against every coverage between 92 and 99%."""
+    return bool(binom.cdf(inside, total, 0.92) < RARE or binom.sf(inside - 1, total, 0.99) < RARE)
+
+
+@pytest.mark.parametrize(
+    "name", ["exact", "own floor", "Kaplan's form", "noise by size and budget", "all of these"]
+)
+def test_intervals_of_surfaces_cover_at_their_nominal_rate(name: str) -> None:
+    result = simulated(TRUTHS[name])
+    for layer, (inside, total) in result["surface"]["covered"].items():
+        assert total == SUITES, "a surface gives every layer a multiplier"
+        assert not too_rare(inside, total), layer
+    if name in ERROR:  # within three standard errors: layers share dense's noise
+        assert result["surface"]["rmse"] < ERROR[name] * (1 + 3 / np.sqrt(4 * SUITES))
+    if name == "exact":
+        assert result["surface"]["rmse"] < 0.9 * result["parabola"]["rmse"]
+        assert result["switched"] < 0.1
+
+
+def test_the_surface_reads_two_budgets_where_parabolas_are_wrong() -> None:
+    result = simulated(TRUTHS["paper, 2.5x"])
+    assert abs(result["surface"]["bias"]) < 0.02
+    assert result["parabola"]["bias"] < -0.07
+    assert result["parabola"]["coverage"] < 0.7
+    assert result["shared"] > 0.9
+    assert all(not too_rare(*counts) for counts in result["surface"]["covered"].values())
+
+
+def test_pairs_are_told_apart_and_ties_are_not() -> None:
+    """1.2x over dense and 1.25x between layers in 85% of suites or more, ties in 5% or less."""
+    result = simulated(TRUTHS["1.2x and 1.25x, ties"])
+    told = {
+        (pair["first"], pair["second"]): (pair["first_better"], pair["second_better"])
+        for pair in result["pairs"]
+    }
+    for pair in (("moe-g1", "dense"), ("moe-g4", "moe-g1"), ("peer", "moe-g1")):
+        assert binom.cdf(told[pair][0], SUITES, 0.85) > 0.01
+        assert told[pair][1] == 0
+    for pair in (("dense", "pkm"), ("moe-g4", "peer")):
+        assert binom.sf(sum(told[pair]) - 1, SUITES, 0.05) > 0.01
+
+
+def test_a_failed_cell_takes_parabolas_away_and_no_surface() -> None:
+    result = simulated(TRUTHS["a cell missing in every layer"], 10)
+    assert result["parabola"]["missing"] == 1
+    assert result["surface"]["missing"] == 0
+    assert result["headline"]["coverage"] > 0.75
+
+
+def test_what_is_stored_covers_its_truths() -> None:
+    for name, result in stored.read(STORE).items():
+        assert 0.92 <= result["surface"]["coverage"] <= 0.99, name
+        assert result["suites"] >= 500
+    assert stored.read(STORE)["exact"]["surface"]["rmse"] < 0.056
+    assert stored.read(STORE)["exact"]["parabola"]["rmse"] > 0.066
+
+
+@pytest.mark.parametrize("name", TRUTHS)
+def test_what_is_stored_is_what_the_code_gives(name: str) -> None:
+    counts = stored.read(STORE)
+    assert name in counts, "run python -m isoflop.analysis.simulations"
+    assert stored.is_current(TRUTHS[name], counts[name])
+
+
+def test_tables_show_what_is_stored() -> None:
+    document = ROOT / "docs" / "statistics.md"
+    text = document.read_text(encoding="utf-8")
+    assert embedded(text, document, STORE) == text
+
+
+def test_a_stored_count_of_other_numbers_is_not_current() -> None:
+    truth = TRUTHS["exact"]
+    suite = analyse_suite(truth, (0, 0), 20)
+    first = stored.first_suite(suite)
+    assert stored.is_current(truth, {"seed": 0, "first_suite": first})
+    assert not stored.is_current(truth, {"seed": 0, "first_suite": [first[0] + 0.01, *first[1:]]})
+    assert not stored.is_current(truth, {"seed": 1, "first_suite": first})
+
+
+def test_the_hash_of_the_code_ignores_comments_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hashed(source: str) -> str:
+        monkeypatch.setattr(stored, "DECISIVE", ("surface",))
+        monkeypatch.setattr(Path, "read_text", lambda self, encoding: source)
+        return stored.code()
+
+    plain = hashed('"""Text."""\n\nx = 1\n')
+    assert hashed('"""Other."""\n# a comment\nx = 1\n') == plain
+    assert hashed('"""Text."""\n\nx = 2\n') != plain
+    assert hashed('"""Text."""\n\nx = "y"\n') != hashed('"""Text."""\n\nx = "z"\n')
+
+
+def test_simulations_are_reproducible() -> None:
+    truth = TRUTHS["exact"]
+    first, second = (analyse_suite(truth, (3, 5), 30) for _ in range(2))
+    np.testing.assert_array_equal(first.surface, second.surface)
