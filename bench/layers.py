@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import math
 import stat
 import sys
 from dataclasses import asdict, fields, is_dataclass
@@ -15,7 +16,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from isoflop.bench import isolate
-from isoflop.models import LAYERS, Layer
+from isoflop.models import LAYERS, Layer, ParameterGroup
 from isoflop.results.errors import did_you_mean, explain
 
 LARGEST = 2**20  # bytes of a layer's file
@@ -213,6 +214,20 @@ def counts_problem(layer: Layer) -> str:
     parameters = {id(parameter) for parameter in layer.parameters()}
     if any(id(table) not in parameters for table in layer.tables()):
         return "tables() must list parameters of the layer"
+    if any(id(p) not in parameters for p in layer.routing_parameters()):
+        return "routing_parameters() must list parameters of the layer"
+    grouped: set[int] = set()
+    for group in layer.parameter_groups():
+        if not isinstance(group, ParameterGroup):
+            return f"parameter_groups() must list ParameterGroup, not {_shown(group)}"
+        if not all(isinstance(v, int | float) for v in (group.rate, group.decay)) or not (
+            0 < group.rate < math.inf and 0 <= group.decay < math.inf
+        ):
+            return "a ParameterGroup's rate must be positive, its decay 0 or more"
+        ids = [id(p) for p in group.parameters]
+        if not grouped.isdisjoint(ids) or not parameters.issuperset(ids):
+            return "parameter_groups() must list parameters of the layer, each once"
+        grouped |= set(ids)
     return ""
 
 

@@ -37,6 +37,9 @@ class Cell:
     corpus: Corpus
     training: Training
     learning_rate: float  # peak
+    has_tables: bool  # rows that are read by index
+    table_rate: float  # learning rate of tables over that of the rest
+    output_norm: bool
     steps: int
     parameters: Parameters
     flops_per_token: Flops
@@ -68,6 +71,7 @@ class Cell:
             heads=self.size.heads,
             vocabulary=self.corpus.vocabulary,
             context=self.training.context,
+            output_norm=self.output_norm,
         )
 
 
@@ -102,27 +106,34 @@ def plan(suite: Suite, where: str) -> list[Cell]:
 def sweep_cells(suite: Suite, where: str) -> list[Cell]:
     """The learning-rate sweep: every variant at the [tune] cell, at each factor of its rate.
 
+    Variants with tables are also trained at each further factor of the tables' rate, at the rate
+    of factor 1.
+
     Raises:
         SuiteError: the suite has no [tune], or a cell does not fit.
     """
     tune = suite.tune
     if tune is None:
         raise SuiteError(f"{where}: tune: missing; add a [tune] table with size and budget")
-    cells = [
-        make_cell(
-            suite,
-            name,
-            tune.size,
-            tune.budget,
-            seed,
-            f"{where}: variants.{name}",
-            f"{where}: tune.budget",
-            factor,
-        )
-        for name in suite.variants
-        for factor in tune.factors
-        for seed in tune.seeds
-    ]
+    rates = [(factor, 1.0) for factor in tune.factors]
+    rates += [(1.0, factor) for factor in tune.table_factors if factor != 1]
+    cells = []
+    for name in suite.variants:
+        for factor, table_factor in rates:
+            for seed in tune.seeds:
+                cell = make_cell(
+                    suite,
+                    name,
+                    tune.size,
+                    tune.budget,
+                    seed,
+                    f"{where}: variants.{name}",
+                    f"{where}: tune.budget",
+                    factor,
+                    table_factor,
+                )
+                if table_factor == 1 or cell.has_tables:
+                    cells.append(cell)
     _refuse_twins(cells, where)
     return cells
 
@@ -160,6 +171,7 @@ def _counts(
     placement: str | tuple[int, ...],
     vocabulary: int,
     context: int,
+    output_norm: bool,
     backbone: tuple[tuple[str, int], ...],
 ) -> tuple[Flops, Parameters, int]:
     """FLOPs, parameters and rows of tables of a model; it is built once for all its cells."""
@@ -170,6 +182,7 @@ def _counts(
             placement=placement,
             vocabulary=vocabulary,
             context=context,
+            output_norm=output_norm,
             **dict(backbone),
         )
     )
@@ -186,6 +199,7 @@ def make_cell(
     variant_key: str,
     budget_key: str,
     factor: float = 1.0,
+    table_factor: float = 1.0,
 ) -> Cell:
     """The cell of a variant, size, budget and seed.
 
@@ -193,7 +207,7 @@ def make_cell(
         name, size: of the variant and the size, as the suite has them.
         budget: FLOPs.
         variant_key, budget_key: where the suite's file states them, for messages.
-        factor: multiplies the learning rate, for a sweep.
+        factor, table_factor: multiply the learning rate and the tables' rate, for a sweep.
     Raises:
         SuiteError: the variant cannot be built, or no whole number of steps meets the budget.
     """
@@ -216,6 +230,7 @@ def make_cell(
             placement if isinstance(placement, str) else tuple(placement),
             suite.corpus.vocabulary,
             training.context,
+            suite.output_norm,
             tuple(backbone.items()),
         )
     except ValueError as error:
@@ -233,7 +248,8 @@ def make_cell(
         )
     scale = (suite.transfer.width / shape.width) ** suite.transfer.exponent
     learning_rate = variant.learning_rate * scale * factor
-    decides = {
+    table_rate = variant.table_rate * table_factor
+    decides: dict[str, Any] = {
         "version": RESULTS_VERSION,
         "layer": variant.layer.rpartition(":")[2],  # where a file lies changes nothing
         "source": source_hash(source),
@@ -246,6 +262,11 @@ def make_cell(
         "steps": steps,
         "seed": seed,
     }
+    # Fields that came later count where they are not at their default: ids stay.
+    if tables and table_rate != 1:
+        decides["table_rate"] = table_rate
+    if suite.output_norm:
+        decides["output_norm"] = True
     return Cell(
         id=hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12],
         suite=suite.name,
@@ -259,6 +280,9 @@ def make_cell(
         corpus=suite.corpus,
         training=training,
         learning_rate=learning_rate,
+        has_tables=tables > 0,
+        table_rate=table_rate if tables else 1.0,
+        output_norm=suite.output_norm,
         steps=steps,
         parameters=parameters,
         flops_per_token=flops,

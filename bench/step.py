@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from isoflop.bench import diagnostics
 from isoflop.bench.plan import Cell
 from isoflop.bench.suite import Training
 from isoflop.models import Decoder
@@ -18,15 +19,23 @@ EVALUATION_TOKENS = 16384  # per forward pass of the evaluation
 
 
 def seed_for(purpose: str, seed: int) -> int:
-    """A seed of its own for initialisation and for data order, so that either can be held fixed."""
+    """A seed each for initialisation, data order and dropout, so that either can be held fixed."""
     return zlib.crc32(f"{purpose} {seed}".encode())
 
 
-def learning_rate_at(step: int, steps: int, peak: float, training: Training) -> float:
-    """Linear warm-up, then cosine, or constant and linear, decay to `final` of the peak."""
+def learning_rate_at(
+    step: int, steps: int, peak: float, training: Training, constant: bool = False
+) -> float:
+    """Linear warm-up, then cosine, or constant and linear, decay to `final` of the peak.
+
+    Args:
+        constant: stay at the peak after the warm-up.
+    """
     warmup = max(1, round(training.warmup * steps))
     if step < warmup:
         return peak * (step + 1) / warmup
+    if constant:
+        return peak
     if training.schedule == "cosine":
         done = (step - warmup) / max(1, steps - warmup)
         share = 0.5 * (1 + math.cos(math.pi * done))
@@ -35,22 +44,41 @@ def learning_rate_at(step: int, steps: int, peak: float, training: Training) -> 
     return peak * (training.final + (1 - training.final) * share)
 
 
-def make_optimizer(model: Decoder, training: Training) -> torch.optim.AdamW:
-    """Fused AdamW; weight decay on matrices alone, not on embedding, norms, and tables."""
-    spared = {id(p) for layer in model.tested for p in layer.tables()}
-    spared.add(id(model.embedding.weight))
-    decayed = [p for p in model.parameters() if p.ndim >= 2 and id(p) not in spared]
+def make_optimizer(
+    model: Decoder, training: Training, table_rate: float = 1.0
+) -> torch.optim.AdamW:
+    """Fused AdamW; weight decay on matrices alone, not on embedding and norms.
+
+    Parameters of a layer's `parameter_groups` have the decay and the rate stated there; the rate of
+    its tables is multiplied by `table_rate`. Each group of the optimiser carries `rate`, a
+    multiplier of the cell's rate, and `constant`, whether it stays after the warm-up.
+    """
+    groups: list[dict[str, Any]] = []
+    grouped: set[int] = set()
+    for layer in model.tested:
+        tables = {id(table) for table in layer.tables()}
+        for stated in layer.parameter_groups():
+            for in_tables in (True, False):
+                members = [p for p in stated.parameters if (id(p) in tables) is in_tables]
+                grouped |= {id(p) for p in members}
+                groups.append(
+                    {
+                        "params": members,
+                        "weight_decay": stated.decay * training.weight_decay,
+                        "rate": stated.rate * (table_rate if in_tables else 1.0),
+                        "constant": stated.constant,
+                    }
+                )
+    rest = [p for p in model.parameters() if id(p) not in grouped]
+    decayed = [p for p in rest if p.ndim >= 2 and p is not model.embedding.weight]
     kept = {id(p) for p in decayed}
+    plain = {"rate": 1.0, "constant": False}
+    groups += [
+        {"params": decayed, "weight_decay": training.weight_decay, **plain},
+        {"params": [p for p in rest if id(p) not in kept], "weight_decay": 0.0, **plain},
+    ]
     return torch.optim.AdamW(
-        [
-            {"params": decayed, "weight_decay": training.weight_decay},
-            {
-                "params": [p for p in model.parameters() if id(p) not in kept],
-                "weight_decay": 0.0,
-            },
-        ],
-        betas=(0.9, training.beta2),
-        fused=True,
+        [group for group in groups if group["params"]], betas=(0.9, training.beta2), fused=True
     )
 
 
@@ -66,7 +94,8 @@ class Trainer:
         torch.manual_seed(seed_for("init", cell.seed))
         with torch.device(device):
             self.model = Decoder(cell.config)
-        self.optimizer = make_optimizer(self.model, cell.training)
+        torch.manual_seed(seed_for("dropout", cell.seed))
+        self.optimizer = make_optimizer(self.model, cell.training, cell.table_rate)
         # Compiling costs tens of seconds a cell: it pays on a GPU, never on short CPU cells.
         self.loss: Any = (
             torch.compile(self.model.loss) if device.type == "cuda" else self.model.loss
@@ -79,9 +108,9 @@ class Trainer:
             the mean cross-entropy in nats per token, a scalar on the device.
         """
         training = self.cell.training
-        rate = learning_rate_at(step, self.cell.steps, self.cell.learning_rate, training)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            peak = self.cell.learning_rate * group["rate"]
+            group["lr"] = learning_rate_at(step, self.cell.steps, peak, training, group["constant"])
         tokens = self._to_device(windows)
         parts = tokens.split(training.micro_batch or training.batch)
         total = torch.zeros((), device=self.device)
@@ -93,15 +122,46 @@ class Trainer:
         nn.utils.clip_grad_norm_(self.model.parameters(), training.clip)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        for layer in self.model.tested:
+            layer.after_step()
         return total
 
-    @torch.no_grad()
+    def output_rms(self, windows: np.ndarray) -> list[float]:
+        """Root mean square of the output of each layer under test, in evaluation."""
+        with diagnostics.output_rms(self.model) as result:
+            self._evaluate(windows)
+        return result
+
+    def load_figures(self) -> list[dict[str, Any]]:
+        """`load_figures` of each layer under test, on what `evaluate` has seen last."""
+        return [
+            diagnostics.load_figures(self.loads[i]) if i in self.loads else {}
+            for i in range(len(self.model.tested))
+        ]
+
+    def routing_gradients(self, windows: np.ndarray) -> list[float | None]:
+        """`routing_gradient` of each layer under test, in evaluation, on these windows."""
+        tokens = self._to_device(windows)
+        self.model.eval()
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            cross_entropy, _ = self.model.loss(tokens[:, :-1], tokens[:, 1:])
+        cross_entropy.backward()
+        self.model.train()
+        result = [diagnostics.routing_gradient(layer) for layer in self.model.tested]
+        self.optimizer.zero_grad(set_to_none=True)
+        return result
+
     def evaluate(self, windows: np.ndarray) -> float:
         """Mean cross-entropy in nats per token over [windows, context + 1] tokens.
 
         Batches have the training batch's number of sequences or a multiple of it: expert choice
         sees the same group size as in training, or larger.
         """
+        with diagnostics.loads(self.model) as self.loads:
+            return self._evaluate(windows)
+
+    @torch.no_grad()
+    def _evaluate(self, windows: np.ndarray) -> float:
         batch = self.cell.training.micro_batch or self.cell.training.batch
         batch *= max(1, EVALUATION_TOKENS // (batch * self.cell.training.context))
         self.model.eval()

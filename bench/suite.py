@@ -121,6 +121,8 @@ class Tune(Frozen):
     """Training FLOPs of each cell of the sweep."""
     factors: list[Annotated[float, Field(gt=0)]] = [0.25, 0.5, 1.0, 2.0, 4.0]
     """The rates of the sweep over the variant's learning_rate."""
+    table_factors: list[Annotated[float, Field(gt=0)]] = [0.5, 1.0, 2.0]
+    """The rates of tables in the sweep over the variant's table_rate, where it has tables."""
     seeds: Seeds = [0]
     """Seeds of every rate."""
 
@@ -132,6 +134,8 @@ class Variant(Frozen):
     """A registered name, or path/to/file.py:Class, relative to the suite or the working folder."""
     learning_rate: Annotated[float, Field(gt=0)]
     """Peak, at the transfer width."""
+    table_rate: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    """Learning rate of the layer's tables (rows read by index) over that of the rest."""
     options: dict[str, Any] = {}
     """Options of the layer; `isoflop layers` lists them."""
 
@@ -149,6 +153,8 @@ class Suite(Frozen):
     """How every cell is trained."""
     placement: Literal["middle", "all"] | list[Annotated[int, Field(ge=0)]] = "middle"
     """Blocks whose feed-forward layer is the variant's, the others keep dense; or their indices."""
+    output_norm: bool = False
+    """An RMSNorm on the output of the variant's layer; it cancels the gate of a single expert."""
     seeds: Seeds = [0]
     """Seeds of every cell: of initialisation, data order and dropout."""
     sizes: Annotated[dict[Name, Shape], Field(min_length=1)]

@@ -10,6 +10,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -19,7 +20,8 @@ from isoflop.bench.data import Sampler, Tokens, bits_per_byte, hash_of_windows
 from isoflop.bench.machine import device_name, git_revision, peak_memory, versions
 from isoflop.bench.plan import Cell
 from isoflop.bench.step import Trainer, seed_for
-from isoflop.results.record import Measured, Record
+from isoflop.models.decoder import blocks_with_layer
+from isoflop.results.record import LayerFigures, Measured, Record
 
 CURVE_POINTS = 64  # entries of a record's loss curve
 CHECKPOINT_SECONDS = 600.0  # a cell that takes longer saves its state this often
@@ -79,13 +81,14 @@ def train_cell(
     training = cell.training
     windows = tokens.validation_windows(training.validation_tokens, training.context)
     outcome: dict[str, Any] = {"status": "finished", "loss": None, "bits_per_byte": None}
-    run = _Run(cell, device, tokens, checkpoint_path(scratch, cell), hooks)
+    run = _Run(cell, device, tokens, windows, checkpoint_path(scratch, cell), hooks)
     try:
         run.train()
         loss = run.trainer.evaluate(windows)
         if not math.isfinite(loss):
             raise DivergedError("the validation loss is not finite")
         outcome["loss"] = loss
+        outcome["layers"] = run.layers()
         outcome["bits_per_byte"] = bits_per_byte(loss, windows, tokens.bytes_of_token)
         if models is not None:
             keep_model(models, cell, run.trainer.model.state_dict())
@@ -154,9 +157,11 @@ class _Run:
         cell: Cell,
         device: torch.device,
         tokens: Tokens,
+        windows: np.ndarray,
         path: Path,
         hooks: Hooks,
     ) -> None:
+        self.windows = windows  # [windows, context + 1] tokens for validation
         self.cell, self.device, self.path, self.hooks = cell, device, path, hooks
         self.sampler = Sampler(
             tokens.train,
@@ -175,6 +180,7 @@ class _Run:
             StoppedError: after a step, with the state saved.
         """
         self.trainer = Trainer(self.cell, self.device)
+        self.output_rms = self.trainer.output_rms(self.windows[: self.cell.training.batch])
         losses = self._resume()
         every = max(1, self.cell.steps // CURVE_POINTS)
         begin = saved = shown = perf_counter()
@@ -204,6 +210,21 @@ class _Run:
             if now - saved > CHECKPOINT_SECONDS and self.step < self.cell.steps:
                 self._save(losses)
                 saved = perf_counter()
+
+    def layers(self) -> list[LayerFigures]:
+        """What explains the result: of every layer under test, once training and evaluation end."""
+        part = self.windows[: self.cell.training.micro_batch or self.cell.training.batch]
+        blocks = sorted(blocks_with_layer(self.cell.placement, self.cell.size.depth))
+        return [
+            LayerFigures(block=block, output_rms=rms, routing_gradient=gradient, **load)
+            for block, rms, gradient, load in zip(
+                blocks,
+                self.output_rms,
+                self.trainer.routing_gradients(part),
+                self.trainer.load_figures(),
+                strict=True,
+            )
+        ]
 
     def _check(self, loss: float) -> None:
         uniform = math.log(self.cell.corpus.vocabulary)
@@ -278,6 +299,8 @@ def describe(
         steps=cell.steps,
         epochs=cell.tokens / tokens_in_corpus,
         learning_rate=cell.learning_rate,
+        table_rate=cell.table_rate,
+        output_norm=cell.output_norm,
         parameters=cell.parameters,
         flops_per_token=cell.flops_per_token,
         layer_bytes_per_token=cell.layer_bytes_per_token,

@@ -10,9 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from isoflop.models import Layer, full_precision, register
+    from isoflop.models import Layer, ParameterGroup, full_precision, register
 
-__all__ = ["Layer", "full_precision", "register"]
+__all__ = ["Layer", "ParameterGroup", "full_precision", "register"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,7 @@ if __name__ != "isoflop.models":  # imported twice, its classes and operators wo
 
 from isoflop.models.decoder import Config, Decoder
 from isoflop.models.dense import Dense
-from isoflop.models.layer import LAYERS, Layer, full_precision, register
+from isoflop.models.layer import LAYERS, Layer, ParameterGroup, full_precision, register
 from isoflop.models.moe import ExpertChoiceMoE, MoE
 from isoflop.models.peer import PEER
 from isoflop.models.pkm import PKM
@@ -20,6 +20,7 @@ __all__ = [
     "ExpertChoiceMoE",
     "Layer",
     "MoE",
+    "ParameterGroup",
     "full_precision",
     "register",
 ]

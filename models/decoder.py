@@ -36,6 +36,7 @@ class Config:
     heads: int = 4
     vocabulary: int = 8192
     context: int = 512  # tokens per sequence: sets the rotary table and the attention FLOPs
+    output_norm: bool = False  # an RMSNorm on the output of every layer under test
 
     def __post_init__(self) -> None:
         if self.width % self.heads or (self.width // self.heads) % 2:
@@ -121,18 +122,19 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + ffn(norm(x))."""
+    """x + attention(norm(x)), then x + ffn(norm(x)), or x + norm(ffn(norm(x)))."""
 
-    def __init__(self, width: int, heads: int, ffn: Layer) -> None:
+    def __init__(self, width: int, heads: int, ffn: Layer, output_norm: bool = False) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(width)
         self.attention = Attention(width, heads)
         self.ffn_norm = nn.RMSNorm(width)
         self.ffn = ffn
+        self.output_norm = nn.RMSNorm(width) if output_norm else nn.Identity()
 
     def forward(self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), cos_TK, sin_TK)
-        return x_BTD + self.ffn(self.ffn_norm(x_BTD))
+        return x_BTD + self.output_norm(self.ffn(self.ffn_norm(x_BTD)))
 
 
 class Decoder(nn.Module):
@@ -151,11 +153,9 @@ class Decoder(nn.Module):
         tested = blocks_with_layer(config.placement, config.depth)
         self.embedding = nn.Embedding(config.vocabulary, width)
         self.blocks = nn.ModuleList(
-            Block(
-                width,
-                config.heads,
-                config.layer(width, **config.options) if index in tested else Dense(width),
-            )
+            Block(width, config.heads, config.layer(width, **config.options), config.output_norm)
+            if index in tested
+            else Block(width, config.heads, Dense(width))
             for index in range(config.depth)
         )
         self.norm = nn.RMSNorm(width)

@@ -22,13 +22,14 @@ class Dense(Layer):
     """y = W2 act(W1 x), or y = W2 (silu(Wg x) * W1 x) for SwiGLU (arXiv 2002.05202). No biases.
 
     SwiGLU has three matrices; its hidden width is 2/3 of `ratio * d_model`, rounded to a multiple
-    of 8, so that both activations have about the same parameters and FLOPs.
+    of 8, so that all activations have about the same parameters and FLOPs. `relu2` is the square
+    of ReLU (arXiv 2109.08668); its W2 starts at half the scale, since its outputs are larger.
     """
 
     @dataclass(frozen=True, kw_only=True)
     class Options(Layer.Options):
-        activation: Literal["gelu", "swiglu"] = "gelu"
-        ratio: float = 4.0  # hidden width over d_model, for GELU
+        activation: Literal["gelu", "swiglu", "relu2"] = "gelu"
+        ratio: float = 4.0  # hidden width over d_model, unless SwiGLU
 
         def __post_init__(self) -> None:
             if self.ratio <= 0:
@@ -44,12 +45,17 @@ class Dense(Layer):
         self.down = nn.Linear(self.d_ff, d_model, bias=False)
         init_linear(self.up.weight)
         init_linear(self.down.weight)
+        if self.options.activation == "relu2":
+            with torch.no_grad():
+                self.down.weight.mul_(0.5)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         h_BTF = self.up(x_BTD)
         if self.gated:
             gate_BTF, h_BTF = torch.chunk(h_BTF, 2, dim=-1)
             return self.down(F.silu(gate_BTF) * h_BTF)
+        if self.options.activation == "relu2":
+            return self.down(F.relu(h_BTF).square())
         return self.down(F.gelu(h_BTF))
 
     def flops_per_token(self) -> int:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that the optimiser does not treat like the model's other matrices."""
+
+    parameters: Sequence[nn.Parameter]
+    rate: float = 1.0  # learning rate over the cell's, a multiplier
+    decay: float = 0.0  # weight decay over the suite's, a multiplier
+    constant: bool = False  # keeps the rate after the warm-up, instead of following the schedule
 
 
 class Layer(nn.Module):
@@ -54,8 +64,29 @@ class Layer(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def tables(self) -> list[nn.Parameter]:
-        """Parameters read as rows by index, which the optimiser does not decay."""
+        """Parameters read as rows by index. A suite's `table_rate` multiplies their rate."""
         return []
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Parameters with a learning rate or weight decay of their own: tables, not decayed.
+
+        What is in no group has the cell's rate, and the suite's weight decay if it is a matrix.
+        """
+        return [ParameterGroup(self.tables())]
+
+    def routing_parameters(self) -> list[Tensor]:
+        """Parameters that serve to choose experts or slots; they must learn from the loss."""
+        return []
+
+    def load(self, x_BTD: Tensor) -> Tensor | None:
+        """How much each expert or slot is used on these tokens: [experts], any scale.
+
+        None if the layer chooses nothing.
+        """
+        return None
+
+    def after_step(self) -> None:
+        """Called once after every optimiser step, however many micro-batches it had."""
 
 
 L = TypeVar("L", bound=type[Layer])

@@ -6,7 +6,9 @@ In formulas G is the granularity and E the expansion, so that there are G * E ex
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from isoflop.models.dense import init_linear
-from isoflop.models.layer import Layer, full_precision, register
+from isoflop.models.layer import Layer, ParameterGroup, full_precision, register
 from isoflop.models.ops import expert_ffn
 
 
@@ -25,7 +27,7 @@ class MoEOptions(Layer.Options):
     granularity: int = 1  # G = d_ff / d_expert; each token uses G experts
     expansion: int = 8  # E = expert parameters over those of the dense FFN; there are G * E experts
     ratio: float = 4.0  # d_ff over d_model of the dense FFN whose active size this keeps
-    output_norm: bool = True  # LayerNorm on the output, which that paper needs for G > 1
+    decay: bool = True  # weight decay on the experts, like on the dense FFN's matrices
 
     def __post_init__(self) -> None:
         if self.granularity < 1 or self.expansion < 1 or self.ratio <= 0:
@@ -51,7 +53,6 @@ class _MoE(Layer):
         self.router = nn.Linear(d_model, self.n_experts, bias=False)
         self.up_EDF = nn.Parameter(torch.empty(self.n_experts, d_model, self.d_expert))
         self.down_EFD = nn.Parameter(torch.empty(self.n_experts, self.d_expert, d_model))
-        self.norm = nn.LayerNorm(d_model, bias=False) if o.output_norm else nn.Identity()
         init_linear(self.router.weight)
         nn.init.normal_(self.up_EDF, std=d_model**-0.5)
         nn.init.normal_(self.down_EFD, std=self.d_expert**-0.5)
@@ -60,6 +61,12 @@ class _MoE(Layer):
         """Router probabilities, [..., n_experts], in float32 under autocast too."""
         with full_precision(x_XD):
             return self.router(x_XD.to(self.router.weight.dtype)).softmax(dim=-1)
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        return [] if self.options.decay else [ParameterGroup([self.up_EDF, self.down_EFD])]
+
+    def routing_parameters(self) -> list[Tensor]:
+        return [self.router.weight]
 
     def flops_per_token(self) -> int:
         """Router 2 D G E, and G experts of 4 D d_ff / G: the experts' part does not depend on G."""
@@ -74,18 +81,43 @@ class _MoE(Layer):
         return super().active_parameters() - experts + experts // self.options.expansion
 
 
+def gate_norm(experts: int, chosen: int) -> float:
+    """Root of the sum of the squared gates at the start, where the router's logits are normal.
+
+    Each logit is taken at its expected rank (Blom's scores of normal order statistics).
+    """
+    rank = range(1, experts + 1)
+    odds = [math.exp(NormalDist().inv_cdf((i - 0.375) / (experts + 0.25))) for i in rank]
+    return math.hypot(*odds[-chosen:]) / sum(odds)
+
+
 @register("moe")
 class MoE(_MoE):
-    """Token choice, dropless: y = norm(sum over the token's top G experts of p_e FFN_e(x)).
+    """Token choice, dropless: y = sum over the token's top G experts of p_e FFN_e(x).
 
-    p is the softmax over all experts, not renormalised over the chosen. In training a
-    load-balancing loss E * G * sum_e f_e P_e is added, where f_e is the share of choices that went
-    to expert e and P_e its mean probability (Switch Transformer, arXiv 2101.03961, eq. 4).
+    p is the softmax over all experts, not renormalised over the chosen, as in Switch Transformer
+    (arXiv 2101.03961): the router learns from the loss through p alone. No norm follows, since
+    norm(p f) = norm(f) for one expert. In training a load-balancing loss E * G * sum_e f_e P_e is
+    added, where f_e is the share of choices that went to expert e and P_e its mean probability
+    (eq. 4 there).
+
+    The experts' second matrices start larger by 1 / `gate_norm`, so that the output starts at the
+    scale of the dense FFN's whatever E and G: gates below 1 would make it several times smaller.
     """
 
     @dataclass(frozen=True, kw_only=True)
     class Options(MoEOptions):
         balance: float = 0.01  # coefficient of the load-balancing loss
+
+    def __init__(self, d_model: int, **options: Any) -> None:
+        super().__init__(d_model, **options)
+        with torch.no_grad():
+            self.down_EFD.div_(gate_norm(self.n_experts, self.options.granularity))
+
+    def load(self, x_BTD: Tensor) -> Tensor:
+        """Choices of each expert."""
+        index = self.route(x_BTD).topk(self.options.granularity, dim=-1).indices
+        return index.flatten().bincount(minlength=self.n_experts)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         x_MD = x_BTD.flatten(0, 1)
@@ -98,7 +130,7 @@ class MoE(_MoE):
             share_E = chosen_E / index_MK.numel()
             self.aux_loss = self.options.balance * self.n_experts * (share_E * p_ME.mean(0)).sum()
         y_MD = expert_ffn(x_MD, self.up_EDF, self.down_EFD, index_MK, gate_MK)
-        return self.norm(y_MD).view_as(x_BTD)
+        return y_MD.view_as(x_BTD)
 
 
 @register("moe_ec")
@@ -112,6 +144,15 @@ class ExpertChoiceMoE(_MoE):
     """
 
     mixes_batch = True
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options(MoEOptions):
+        output_norm: bool = True  # LayerNorm on the output, as in the fine-grained MoE paper
+
+    def __init__(self, d_model: int, **options: Any) -> None:
+        super().__init__(d_model, **options)
+        norm = self.options.output_norm
+        self.norm = nn.LayerNorm(d_model, bias=False) if norm else nn.Identity()
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         B, T, D = x_BTD.shape

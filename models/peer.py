@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from isoflop.models.layer import Layer, register
+from isoflop.models.layer import Layer, ParameterGroup, register
 from isoflop.models.ops import expert_mix
 from isoflop.models.product_keys import ProductKeys, QueryNorm, check_product_keys
 
@@ -19,7 +19,9 @@ class PEER(Layer):
 
     Each head has its own query; all heads share the experts and, by default, the sub-keys. g is a
     softmax over the k experts that a head retrieves; the query has a BatchNorm. Not stated in the
-    paper and chosen here: GELU; a key width of 128; u and v normal with variance 1 / d_model.
+    paper and chosen here: GELU; a key width of 128; u normal with variance 1 / d_model; v normal
+    with variance k / heads, which makes up for the gates of about 1 / k, so that the output starts
+    at the scale of a dense FFN's at every width; no weight decay on u and v.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,7 @@ class PEER(Layer):
         activation: Literal["gelu", "relu"] = "gelu"
         shared_keys: bool = True  # one set of sub-keys for all heads; False gives each its own
         query_norm: QueryNorm = "batch"
+        decay: bool = False  # weight decay on the experts
 
         def __post_init__(self) -> None:
             check_product_keys(self.n_experts, self.top_k, self.d_key)
@@ -44,7 +47,7 @@ class PEER(Layer):
         self.up_ND = nn.Parameter(torch.empty(o.n_experts, d_model))
         self.down_ND = nn.Parameter(torch.empty(o.n_experts, d_model))
         nn.init.normal_(self.up_ND, std=d_model**-0.5)
-        nn.init.normal_(self.down_ND, std=d_model**-0.5)
+        nn.init.normal_(self.down_ND, std=(o.top_k / o.heads) ** 0.5)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         x_MD = x_BTD.flatten(0, 1)
@@ -70,3 +73,13 @@ class PEER(Layer):
 
     def tables(self) -> list[nn.Parameter]:
         return [self.up_ND, self.down_ND]
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        return [ParameterGroup(self.tables(), decay=float(self.options.decay))]
+
+    def routing_parameters(self) -> list[Tensor]:
+        return self.retrieval.routing_parameters()
+
+    def load(self, x_BTD: Tensor) -> Tensor:
+        """Sum of the gates of each expert: z' in section 4.3 of the paper."""
+        return self.retrieval.load(x_BTD.flatten(0, 1))

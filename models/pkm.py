@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from isoflop.models.layer import Layer, register
+from isoflop.models.layer import Layer, ParameterGroup, register
 from isoflop.models.ops import value_sum
 from isoflop.models.product_keys import ProductKeys, QueryNorm, check_product_keys
 
@@ -17,9 +17,11 @@ from isoflop.models.product_keys import ProductKeys, QueryNorm, check_product_ke
 class PKM(Layer):
     """y = sum over heads, over the k slots each retrieves, of softmax(score) * value.
 
-    Values are initialised normal with variance 1 / d_model. The paper trains them with Adam at a
-    constant learning rate of 1e-3; here they have the learning rate of the rest of the model, and
-    no weight decay.
+    Values are initialised normal with variance 1 / d_model as in the paper, with which the output
+    starts at the 10th to 20th part of a dense FFN's; `initial_output` "dense" makes it as large, by
+    a variance of 0.425 k / heads. The paper trains the values with Adam at a constant learning rate
+    of 1e-3; here they follow the schedule unless `constant_rate`, times the suite's `table_rate`,
+    and have no weight decay.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,9 @@ class PKM(Layer):
         d_key: int = 128  # query width per head, half of it for each set of sub-keys
         shared_keys: bool = False  # one set of sub-keys for all heads, as in PEER
         query_norm: QueryNorm = "batch"
+        initial_output: Literal["paper", "dense"] = "paper"  # scale of the output at the start
+        constant_rate: bool = False  # values keep their peak learning rate after the warm-up
+        decay: bool = False  # weight decay on the values
 
         def __post_init__(self) -> None:
             check_product_keys(self.n_slots, self.top_k, self.d_key)
@@ -41,7 +46,10 @@ class PKM(Layer):
             d_model, o.n_slots, o.heads, o.top_k, o.d_key, o.shared_keys, o.query_norm
         )
         self.values_ND = nn.Parameter(torch.empty(o.n_slots, d_model))
-        nn.init.normal_(self.values_ND, std=d_model**-0.5)
+        # GELU of normal input has the mean square 0.425: the scale of the dense FFN's output.
+        dense = (0.425 * o.top_k / o.heads) ** 0.5
+        std = dense if o.initial_output == "dense" else d_model**-0.5
+        nn.init.normal_(self.values_ND, std=std)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         x_MD = x_BTD.flatten(0, 1)
@@ -63,3 +71,14 @@ class PKM(Layer):
 
     def tables(self) -> list[nn.Parameter]:
         return [self.values_ND]
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        o = self.options
+        return [ParameterGroup(self.tables(), decay=float(o.decay), constant=o.constant_rate)]
+
+    def routing_parameters(self) -> list[Tensor]:
+        return self.retrieval.routing_parameters()
+
+    def load(self, x_BTD: Tensor) -> Tensor:
+        """Sum of the weights of each slot."""
+        return self.retrieval.load(x_BTD.flatten(0, 1))

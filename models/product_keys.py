@@ -71,6 +71,15 @@ class ProductKeys(nn.Module):
             index_HMk.transpose(0, 1).reshape(M, pairs),
         )
 
+    def routing_parameters(self) -> list[Tensor]:
+        """Query network and sub-keys."""
+        return [self.query.weight, self.keys]
+
+    def load(self, x_MD: Tensor) -> Tensor:
+        """Sum of the gates of each key over the tokens, [n_keys]."""
+        gate_MP, index_MP = self(x_MD)
+        return index_MP.flatten().bincount(gate_MP.flatten().double(), self.n_sub**2)
+
     def flops_per_token(self) -> int:
         """Query projection, and each head's two half-queries against their sub-keys."""
         d_model = self.query.in_features

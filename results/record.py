@@ -99,6 +99,19 @@ class Flops(Frozen):
         return 3 * self.forward
 
 
+class LayerFigures(Frozen):
+    """What explains how a layer under test did."""
+
+    block: int
+    output_rms: float  # root mean square of its output at the start, on validation text
+    # After training: gradient of the parameters that choose experts or slots, over that of the
+    # layer's others, from the cross-entropy alone; root mean squares.
+    routing_gradient: float | None = None
+    experts: int | None = None  # or slots; None if the layer chooses nothing
+    used: float | None = None  # share of them that the validation tokens use
+    load_kl: float | None = None  # KL(load || uniform), nats: 0 if even, ln(experts) if one has all
+
+
 class Measured(Frozen):
     """What depends on the machine and the day. Left out when two records are compared."""
 
@@ -140,6 +153,8 @@ class Record(Frozen):
     steps: int
     epochs: float
     learning_rate: float  # peak
+    table_rate: float = 1.0  # learning rate of the layer's tables over that of the rest
+    output_norm: bool = False  # an RMSNorm on the layer's output
     parameters: Parameters
     flops_per_token: Flops
     layer_bytes_per_token: int  # bytes of the layer's parameters that one token reads, in bf16
@@ -148,6 +163,7 @@ class Record(Frozen):
     bits_per_byte: float | None
     validation_hash: str | None
     curve: list[tuple[int, float]]  # (step, mean training loss since the entry before)
+    layers: list[LayerFigures] = []  # in the order of their blocks
 
     measured: Measured
 
