@@ -37,17 +37,14 @@ def loads(model: Decoder) -> Iterator[dict[int, Tensor]]:
     """
     result: dict[int, Tensor] = {}
 
-    def add(place: int, layer: Layer, x_BTD: Tensor) -> None:
-        load = layer.load(x_BTD)
+    places = {id(layer): place for place, layer in enumerate(model.tested)}
+
+    def add(layer: Any, inputs: tuple[Tensor]) -> None:
+        load, place = layer.load(*inputs), places[id(layer)]
         if load is not None:
             result[place] = result.get(place, 0) + load.double()
 
-    hooks = [
-        layer.register_forward_pre_hook(
-            lambda layer, inputs, place=place: add(place, layer, *inputs)
-        )
-        for place, layer in enumerate(model.tested)
-    ]
+    hooks = [layer.register_forward_pre_hook(add) for layer in model.tested]
     try:
         yield result
     finally:
@@ -80,9 +77,6 @@ def routing_gradient(layer: Layer) -> float | None:
     if not all(parts):
         return None
     chosen, rest = (
-        math.sqrt(
-            sum(float(g.double().square().sum()) for g in part) / sum(g.numel() for g in part)
-        )
-        for part in parts
+        float(torch.cat([g.flatten() for g in p]).square().mean().sqrt()) for p in parts
     )
     return chosen / rest if rest else None
