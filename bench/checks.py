@@ -8,59 +8,23 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError
 
 from isoflop.bench.executed import executed_flops
+from isoflop.bench.fair_checks import output_at_the_start, routing
 from isoflop.bench.flops import FlopError, verify_flops
 from isoflop.bench.isolate import describe
 from isoflop.bench.layers import complete_options, counts_problem, find_layer
-from isoflop.models import LAYERS, Config, Decoder, Layer
+from isoflop.bench.subject import BATCH, TIME, VOCABULARY, WIDTHS, Subject, random_input, stir
+from isoflop.models import LAYERS, Decoder, Layer
 
-WIDTHS = (32, 48)  # at which FLOPs are counted; all else is at the first
-BATCH, TIME, VOCABULARY = 8, 12, 40  # the batch suits expert choice with an expansion of 1, 2, 4, 8
 CAUSAL = 1e-5  # change of an earlier logit, over the largest logit, that rounding may explain
 ALONE = 1e-4  # change of an output without its batch, over the largest, that rounding may explain
 BFLOAT16 = 0.1  # norm of the change under bfloat16 autocast over the norm of the output
 COMPILED = 1e-4  # change under torch.compile over the largest output
-
-
-@dataclass
-class Subject:
-    """The layer that is being checked. The check `builds` fills `layer` and `options`."""
-
-    name: str  # registered, or path/to/file.py:Class
-    given: dict[str, Any]  # options as given
-    source: str | None = None  # of the file, if not what it holds now
-    layer: type[Layer] = Layer
-    options: dict[str, Any] = field(default_factory=dict)  # defaults included
-
-    def build(self, seed: int = 0, width: int = WIDTHS[0]) -> Layer:
-        """The layer alone, with noise on constant parameters: a gate that starts at zero would
-        hide a fault."""
-        torch.manual_seed(seed)
-        module = self.layer(width, **self.options)
-        _stir(module)
-        return module
-
-    def config(self, width: int) -> Config:
-        return Config(self.layer, self.options, "all", width, 2, 2, VOCABULARY, TIME)
-
-
-def _stir(module: torch.nn.Module) -> None:
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.numel() and bool((parameter == parameter.flatten()[0]).all()):
-                parameter.add_(0.2 * torch.randn_like(parameter))
-
-
-def _input(dtype: torch.dtype = torch.float32, time: int = TIME) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(BATCH, time, WIDTHS[0], generator=generator, dtype=dtype)
 
 
 def _builds(subject: Subject) -> str:
@@ -82,7 +46,7 @@ def _builds(subject: Subject) -> str:
 
 
 def _shape(subject: Subject) -> str:
-    module, x_BTD = subject.build(), _input()
+    module, x_BTD = subject.build(), random_input()
     before = x_BTD.clone()
     y_BTD = module(x_BTD)
     if not isinstance(y_BTD, Tensor) or y_BTD.shape != x_BTD.shape:
@@ -101,11 +65,11 @@ def _shape(subject: Subject) -> str:
 
 
 def _determinism(subject: Subject) -> str:
-    outputs = [subject.build(seed=3).train()(_input()) for _ in range(2)]
+    outputs = [subject.build(seed=3).train()(random_input()) for _ in range(2)]
     if not torch.equal(*outputs):
         return "the same seed gives another output: draw all randomness from torch's generator"
     module = subject.build().eval()
-    if not torch.equal(module(_input()), module(_input())):
+    if not torch.equal(module(random_input()), module(random_input())):
         return "two calls in evaluation differ: no randomness or state where self.training is False"
     return ""
 
@@ -113,7 +77,7 @@ def _determinism(subject: Subject) -> str:
 def _causality(subject: Subject) -> str:
     torch.manual_seed(0)
     model = Decoder(subject.config(WIDTHS[0])).eval()
-    _stir(model)  # the head starts at zero, which would hide everything
+    stir(model)  # the head starts at zero, which would hide everything
     generator = torch.Generator().manual_seed(1)
     tokens_BT = torch.randint(0, VOCABULARY, (BATCH, TIME), generator=generator)
     with torch.no_grad():
@@ -132,7 +96,7 @@ def _causality(subject: Subject) -> str:
 
 
 def _batch(subject: Subject) -> str:
-    return alone(subject.build().eval(), _input())
+    return alone(subject.build().eval(), random_input())
 
 
 def alone(module: Layer, x_BTD: Tensor, share: float = 0.0) -> str:
@@ -173,7 +137,7 @@ def _flops(subject: Subject) -> str:
             verify_flops(subject.config(width), BATCH)
         except FlopError as error:
             return f"{error}; correct flops_per_token or forward"
-    return real_flops(subject.build(), _input())
+    return real_flops(subject.build(), random_input())
 
 
 def real_flops(module: Layer, x_BTD: Tensor) -> str:
@@ -195,7 +159,7 @@ def real_flops(module: Layer, x_BTD: Tensor) -> str:
 
 def _gradients(subject: Subject) -> str:
     module = subject.build().train()
-    x_BTD = _input().requires_grad_()
+    x_BTD = random_input().requires_grad_()
     loss = module(x_BTD).square().mean()
     (loss if module.aux_loss is None else loss + module.aux_loss).backward()
     leaves = {"the input": x_BTD, **dict(module.named_parameters())}
@@ -209,7 +173,7 @@ def _gradients(subject: Subject) -> str:
 
 def _gradcheck(subject: Subject) -> str:
     module = subject.build().double().eval()
-    x_BTD = _input(torch.float64, time=2).requires_grad_()
+    x_BTD = random_input(torch.float64, time=2).requires_grad_()
     y_BTD = module(x_BTD)
     if y_BTD.dtype != torch.float64:
         return (
@@ -233,7 +197,7 @@ def _gradcheck(subject: Subject) -> str:
 
 
 def _bfloat16(subject: Subject) -> str:
-    module, x_BTD = subject.build().eval(), _input()
+    module, x_BTD = subject.build().eval(), random_input()
     expected = module(x_BTD)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y_BTD = module(x_BTD)
@@ -255,7 +219,7 @@ def _bfloat16(subject: Subject) -> str:
 
 
 def _compile(subject: Subject) -> str:
-    module, x_BTD = subject.build().eval(), _input()
+    module, x_BTD = subject.build().eval(), random_input()
     torch.compiler.reset()
     compiled = torch.compile(copy.deepcopy(module), backend="aot_eager")
     with torch.no_grad(), warnings.catch_warnings():
@@ -276,6 +240,8 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "flops": _flops,
     "gradients": _gradients,
     "gradcheck": _gradcheck,
+    "routing": routing,
+    "output": output_at_the_start,
     "bfloat16": _bfloat16,
     "compile": _compile,
 }

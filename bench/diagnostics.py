@@ -13,13 +13,18 @@ from torch import Tensor
 from isoflop.models import Decoder, Layer
 
 
+def rms(x: Tensor) -> float:
+    """Root mean square."""
+    return float(x.square().mean().sqrt())
+
+
 @contextmanager
 def output_rms(model: Decoder) -> Iterator[list[float]]:
     """Root mean square of the output of each layer under test, filled in by a forward pass."""
     result: list[float] = []
 
     def measure(layer: Any, inputs: Any, output: Tensor) -> None:
-        result.append(float(output.float().square().mean().sqrt()))
+        result.append(rms(output.float()))
 
     hooks = [layer.register_forward_hook(measure) for layer in model.tested]
     try:
@@ -70,13 +75,11 @@ def routing_gradient(layer: Layer) -> float | None:
     loss only has a gradient of about 0. None if the layer chooses nothing, or has nothing else.
     """
     routing = {id(parameter) for parameter in layer.routing_parameters()}
-    parts: tuple[list[Tensor], list[Tensor]] = ([], [])
+    chosen: list[Tensor] = []
+    rest: list[Tensor] = []
     for parameter in layer.parameters():
         gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        parts[id(parameter) not in routing].append(gradient)
-    if not all(parts):
+        (chosen if id(parameter) in routing else rest).append(gradient.flatten())
+    if not chosen or not rest:
         return None
-    chosen, rest = (
-        float(torch.cat([g.flatten() for g in p]).square().mean().sqrt()) for p in parts
-    )
-    return chosen / rest if rest else None
+    return rms(torch.cat(chosen)) / max(rms(torch.cat(rest)), 1e-300)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from isoflop.bench import isolate
-from isoflop.bench.checks import CHECKS, ESSENTIAL, Subject
+from isoflop.bench.checks import CHECKS, ESSENTIAL
 from isoflop.bench.layers import (
     LayerFileError,
     complete_options,
@@ -25,6 +25,7 @@ from isoflop.bench.layers import (
 )
 from isoflop.bench.plan import Cell
 from isoflop.bench.shape_checks import AT_SHAPES, Shape, at_shape, shape_of
+from isoflop.bench.subject import Subject
 from isoflop.models import Layer
 from isoflop.results.errors import IsoflopError
 
@@ -44,7 +45,7 @@ class Finding:
     check: str
     ok: bool
     fix: str  # one line; empty if ok
-    note: str = ""  # what was not asked
+    note: str = ""  # what was not asked, or what was found
 
 
 def lint(
@@ -217,7 +218,8 @@ def _findings(
                 fix = _run(name, at_shape, check, subject, Shape(**shape), notes)
                 if fix:
                     break
-        note = "; ".join(notes) if check in AT_SHAPES else ""
+        note = "; ".join(notes) if check in AT_SHAPES else subject.note
+        subject.note = ""
         yield asdict(Finding(check, not fix, fix, note))
         if check in ("builds", "shape") and fix:
             return

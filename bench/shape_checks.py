@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from isoflop.bench.checks import CAUSAL, VOCABULARY, Subject, alone, real_flops
+from isoflop.bench.checks import CAUSAL, alone, real_flops
 from isoflop.bench.flops import FlopError, verify_flops
+from isoflop.bench.subject import VOCABULARY, Subject
 from isoflop.models import Config
 
 if TYPE_CHECKING:

@@ -33,6 +33,8 @@ class PEER(Layer):
         activation: Literal["gelu", "relu"] = "gelu"
         shared_keys: bool = True  # one set of sub-keys for all heads; False gives each its own
         query_norm: QueryNorm = "batch"
+        initial_output: Literal["small", "dense"] = "small"  # its scale at the start
+        constant_rate: bool = False  # experts keep their peak learning rate after the warm-up
         decay: bool = False  # weight decay on the experts
 
         def __post_init__(self) -> None:
@@ -47,7 +49,9 @@ class PEER(Layer):
         self.up_ND = nn.Parameter(torch.empty(o.n_experts, d_model))
         self.down_ND = nn.Parameter(torch.empty(o.n_experts, d_model))
         nn.init.normal_(self.up_ND, std=d_model**-0.5)
-        nn.init.normal_(self.down_ND, std=(o.top_k / o.heads) ** 0.5)
+        dense = (o.top_k / o.heads) ** 0.5  # makes up for gates of about 1 / k
+        std = dense if o.initial_output == "dense" else d_model**-0.5
+        nn.init.normal_(self.down_ND, std=std)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         x_MD = x_BTD.flatten(0, 1)
@@ -75,7 +79,8 @@ class PEER(Layer):
         return [self.up_ND, self.down_ND]
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        return [ParameterGroup(self.tables(), decay=float(self.options.decay))]
+        o = self.options
+        return [ParameterGroup(self.tables(), decay=float(o.decay), constant=o.constant_rate)]
 
     def routing_parameters(self) -> list[Tensor]:
         return self.retrieval.routing_parameters()

@@ -77,8 +77,14 @@ def test_the_learning_rate_follows_the_transfer_rule() -> None:
 def test_a_sweep_varies_the_rate_of_the_tune_cell() -> None:
     tune = {"size": "s", "budget": 5e8, "factors": [0.5, 1.0, 2.0], "seeds": [0, 1]}
     cells = sweep_cells(tiny_suite(tune=tune), "tiny.toml")
-    assert len({cell.id for cell in cells}) == 2 * 3 * 2
+    # Two variants, three rates, two seeds; peer's tables at two further rates.
+    assert len({cell.id for cell in cells}) == len(cells) == 2 * 3 * 2 + 2 * 2
     assert {cell.learning_rate for cell in cells} == {5e-3, 1e-2, 2e-2}
+    tables = [cell for cell in cells if cell.table_rate != 1]
+    assert {(c.variant, c.learning_rate, c.table_rate) for c in tables} == {
+        ("peer", 1e-2, 0.5),
+        ("peer", 1e-2, 2.0),
+    }
     assert tiny_cells()[0].id in {cell.id for cell in cells}
     with pytest.raises(SuiteError, match=r"tiny.toml: tune: missing"):
         sweep_cells(tiny_suite(), "tiny.toml")

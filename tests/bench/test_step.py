@@ -2,11 +2,14 @@
 
 import itertools
 
+import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
-from isoflop.bench.step import learning_rate_at, make_optimizer
+from isoflop.bench.step import Trainer, learning_rate_at, make_optimizer
 from isoflop.bench.suite import Training
-from isoflop.models import Decoder
+from isoflop.models import LAYERS, Decoder, Layer, ParameterGroup
 from tests.bench.cells import tiny_cells
 
 
@@ -28,7 +31,7 @@ def test_the_optimiser_has_the_stated_constants() -> None:
         assert group["betas"] == (0.9, 0.95)
         assert group["eps"] == 1e-8
         assert not group["amsgrad"]
-    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+    assert [group["weight_decay"] for group in groups] == [0.0, 0.1, 0.0]
     assert training.clip == 1.0
 
 
@@ -50,12 +53,75 @@ def test_the_schedule_ends_at_the_cells_own_horizon(schedule: str) -> None:
 def test_weight_decay_spares_embedding_norms_and_tables() -> None:
     cell = tiny_cells()[1]
     model = Decoder(cell.config)
-    decayed, spared = make_optimizer(model, cell.training).param_groups
+    tables, decayed, spared = make_optimizer(model, cell.training).param_groups
     names = {id(p): name for name, p in model.named_parameters()}
     assert decayed["weight_decay"] == 0.1
     assert spared["weight_decay"] == 0
     spared_names = {names[id(p)] for p in spared["params"]}
-    assert {"embedding.weight", "norm.weight", "blocks.1.ffn.up_ND"} <= spared_names
+    assert {"embedding.weight", "norm.weight"} <= spared_names
+    table_names = {names[id(p)] for p in tables["params"]}
+    assert table_names == {"blocks.1.ffn.up_ND", "blocks.1.ffn.down_ND"}
     decayed_names = {names[id(p)] for p in decayed["params"]}
     assert {"head.weight", "blocks.1.ffn.retrieval.keys"} <= decayed_names
-    assert decayed_names | spared_names == set(names.values())
+    assert decayed_names | spared_names | table_names == set(names.values())
+
+
+class Grouped(Layer):
+    """A table, a matrix of its own rate, a plain matrix, and a count of steps."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__(d_model)
+        self.table, self.fast, self.plain = (
+            nn.Parameter(torch.zeros(d_model, d_model)) for _ in range(3)
+        )
+        self.steps = 0
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return x_BTD @ (self.table + self.fast + self.plain)
+
+    def flops_per_token(self) -> int:
+        return 2 * self.d_model**2
+
+    def tables(self) -> list[nn.Parameter]:
+        return [self.table]
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        return [
+            ParameterGroup([self.table, self.fast], rate=3.0, decay=0.5),
+            ParameterGroup([], rate=1.0),
+        ]
+
+    def after_step(self) -> None:
+        self.steps += 1
+
+
+def test_a_layer_states_rates_and_decay_and_is_told_of_every_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(LAYERS, "grouped", Grouped)
+    variants = {"v": {"layer": "grouped", "learning_rate": 1e-2, "table_rate": 2.0}}
+    training = {"context": 16, "batch": 4, "micro_batch": 2, "validation_tokens": 512}
+    (cell,) = tiny_cells(variants=variants, training=training)
+    trainer = Trainer(cell, torch.device("cpu"))
+    layer = trainer.model.tested[0]
+    tokens = np.random.default_rng(0).integers(300, size=(4, 17))
+    for step in range(3):
+        trainer.step(step, tokens)
+    assert layer.steps == 3  # not one for each micro-batch
+    rate = learning_rate_at(2, cell.steps, cell.learning_rate, cell.training)
+    groups = {id(p): g for g in trainer.optimizer.param_groups for p in g["params"]}
+    for parameter, factor, decay in (
+        (layer.table, 6.0, 0.05),
+        (layer.fast, 3.0, 0.05),
+        (layer.plain, 1.0, 0.1),
+    ):
+        group = groups[id(parameter)]
+        assert group["lr"] == pytest.approx(factor * rate)
+        assert group["weight_decay"] == pytest.approx(decay)
+
+
+def test_a_constant_rate_stays_after_the_warm_up() -> None:
+    training = Training(context=1, batch=1, warmup=0.1)
+    rates = [learning_rate_at(step, 100, 2.0, training, constant=True) for step in range(100)]
+    assert rates[:10] == [learning_rate_at(step, 100, 2.0, training) for step in range(10)]
+    assert set(rates[10:]) == {2.0}

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import isoflop.bench.train
-from isoflop.bench.data import Tokens, prepare
+from isoflop.bench.data import Tokens
 from isoflop.bench.plan import Cell, plan
 from isoflop.bench.step import Trainer
 from isoflop.bench.suite import load_suite
@@ -28,11 +28,6 @@ def _one_thread() -> Any:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def tokens() -> Tokens:
-    return prepare(tiny_cells()[0].corpus)
 
 
 def comparable(record: Record) -> dict[str, Any]:

@@ -23,6 +23,16 @@ def test_swiglu_gates_with_silu_and_costs_as_much() -> None:
     assert layer.active_parameters() == Dense(96).active_parameters()
 
 
+def test_relu2_squares_and_starts_at_the_scale_of_gelu() -> None:
+    torch.manual_seed(0)
+    layer, x_BTD = Dense(64, activation="relu2"), torch.randn(8, 16, 64)
+    y_BTD = layer(x_BTD)
+    expected = F.relu(x_BTD @ layer.up.weight.T).square() @ layer.down.weight.T
+    torch.testing.assert_close(y_BTD, expected)
+    assert layer.flops_per_token() == Dense(64).flops_per_token()
+    assert 0.8 < float(y_BTD.std() / Dense(64)(x_BTD).std()) < 1.2
+
+
 def test_a_negative_ratio_is_refused() -> None:
     with pytest.raises(ValueError, match="ratio must be positive, not -1"):
         Dense(16, ratio=-1)

@@ -5,6 +5,7 @@ A wrong initialisation trains, and only costs loss: a planted change of one pass
 
 import math
 from collections.abc import Callable
+from statistics import NormalDist
 
 import pytest
 import torch
@@ -18,6 +19,9 @@ KEYS: Stated = {
     "retrieval.query.weight": lambda d: d**-0.5,
     "retrieval.keys": lambda d: 16**-0.5 / math.sqrt(3),  # uniform in +-1 / sqrt(d_key / 2)
 }
+GATES = [math.exp(NormalDist().inv_cdf((i - 0.375) / 32.25)) for i in range(1, 33)]
+# 32 experts of which 4 are chosen: the sum of their squared gates makes up for itself.
+GATE_NORM = math.hypot(*GATES[-4:]) / sum(GATES)
 MOE: Stated = {
     "router.weight": lambda d: d**-0.5,
     "up_EDF": lambda d: d**-0.5,
@@ -29,7 +33,11 @@ CASES: dict[str, tuple[str, dict[str, object], Stated]] = {
         {},
         {"up.weight": lambda d: d**-0.5, "down.weight": lambda d: (4 * d) ** -0.5},
     ),
-    "moe": ("moe", {"granularity": 4}, MOE),
+    "moe": (
+        "moe",
+        {"granularity": 4},
+        MOE | {"down_EFD": lambda d: d**-0.5 / GATE_NORM},
+    ),
     "moe_ec": ("moe_ec", {"granularity": 4}, MOE),
     "pkm": (
         "pkm",

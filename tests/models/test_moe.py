@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from isoflop.bench.diagnostics import routing_gradient
 from isoflop.models import Dense, ExpertChoiceMoE, MoE
 
 BOTH = pytest.mark.parametrize("kind", [MoE, ExpertChoiceMoE])
@@ -14,21 +15,48 @@ def expert(layer: MoE | ExpertChoiceMoE, e: int, x: Tensor) -> Tensor:
 
 @BOTH
 @pytest.mark.parametrize("granularity", [1, 4])
-@pytest.mark.parametrize("output_norm", [False, True])
-def test_with_every_expert_chosen_it_is_their_weighted_sum(
-    kind: type, granularity: int, output_norm: bool
-) -> None:
+def test_with_every_expert_chosen_it_is_their_weighted_sum(kind: type, granularity: int) -> None:
     torch.manual_seed(0)
-    layer = kind(16, granularity=granularity, expansion=1, output_norm=output_norm)
+    layer = kind(16, granularity=granularity, expansion=1)
     x_BTD = torch.randn(3, 5, 16)
     p_BTE = (x_BTD @ layer.router.weight.T).softmax(-1)
     y_BTD = sum(p_BTE[..., e : e + 1] * expert(layer, e, x_BTD) for e in range(granularity))
-    torch.testing.assert_close(layer(x_BTD), layer.norm(y_BTD))
+    norm = layer.norm if kind is ExpertChoiceMoE else torch.nn.Identity()
+    torch.testing.assert_close(layer(x_BTD), norm(y_BTD))
+
+
+def test_the_router_of_a_single_expert_learns_from_the_loss() -> None:
+    """A norm on the output would cancel its gate: norm(p f) = norm(f)."""
+    torch.manual_seed(0)
+    layer = MoE(16, granularity=1).eval()
+    x_BTD, target_BTD = torch.randn(2, 4, 16), torch.randn(2, 4, 16)
+    (layer(x_BTD) * target_BTD).sum().backward()
+    assert routing_gradient(layer) > 0.1
+    with pytest.raises(TypeError, match="output_norm"):
+        MoE(16, output_norm=True)
+
+
+def test_the_load_counts_choices() -> None:
+    torch.manual_seed(0)
+    layer = MoE(16, granularity=2, expansion=2)
+    x_BTD = torch.randn(3, 5, 16)
+    index = layer.route(x_BTD).topk(2).indices.flatten()
+    assert layer.load(x_BTD).tolist() == [int((index == e).sum()) for e in range(4)]
+    torch.nn.init.zeros_(layer.router.weight)
+    with torch.no_grad():
+        layer.router.weight[3] = 100 * x_BTD.mean((0, 1))
+    assert int(layer.load(x_BTD).sum()) == 30
+
+
+def test_experts_are_decayed_unless_told() -> None:
+    assert MoE(16).parameter_groups() == []
+    (group,) = MoE(16, decay=False).parameter_groups()
+    assert (len(group.parameters), group.decay, group.rate) == (2, 0.0, 1.0)
 
 
 def test_token_choice_takes_each_token_s_best_experts() -> None:
     torch.manual_seed(0)
-    layer = MoE(16, granularity=2, expansion=3, output_norm=False)
+    layer = MoE(16, granularity=2, expansion=3)
     x_BTD = torch.randn(2, 7, 16)
     y_BTD = layer(x_BTD)
     for x, y in zip(x_BTD.flatten(0, 1), y_BTD.flatten(0, 1), strict=True):
@@ -56,7 +84,8 @@ def test_granularity_keeps_the_experts_active_parameters_and_flops(kind: type) -
     D, E = 64, 8
     dense = Dense(D)
     for G in (1, 2, 4, 8, 16):
-        layer = kind(D, granularity=G, expansion=E, output_norm=False)
+        options = {"output_norm": False} if kind is ExpertChoiceMoE else {}
+        layer = kind(D, granularity=G, expansion=E, **options)
         assert layer.routing_flops_per_token() == 2 * D * E * G
         assert layer.flops_per_token() - 2 * D * E * G == dense.flops_per_token()
         assert layer.active_parameters() - D * E * G == dense.active_parameters()

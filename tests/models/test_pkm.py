@@ -1,6 +1,6 @@
 import torch
 
-from isoflop.models import PKM
+from isoflop.models import PKM, Dense
 
 
 def test_definition() -> None:
@@ -23,6 +23,27 @@ def test_with_every_slot_read_it_is_soft_attention_over_the_memory() -> None:
     first, second = query[..., :2] @ keys[0, 0], query[..., 2:] @ keys[1, 0]
     weight_BTN = (first.unsqueeze(-1) + second.unsqueeze(-2)).flatten(-2).softmax(-1)
     torch.testing.assert_close(layer(x_BTD), weight_BTN @ layer.values_ND)
+
+
+def test_values_may_start_large_and_keep_their_rate() -> None:
+    torch.manual_seed(0)
+    options = {"n_slots": 64**2, "heads": 2, "top_k": 16, "d_key": 16}
+    x_BTD = torch.randn(8, 32, 64)
+    large = PKM(64, **options, initial_output="dense").eval()
+    assert 0.8 < float(large(x_BTD).std() / Dense(64)(x_BTD).std()) < 1.2
+    (group,) = PKM(64, **options, constant_rate=True, decay=True).parameter_groups()
+    assert (group.constant, group.decay, group.parameters[0].shape) == (True, 1.0, (4096, 64))
+
+
+def test_the_load_is_the_sum_of_the_weights_of_each_slot() -> None:
+    torch.manual_seed(0)
+    layer = PKM(8, n_slots=25, heads=2, top_k=3, d_key=4).eval()
+    x_BTD = torch.randn(2, 3, 8)
+    gate_MP, index_MP = layer.retrieval(x_BTD.flatten(0, 1))
+    load = torch.zeros(25, dtype=torch.float64)
+    for gate, index in zip(gate_MP.flatten(), index_MP.flatten(), strict=True):
+        load[index] += gate
+    torch.testing.assert_close(layer.load(x_BTD), load)
 
 
 def test_defaults_are_those_its_authors_report() -> None:
