@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from isoflop.bench.flops import build_on_meta
+from isoflop.bench.ablation import choices
+from isoflop.bench.counts import counts
 from isoflop.bench.isolate import describe
 from isoflop.bench.layers import complete_options, file_of, find_layer, read_source, source_hash
 from isoflop.bench.suite import Corpus, Suite, SuiteError, Training
-from isoflop.bench.user_layers import problems
-from isoflop.models import Config, Layer
+from isoflop.bench.user_layers import refuse_what_cannot_be_built
+from isoflop.models import Config
 from isoflop.results.errors import IsoflopError
-from isoflop.results.record import CellKey, Flops, Parameters, Size
+from isoflop.results.record import Ablation, CellKey, Flops, Parameters, Size
 
 RESULTS_VERSION = 1  # part of every cell id: raise it when a change to the code changes results
 
@@ -47,6 +47,7 @@ class Cell:
     row_bytes_per_token: int  # of which rows of tables, gathered for each token anew
     # Text of a user's layer file as it was planned: an edit while cells train changes none of them.
     source: str | None = field(default=None, repr=False)
+    ablation: Ablation | None = None  # what was changed of the suite
 
     @property
     def key(self) -> CellKey:
@@ -99,8 +100,32 @@ def plan(suite: Suite, where: str) -> list[Cell]:
                             f"{where}: budgets.{index}.flops",
                         )
                     )
+    cells += _ablation_cells(suite, where)
     _refuse_twins(cells, where)
     return sorted(cells, key=lambda cell: cell.budget)
+
+
+def _ablation_cells(suite: Suite, where: str) -> Iterator[Cell]:
+    """The cells of the suite's axes, at the first budget.
+
+    Raises:
+        SuiteError: see `plan`.
+    """
+    budget = suite.budgets[0]
+    for ablation, changed, key in choices(suite, where):
+        for size in budget.sizes or suite.sizes:
+            for seed in suite.seeds:
+                cell = make_cell(
+                    changed,
+                    ablation.variant,
+                    size,
+                    budget.flops,
+                    seed,
+                    key,
+                    f"{where}: budgets.0.flops",
+                )
+                name = f"{ablation.variant} {ablation.axis}={ablation.choice}"
+                yield replace(cell, variant=name, ablation=ablation)
 
 
 def sweep_cells(suite: Suite, where: str) -> list[Cell]:
@@ -164,32 +189,6 @@ def distinct_models(cells: Iterable[Cell]) -> list[Cell]:
     return list({(cell.variant, cell.size.name): cell for cell in cells}.values())
 
 
-@lru_cache(maxsize=1024)
-def _counts(
-    layer: type[Layer],
-    options: str,
-    placement: str | tuple[int, ...],
-    vocabulary: int,
-    context: int,
-    output_norm: bool,
-    backbone: tuple[tuple[str, int], ...],
-) -> tuple[Flops, Parameters, int]:
-    """FLOPs, parameters and rows of tables of a model; it is built once for all its cells."""
-    model = build_on_meta(
-        Config(
-            layer=layer,
-            options=json.loads(options),
-            placement=placement,
-            vocabulary=vocabulary,
-            context=context,
-            output_norm=output_norm,
-            **dict(backbone),
-        )
-    )
-    tables = sum(table.numel() for tested in model.tested for table in tested.tables())
-    return Flops(**model.flops_per_token()), Parameters(**model.parameter_counts()), tables
-
-
 def make_cell(
     suite: Suite,
     name: str,
@@ -217,14 +216,14 @@ def make_cell(
     try:
         source = read_source(file_of(variant.layer)) if file_of(variant.layer) else None
         if source is not None:
-            _refuse_what_cannot_be_built(suite, name, size, source, variant_key)
+            refuse_what_cannot_be_built(suite, name, size, source, variant_key)
         layer = find_layer(variant.layer, source)
     except ValueError as error:
         raise SuiteError(f"{variant_key}.layer: {error}") from None
     try:
         options = complete_options(layer, variant.options)
         placement = suite.placement
-        flops, parameters, tables = _counts(
+        flops, parameters, tables = counts(
             layer,  # type: ignore[arg-type]  # mypy takes the class for an instance
             json.dumps(options, sort_keys=True),
             placement if isinstance(placement, str) else tuple(placement),
@@ -290,30 +289,3 @@ def make_cell(
         row_bytes_per_token=2 * (parameters.layer_active - parameters.layer_total + tables),
         source=source,
     )
-
-
-def _refuse_what_cannot_be_built(
-    suite: Suite, name: str, size: str, source: str, variant_key: str
-) -> None:
-    """Ask for all sizes of the suite at a time, since that takes a process.
-
-    Raises:
-        SuiteError: this size cannot be built with this variant's layer.
-    """
-    used = {size for budget in suite.budgets for size in budget.sizes or suite.sizes} | {size}
-    sizes = [key for key in suite.sizes if key in used]
-    shapes = [
-        {
-            "placement": suite.placement,
-            "vocabulary": suite.corpus.vocabulary,
-            "context": suite.training.context,
-            **suite.sizes[key].model_dump(exclude={"batch"}),
-        }
-        for key in sizes
-    ]
-    variant = suite.variants[name]
-    problem = problems(variant.layer, source, variant.options, shapes)[sizes.index(size)]
-    if problem:
-        key, line = problem
-        where = "" if key == "options" or line.startswith(file_of(variant.layer)) else variant.layer
-        raise SuiteError(f"{variant_key}.{key}: {where}{': ' if where else ''}{line}")

@@ -33,6 +33,7 @@ def _name(text: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_name)]
+Placement = Literal["middle", "all"] | list[Annotated[int, Field(ge=0)]]
 
 
 class Corpus(Frozen):
@@ -140,6 +141,27 @@ class Variant(Frozen):
     """Options of the layer; `isoflop layers` lists them."""
 
 
+class Choice(Frozen):
+    """A value on an axis of an ablation: what it changes of the suite, for some variants."""
+
+    variants: list[str] = []
+    """Names from [variants]; empty for all."""
+    placement: Placement | None = None
+    """As in the suite."""
+    output_norm: bool | None = None
+    """As in the suite."""
+    options: dict[str, Any] = {}
+    """Options of the layer, beside the variant's."""
+    rate: Annotated[float, Field(gt=0)] = 1.0
+    """Multiplies the learning rate."""
+    table_rate: Annotated[float, Field(gt=0)] = 1.0
+    """Multiplies the learning rate of tables."""
+    training: dict[str, Any] = {}
+    """Keys of [training]."""
+    corpus: dict[str, Any] = {}
+    """Keys of [corpus]."""
+
+
 class Suite(Frozen):
     """Every cell is one of variants x budgets x the budget's sizes x seeds."""
 
@@ -151,7 +173,7 @@ class Suite(Frozen):
     """The text."""
     training: Training
     """How every cell is trained."""
-    placement: Literal["middle", "all"] | list[Annotated[int, Field(ge=0)]] = "middle"
+    placement: Placement = "middle"
     """Blocks whose feed-forward layer is the variant's, the others keep dense; or their indices."""
     output_norm: bool = False
     """An RMSNorm on the output of the variant's layer; it cancels the gate of a single expert."""
@@ -167,6 +189,8 @@ class Suite(Frozen):
     """The learning-rate sweep of `isoflop tune`."""
     variants: Annotated[dict[Name, Variant], Field(min_length=1)]
     """Layers with their options, by name; `dense` is the baseline."""
+    axes: dict[Name, dict[Name, Choice]] = {}
+    """Axes of an ablation: choices by name, each trained at the first budget as well."""
 
 
 def shipped_suites() -> list[str]:
@@ -239,6 +263,10 @@ def _check_references(path: Path, suite: Suite) -> None:
     for index, budget in enumerate(suite.budgets):
         references += [(f"budgets.{index}.sizes", "sizes", name) for name in budget.sizes]
         references += [(f"budgets.{index}.variants", "variants", name) for name in budget.variants]
+    for axis, choices in suite.axes.items():
+        for name, choice in choices.items():
+            key = f"axes.{axis}.{name}.variants"
+            references += [(key, "variants", variant) for variant in choice.variants]
     if suite.tune:
         references.append(("tune.size", "sizes", suite.tune.size))
     for key, table, name in references:

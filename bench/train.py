@@ -284,6 +284,7 @@ def describe(
         cell=cell.id,
         suite=cell.suite,
         variant=cell.variant,
+        ablation=cell.ablation,
         layer=cell.config.layer.name,
         options=cell.options,
         placement=cell.placement,

@@ -12,7 +12,8 @@ from typing import Any
 
 from isoflop.bench import isolate
 from isoflop.bench.flops import build_on_meta
-from isoflop.bench.layers import complete_options, counts_problem, find_layer
+from isoflop.bench.layers import complete_options, counts_problem, file_of, find_layer
+from isoflop.bench.suite import Suite, SuiteError
 from isoflop.models import Config
 from isoflop.results.errors import IsoflopError
 
@@ -71,3 +72,30 @@ def _problem(
         return ["layer", isolate.one_line(str(error))]
     except Exception as error:
         return ["layer", isolate.describe(error)]
+
+
+def refuse_what_cannot_be_built(
+    suite: Suite, name: str, size: str, source: str, variant_key: str
+) -> None:
+    """Ask for all sizes of the suite at a time, since that takes a process.
+
+    Raises:
+        SuiteError: this size cannot be built with this variant's layer.
+    """
+    used = {size for budget in suite.budgets for size in budget.sizes or suite.sizes} | {size}
+    sizes = [key for key in suite.sizes if key in used]
+    shapes = [
+        {
+            "placement": suite.placement,
+            "vocabulary": suite.corpus.vocabulary,
+            "context": suite.training.context,
+            **suite.sizes[key].model_dump(exclude={"batch"}),
+        }
+        for key in sizes
+    ]
+    variant = suite.variants[name]
+    problem = problems(variant.layer, source, variant.options, shapes)[sizes.index(size)]
+    if problem:
+        key, line = problem
+        where = "" if key == "options" or line.startswith(file_of(variant.layer)) else variant.layer
+        raise SuiteError(f"{variant_key}.{key}: {where}{': ' if where else ''}{line}")

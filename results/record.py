@@ -99,6 +99,14 @@ class Flops(Frozen):
         return 3 * self.forward
 
 
+class Ablation(Frozen):
+    """What a cell changes of its suite, to show what the choice decides."""
+
+    variant: str  # name in the suite
+    axis: str
+    choice: str
+
+
 class LayerFigures(Frozen):
     """What explains how a layer under test did."""
 
@@ -135,7 +143,8 @@ class Record(Frozen):
     message: str | None = None  # for a cell that did not finish: what happened
 
     suite: str
-    variant: str  # name in the suite, such as moe-g4
+    variant: str  # name in the suite, such as moe-g4; in an ablation with axis=choice
+    ablation: Ablation | None = None
     layer: str  # registered name, such as moe, or file.py:Class wherever the file lay
     options: dict[str, Any]  # the layer's options, defaults included
     placement: str | list[int]

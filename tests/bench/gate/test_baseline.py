@@ -13,13 +13,13 @@ import pytest
 import torch
 
 import isoflop.models.decoder
+from isoflop.bench.counts import counts as counts_of_models
 from isoflop.bench.data import prepare
 from isoflop.bench.gate import baseline as gate
 from isoflop.bench.gate.baseline import Baseline, Check, GateError, read_baseline, write_baseline
 from isoflop.bench.gate.noise import departures
 from isoflop.bench.gate.stopwatch import Ratio
 from isoflop.bench.plan import Cell, plan
-from isoflop.bench.plan import _counts as counts_of_models
 from isoflop.bench.suite import load_suite
 from isoflop.bench.train import train_cell
 from isoflop.models import Dense
