@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 from isoflop.bench.ablation import choices
@@ -18,7 +19,7 @@ from isoflop.models import Config
 from isoflop.results.errors import IsoflopError
 from isoflop.results.record import Ablation, CellKey, Flops, Parameters, Size
 
-RESULTS_VERSION = 1  # part of every cell id: raise it when a change to the code changes results
+RESULTS_VERSION = 2  # part of every cell id: raise it when a change to the code changes results
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def _ablation_cells(suite: Suite, where: str) -> Iterator[Cell]:
 
 
 def sweep_cells(suite: Suite, where: str) -> list[Cell]:
-    """The learning-rate sweep: every variant at the [tune] cell, at each factor of its rate.
+    """The learning-rate sweep: every variant at the [tune] cells, at each factor of its rate.
 
     Variants with tables are also trained at each further factor of the tables' rate, at the rate
     of factor 1.
@@ -139,26 +140,26 @@ def sweep_cells(suite: Suite, where: str) -> list[Cell]:
     """
     tune = suite.tune
     if tune is None:
-        raise SuiteError(f"{where}: tune: missing; add a [tune] table with size and budget")
+        raise SuiteError(f"{where}: tune: missing; add a [tune] table with sizes and budget")
     rates = [(factor, 1.0) for factor in tune.factors]
     rates += [(1.0, factor) for factor in tune.table_factors if factor != 1]
     cells = []
-    for name in suite.variants:
-        for factor, table_factor in rates:
-            for seed in tune.seeds:
-                cell = make_cell(
-                    suite,
-                    name,
-                    tune.size,
-                    tune.budget,
-                    seed,
-                    f"{where}: variants.{name}",
-                    f"{where}: tune.budget",
-                    factor,
-                    table_factor,
-                )
-                if table_factor == 1 or cell.has_tables:
-                    cells.append(cell)
+    for name, size, (factor, table_factor), seed in product(
+        suite.variants, tune.sizes, rates, tune.seeds
+    ):
+        cell = make_cell(
+            suite,
+            name,
+            size,
+            tune.budget,
+            seed,
+            f"{where}: variants.{name}",
+            f"{where}: tune.budget",
+            factor,
+            table_factor,
+        )
+        if table_factor == 1 or cell.has_tables:
+            cells.append(cell)
     _refuse_twins(cells, where)
     return cells
 

@@ -114,10 +114,10 @@ class Transfer(Frozen):
 
 
 class Tune(Frozen):
-    """The cell on which learning rates are tuned, and the factors of the sweep."""
+    """The cells on which learning rates are tuned, and the factors of the sweep."""
 
-    size: str
-    """A name from [sizes]."""
+    sizes: Annotated[list[str], Field(min_length=1)]
+    """Names from [sizes]; two show how the best rate changes with width."""
     budget: Annotated[float, Field(gt=0)]
     """Training FLOPs of each cell of the sweep."""
     factors: list[Annotated[float, Field(gt=0)]] = [0.25, 0.5, 1.0, 2.0, 4.0]
@@ -268,7 +268,7 @@ def _check_references(path: Path, suite: Suite) -> None:
             key = f"axes.{axis}.{name}.variants"
             references += [(key, "variants", variant) for variant in choice.variants]
     if suite.tune:
-        references.append(("tune.size", "sizes", suite.tune.size))
+        references += [("tune.sizes", "sizes", name) for name in suite.tune.sizes]
     for key, table, name in references:
         known = getattr(suite, table)
         if name not in known:

@@ -18,10 +18,14 @@ class PEER(Layer):
     """f(x) = sum over heads, over the k experts each retrieves, of g_i(x) act(u_i . x) v_i.
 
     Each head has its own query; all heads share the experts and, by default, the sub-keys. g is a
-    softmax over the k experts that a head retrieves; the query has a BatchNorm. Not stated in the
-    paper and chosen here: GELU; a key width of 128; u normal with variance 1 / d_model; v normal
-    with variance k / heads, which makes up for the gates of about 1 / k, so that the output starts
-    at the scale of a dense FFN's at every width; no weight decay on u and v.
+    softmax over the k experts that a head retrieves; the query has a BatchNorm.
+
+    Not stated in the paper and chosen here: GELU; a key width of 128; u and v normal with variance
+    1 / d_model, without weight decay, and trained as PKM's authors train its values, at a learning
+    rate of their own (the suite's `table_rate`) that stays constant after the warm-up. The output
+    starts small; `initial_output` "dense" starts it at the scale of a dense FFN's, by a variance of
+    v of k / heads, which makes up for gates of about 1 / k. Rows are updated too seldom to unlearn
+    so large a start: on the quick suite's cells it costs 0.1 nats.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -33,8 +37,8 @@ class PEER(Layer):
         activation: Literal["gelu", "relu"] = "gelu"
         shared_keys: bool = True  # one set of sub-keys for all heads; False gives each its own
         query_norm: QueryNorm = "batch"
-        initial_output: Literal["small", "dense"] = "small"  # its scale at the start
-        constant_rate: bool = False  # experts keep their peak learning rate after the warm-up
+        initial_output: Literal["small", "dense"] = "small"  # scale of the output at the start
+        constant_rate: bool = True  # experts keep their peak learning rate, as PKM's values do
         decay: bool = False  # weight decay on the experts
 
         def __post_init__(self) -> None:

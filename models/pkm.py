@@ -17,11 +17,11 @@ from isoflop.models.product_keys import ProductKeys, QueryNorm, check_product_ke
 class PKM(Layer):
     """y = sum over heads, over the k slots each retrieves, of softmax(score) * value.
 
-    Values are initialised normal with variance 1 / d_model as in the paper, with which the output
-    starts at the 10th to 20th part of a dense FFN's; `initial_output` "dense" makes it as large, by
-    a variance of 0.425 k / heads. The paper trains the values with Adam at a constant learning rate
-    of 1e-3; here they follow the schedule unless `constant_rate`, times the suite's `table_rate`,
-    and have no weight decay.
+    Values are initialised normal with variance 1 / d_model, as in the paper: the output starts at a
+    10th to 20th of a dense FFN's. `initial_output` "dense" starts it at that scale, by a variance
+    of 0.425 k / heads. The paper trains the values with Adam at a constant learning rate of 1e-3;
+    here the cell's rate times the suite's `table_rate` stays constant after the warm-up. They have
+    no weight decay.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class PKM(Layer):
         shared_keys: bool = False  # one set of sub-keys for all heads, as in PEER
         query_norm: QueryNorm = "batch"
         initial_output: Literal["paper", "dense"] = "paper"  # scale of the output at the start
-        constant_rate: bool = False  # values keep their peak learning rate after the warm-up
+        constant_rate: bool = True  # values keep their peak learning rate, as in the paper
         decay: bool = False  # weight decay on the values
 
         def __post_init__(self) -> None:

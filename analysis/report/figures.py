@@ -40,11 +40,11 @@ def draw(
             with noted(name, failed):
                 figure = make(analysis)
                 if figure is not None:
-                    files |= _files(name, figure, description)
+                    files |= files_of(name, figure, description)
     return files
 
 
-def _files(name: str, figure: Figure, description: str) -> dict[str, bytes]:
+def files_of(name: str, figure: Figure, description: str) -> dict[str, bytes]:
     """A figure as PNG and SVG."""
     files = {}
     figure.draw_without_rendering()  # lays it out, once for both formats

@@ -8,8 +8,8 @@ outcome cannot be recomputed; it must be possible.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from itertools import pairwise, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,9 +38,9 @@ def against_cells(
         a line for each disagreement; one for all records of a variant that share it.
     """
 
-    def key(one: Record | Cell) -> tuple[str, str, float, int, float]:
-        rate = one.learning_rate if by_rate else 0.0
-        return one.variant, one.size.name, one.budget, one.seed, rate
+    def key(one: Record | Cell) -> tuple[str, str, float, int, float, float]:
+        rates = (one.learning_rate, one.table_rate) if by_rate else (0.0, 0.0)
+        return one.variant, one.size.name, one.budget, one.seed, *rates
 
     wanted = {key(cell): cell for cell in cells}
     unlike: Cases = {}
@@ -55,7 +55,7 @@ def against_cells(
                 case = (record.cell, says.get(field), again.get(field))
                 unlike.setdefault((record.variant, field), []).append(case)
     yield from _lines(where, unlike)
-    for variant, size, budget, seed, _ in wanted:
+    for variant, size, budget, seed, *_ in wanted:
         yield f"{where}: no record of {variant}, size {size}, {budget:g} FLOPs, seed {seed}"
 
 
@@ -84,13 +84,13 @@ def without_layer(folder: Folder) -> Iterator[str]:
     suite = folder.suite
     for kind, records, wanted in (
         ("records", folder.records, _keys(suite)),
-        ("tune", folder.tune, _sweep_keys(suite, {record.variant for record in folder.tune})),
+        ("tune", folder.tune, _sweep_keys(suite, folder.tune)),
     ):
         where, left = folder.directory / kind, dict(wanted)
         unlike: Cases = {}
         for record in records:
             key = (record.variant, record.size.name, record.budget, record.seed)
-            by_rate = (record.learning_rate,) if kind == "tune" else ()
+            by_rate = (record.learning_rate, record.table_rate) if kind == "tune" else ()
             rate = left.pop((*key, *by_rate), None)
             if rate is None:
                 yield _of_no_cell(where, record)
@@ -115,18 +115,22 @@ def _keys(suite: Suite) -> dict[tuple[Any, ...], float]:
     }
 
 
-def _sweep_keys(suite: Suite, variants: Collection[str]) -> dict[tuple[Any, ...], float]:
-    """The same of the learning-rate sweeps of some variants, with the rate in the key."""
+def _sweep_keys(suite: Suite, records: Sequence[Record]) -> dict[tuple[Any, ...], float]:
+    """The same of the learning-rate sweeps of the variants of `records`, with both rates in the
+    key. The sweep of the tables' rate is wanted where a record is of it."""
     tune = suite.tune
     if tune is None:
         return {}
-    rates = {name: _rate(suite, name, tune.size) for name in suite.variants if name in variants}
-    return {
-        (name, tune.size, tune.budget, seed, rate * factor): rate * factor
-        for name, rate in rates.items()
-        for factor in tune.factors
-        for seed in tune.seeds
-    }
+    keys = {}
+    for name in {record.variant for record in records} & set(suite.variants):
+        table_rate = suite.variants[name].table_rate
+        with_tables = any(r.variant == name and r.table_rate != table_rate for r in records)
+        factors = [(factor, 1.0) for factor in tune.factors]
+        factors += [(1.0, factor) for factor in tune.table_factors if with_tables and factor != 1]
+        for size, (factor, table_factor), seed in product(tune.sizes, factors, tune.seeds):
+            rate = _rate(suite, name, size) * factor
+            keys[name, size, tune.budget, seed, rate, table_rate * table_factor] = rate
+    return keys
 
 
 def _rate(suite: Suite, variant: str, size: str) -> float:
@@ -161,7 +165,7 @@ def _short(layer: str) -> str:
 
 def _recomputed(record: Record, cell: Cell) -> Record:
     """The record with all that its cell decides written anew."""
-    outcome = record.model_dump(include={"status", "message", "loss", "bits_per_byte"})
+    outcome = record.model_dump(include={"status", "message", "loss", "bits_per_byte", "layers"})
     again = describe(cell, outcome, 1, record.validation_hash, record.curve, record.measured)
     return again.model_copy(update={"epochs": record.epochs})
 

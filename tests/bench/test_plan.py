@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-import isoflop.bench.plan
+import isoflop.bench.counts
 from isoflop.bench.cost import DEVICES, predict_bytes, predict_seconds
 from isoflop.bench.layers import complete_options, find_layer
 from isoflop.bench.plan import plan, sweep_cells
@@ -75,7 +75,7 @@ def test_the_learning_rate_follows_the_transfer_rule() -> None:
 
 
 def test_a_sweep_varies_the_rate_of_the_tune_cell() -> None:
-    tune = {"size": "s", "budget": 5e8, "factors": [0.5, 1.0, 2.0], "seeds": [0, 1]}
+    tune = {"sizes": ["s"], "budget": 5e8, "factors": [0.5, 1.0, 2.0], "seeds": [0, 1]}
     cells = sweep_cells(tiny_suite(tune=tune), "tiny.toml")
     # Two variants, three rates, two seeds; peer's tables at two further rates.
     assert len({cell.id for cell in cells}) == len(cells) == 2 * 3 * 2 + 2 * 2
@@ -198,10 +198,10 @@ def test_what_stands_twice_in_a_suite_is_refused(change: dict) -> None:
 
 def test_a_model_is_built_once_for_all_its_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     built = []
-    build = isoflop.bench.plan.build_on_meta
+    build = isoflop.bench.counts.build_on_meta
     monkeypatch.setattr(
-        isoflop.bench.plan, "build_on_meta", lambda config: built.append(1) or build(config)
+        isoflop.bench.counts, "build_on_meta", lambda config: built.append(1) or build(config)
     )
-    isoflop.bench.plan._counts.cache_clear()
+    isoflop.bench.counts.counts.cache_clear()
     assert len(tiny_cells(seeds=list(range(50)))) == 100
     assert len(built) == 2

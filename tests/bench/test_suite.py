@@ -114,7 +114,11 @@ def test_shipped_suites_load_and_can_be_planned(path: Path) -> None:
         ),
         ("batch = 4", "batch = 4\nmicro_batch = 3", "training.micro_batch: 3 must divide"),
         ("[training]", "[training", "not TOML"),
-        ("[transfer]", '[tune]\nsize = "xl"\nbudget = 1e9\n[transfer]', "tune.size: no size 'xl'"),
+        (
+            "[transfer]",
+            '[tune]\nsizes = ["xl"]\nbudget = 1e9\n[transfer]',
+            "tune.sizes: no size 'xl'",
+        ),
     ],
 )
 def test_a_bad_suite_is_one_line_naming_file_key_and_remedy(

@@ -36,7 +36,7 @@ sizes = ["a", "b"]
 [transfer]
 width = 8
 [tune]
-size = "a"
+sizes = ["a"]
 budget = 4e8
 factors = [0.5, 1.0]
 [variants]

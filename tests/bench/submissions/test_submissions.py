@@ -48,7 +48,7 @@ variants = ["dense"]
 [transfer]
 width = 16
 [tune]
-size = "b"
+sizes = ["b"]
 budget = 1e9
 factors = [0.3, 1.0, 3.0]
 [variants]

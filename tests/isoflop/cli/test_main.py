@@ -32,7 +32,7 @@ flops = 5e8
 [transfer]
 width = 16
 [tune]
-size = "s"
+sizes = ["s"]
 budget = 3e8
 factors = [1.0, 4.0]
 [variants]
