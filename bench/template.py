@@ -61,4 +61,8 @@ class MyLayer(Layer):
     # mixes_batch = True  in the class, if an output depends on the batch's other sequences
     # def routing_flops_per_token(self) -> int:  the part of the above spent on choosing experts
     # def active_parameters(self) -> int:        parameters one token uses, if not all
-    # def tables(self) -> list[nn.Parameter]:    tables read by index, spared from weight decay
+    # def tables(self) -> list[nn.Parameter]:    tables read by index
+    # def parameter_groups(self):                ParameterGroup of those with another rate or decay
+    # def routing_parameters(self):              what chooses experts; it must learn from the loss
+    # def load(self, x_BTD) -> Tensor:           how much each expert is used, [experts]
+    # def after_step(self) -> None:              called once after every optimiser step

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from isoflop import Layer
+from isoflop import Layer, ParameterGroup
 from isoflop.models.ops import value_sum
 from isoflop.models.product_keys import ProductKeys, QueryNorm, check_product_keys
 
@@ -22,8 +22,8 @@ class MemoryPlus(Layer):
 
     Chosen here: a single memory, not three that share their values; sub-keys per head; LayerNorm on
     the query, whose statistics see no other token; W1 and W2 of d_model by d_model; a normal
-    initialisation of variance 1 / d_model for values, W1 and W2; the learning rate of the rest of
-    the model for values, without weight decay.
+    initialisation of variance 1 / d_model for values, W1 and W2; values at a learning rate that
+    stays constant, as in the paper of product keys, without weight decay.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -75,3 +75,13 @@ class MemoryPlus(Layer):
 
     def tables(self) -> list[nn.Parameter]:
         return [self.values_ND]
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        return [ParameterGroup(self.tables(), constant=True)]
+
+    def routing_parameters(self) -> list[Tensor]:
+        return self.retrieval.routing_parameters()
+
+    def load(self, x_BTD: Tensor) -> Tensor:
+        """Sum of the weights of each slot."""
+        return self.retrieval.load(x_BTD.flatten(0, 1))

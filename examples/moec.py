@@ -94,6 +94,13 @@ class MoEC(Layer):
         within, between = self.variances(logits_ME.softmax(dim=-1))
         return o.balance * balance + o.variance * n**2 * (within - between)
 
+    def routing_parameters(self) -> list[Tensor]:
+        return [self.router.weight]
+
+    def load(self, x_BTD: Tensor) -> Tensor:
+        """Choices of each expert."""
+        return self.router(x_BTD).argmax(-1).flatten().bincount(minlength=self.n_experts)
+
     def flops_per_token(self) -> int:
         """The router, and one expert of two products."""
         return self.routing_flops_per_token() + 4 * self.d_model * self.d_ff

@@ -128,6 +128,14 @@ class MPOE(Layer):
         y_MD = self.down(h_MF, expert_M, centrals[1]) * gate_M1
         return y_MD.to(x_BTD.dtype).view_as(x_BTD)
 
+    def routing_parameters(self) -> list[Tensor]:
+        return [self.router.weight]
+
+    def load(self, x_BTD: Tensor) -> Tensor:
+        """Choices of each expert."""
+        index = self.router(x_BTD).argmax(-1).flatten()
+        return index.bincount(minlength=self.options.n_experts)
+
     def flops_per_token(self) -> int:
         experts = self.up.flops_per_token() + self.down.flops_per_token()
         return self.routing_flops_per_token() + experts

@@ -77,6 +77,14 @@ class XMoE(Layer):
             self.aux_loss = self.options.balance * self.n_experts * (share_E * p_ME.mean(0)).sum()
         return expert_ffn(x_MD, self.up_EDF, self.down_EFD, index_MK, gate_MK).view_as(x_BTD)
 
+    def routing_parameters(self) -> list[Tensor]:
+        return [self.router.weight]
+
+    def load(self, x_BTD: Tensor) -> Tensor:
+        """Choices of each expert whose gate is not 0."""
+        gate_MK, index_MK = self.select(self.router(x_BTD.flatten(0, 1)).softmax(dim=-1))
+        return index_MK[gate_MK > 0].bincount(minlength=self.n_experts)
+
     def flops_per_token(self) -> int:
         """The router, and `cap` experts of two products each."""
         return self.routing_flops_per_token() + 4 * self.d_model * self.d_expert * self.options.cap

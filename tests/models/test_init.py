@@ -93,3 +93,39 @@ def test_the_backbone_starts_so_that_the_first_loss_is_that_of_a_uniform_guess()
     attention = model.blocks[0].attention
     for weight in (attention.qkv.weight, attention.out.weight):
         assert float(weight.std()) == pytest.approx(64**-0.5, rel=0.05)
+
+
+QUICK = {"heads": 2, "top_k": 16, "d_key": 16}
+OUTPUTS: list[tuple[str, dict[str, object]]] = [
+    ("dense", {"activation": "swiglu"}),
+    ("dense", {"activation": "relu2"}),
+    *(("moe", {"granularity": g, "expansion": e}) for g in (1, 4, 32) for e in (4, 8)),
+    ("moe_ec", {"granularity": 4}),
+    ("pkm", QUICK | {"n_slots": 64**2, "initial_output": "dense"}),
+    ("peer", QUICK | {"n_experts": 64**2, "initial_output": "dense"}),
+]
+
+
+def first_output(name: str, options: dict[str, object], width: int) -> float:
+    torch.manual_seed(0)
+    layer, x_BTD = LAYERS[name](width, **options).eval(), torch.randn(8, 32, width)
+    with torch.no_grad():
+        return float(layer(x_BTD).square().mean().sqrt())
+
+
+@pytest.mark.parametrize("width", [32, 64, 256])
+@pytest.mark.parametrize(("name", "options"), OUTPUTS)
+def test_the_first_output_is_within_a_factor_of_two_of_dense_s(
+    name: str, options: dict[str, object], width: int
+) -> None:
+    assert 0.5 < first_output(name, options, width) / first_output("dense", {}, width) < 2
+
+
+@pytest.mark.parametrize("name", ["pkm", "peer"])
+def test_tables_start_small_unless_told(name: str) -> None:
+    """As PKM's paper states, and for PEER because it trains better: see their docstrings."""
+    count = {"pkm": "n_slots", "peer": "n_experts"}[name]
+    options = QUICK | {count: 64**2}
+    for width in (32, 64, 256):
+        ratio = first_output(name, options, width) / first_output("dense", {}, width)
+        assert ratio * width**0.5 == pytest.approx(0.55, rel=0.2)
