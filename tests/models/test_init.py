@@ -121,11 +121,11 @@ def test_the_first_output_is_within_a_factor_of_two_of_dense_s(
     assert 0.5 < first_output(name, options, width) / first_output("dense", {}, width) < 2
 
 
-@pytest.mark.parametrize("name", ["pkm", "peer"])
-def test_tables_start_small_unless_told(name: str) -> None:
+@pytest.mark.parametrize(("name", "scale"), [("pkm", 0.55), ("peer", 0.36)])
+def test_tables_start_small_unless_told(name: str, scale: float) -> None:
     """As PKM's paper states, and for PEER because it trains better: see their docstrings."""
     count = {"pkm": "n_slots", "peer": "n_experts"}[name]
     options = QUICK | {count: 64**2}
     for width in (32, 64, 256):
         ratio = first_output(name, options, width) / first_output("dense", {}, width)
-        assert ratio * width**0.5 == pytest.approx(0.55, rel=0.2)
+        assert ratio * width**0.5 == pytest.approx(scale, rel=0.2)
