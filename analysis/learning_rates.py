@@ -18,6 +18,8 @@ import numpy as np
 from isoflop.analysis.curves import AnalysisError, Noise
 from isoflop.analysis.estimate import CENTRAL_95, Array, Estimate, estimate
 from isoflop.analysis.ranking import Standing
+from isoflop.analysis.ratios import compare
+from isoflop.analysis.surface_multiplier import SurfaceMultipliers
 from isoflop.results.record import Point, Record, Size
 
 Runs = Mapping[float, Sequence[Record]]  # the records of one sweep by learning rate
@@ -49,8 +51,7 @@ class Sensitivity:
     """How a ranked variant depends on the tuning of learning rates."""
 
     multiplier: Estimate  # with the tuning gap of every variant subtracted from its loss
-    rank_interval: tuple[int, int]  # 95% interval of its rank, from the noise of the suite's runs
-    rank_interval_tuned: tuple[int, int]  # the same with the tuning gaps subtracted
+    rank_interval: tuple[int, int]  # what the significant differences then leave open
 
 
 def rate_sweeps(
@@ -136,45 +137,30 @@ def _deviation(sweeps: Iterable[Runs]) -> float:
 
 
 def sensitivity(
-    standings: Sequence[Standing], sweeps: Sequence[RateSweep], baseline: str | None
+    standings: Sequence[Standing], fits: SurfaceMultipliers, sweeps: Sequence[RateSweep]
 ) -> dict[str, Sensitivity]:
     """How the multiplier and the rank of each ranked variant depend on the sweeps.
 
-    The tuning gap at the cell of the sweep is subtracted from the variant's loss at the largest
-    budget, for all variants at once; that of the baseline from its whole frontier. A variant
-    without a sweep keeps its loss.
+    The tuning gap at the cell of the sweep is subtracted from all losses of the variant, for all
+    variants at once. A variant without a sweep keeps its loss.
     """
-    ranked = [standing for standing in standings if standing.headline and standing.top]
-    reference = next((s.frontier for s in ranked if s.variant == baseline), None)
-    if not sweeps or reference is None:
+    ranked = [
+        (standing, standing.shown.log_multiplier)
+        for standing in standings
+        if standing.shown and standing.variant in fits.forms
+    ]
+    if not sweeps or not ranked:
         return {}
     gaps = {sweep.variant: sweep.tuning_gap for sweep in sweeps}  # the largest budget comes last
-    count = len(reference.alpha)
-    no_gap = np.zeros(count)
-    baseline_gap = gaps.get(baseline or "", no_gap)
-    plain, tuned = [], []
-    for standing in ranked:
-        assert standing.top
-        lowest, budget = standing.top.parabola.lowest, standing.top.budget
-        if standing.variant == baseline:
-            plain.append(np.ones(count))
-            tuned.append(np.ones(count))
-        else:
-            gap = gaps.get(standing.variant, no_gap)
-            plain.append(reference.invert(lowest) / budget)
-            tuned.append(reference.invert(lowest - gap + baseline_gap) / budget)
-    intervals = _rank_intervals(np.stack(plain))
-    intervals_tuned = _rank_intervals(np.stack(tuned))
-    return {
-        standing.variant: Sensitivity(estimate(multiplier), before, after)
-        for standing, multiplier, before, after in zip(
-            ranked, tuned, intervals, intervals_tuned, strict=True
+    at = np.array([fits.budget])
+    tuned = []
+    for standing, log_multiplier in ranked:
+        plain, better = (
+            fits.reading(standing.variant, at, gain).log_compute[:, 0] for gain in ({}, gaps)
         )
+        tuned.append(log_multiplier + better - plain)
+    intervals = compare(np.stack(tuned)).rank_intervals
+    return {
+        standing.variant: Sensitivity(estimate(np.exp(log_multiplier)), interval)
+        for (standing, _), log_multiplier, interval in zip(ranked, tuned, intervals, strict=True)
     }
-
-
-def _rank_intervals(multipliers: Array) -> list[tuple[int, int]]:
-    """The 95% interval of each variant's rank; `multipliers` is (variants, 1 + samples)."""
-    ranks = 1 + (-multipliers).argsort(axis=0).argsort(axis=0)
-    lows, highs = np.quantile(ranks, CENTRAL_95, axis=1, method="inverted_cdf")
-    return [(int(low), int(high)) for low, high in zip(lows, highs, strict=True)]

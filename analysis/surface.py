@@ -56,7 +56,6 @@ class Cells:
     between_seeds: Array  # sum of squared differences from the cell's mean loss
     log_size: Array  # (sizes,) log_n of every size, increasing
     log_cost: Array  # (sizes,) natural logarithm of training FLOPs per token
-    missing: int = 0  # runs that diverged or failed
 
     @property
     def why_unfitted(self) -> str:
@@ -88,20 +87,13 @@ def gather(records: Sequence[Record]) -> dict[str, Cells]:
     groups: dict[str, dict[tuple[float, int], list[Record]]] = defaultdict(
         lambda: defaultdict(list)
     )
-    missing: dict[str, int] = defaultdict(int)
     for record in records:
         if record.status == "finished":
             groups[record.variant][record.budget, record.parameters.active].append(record)
-        else:
-            missing[record.variant] += 1
-    return {
-        variant: _cells(variant, groups[variant], missing[variant]) for variant in sorted(groups)
-    }
+    return {variant: _cells(variant, groups[variant]) for variant in sorted(groups)}
 
 
-def _cells(
-    variant: str, groups: Mapping[tuple[float, int], Sequence[Record]], missing: int
-) -> Cells:
+def _cells(variant: str, groups: Mapping[tuple[float, int], Sequence[Record]]) -> Cells:
     keys = sorted(groups)
     losses = [np.array([record.loss for record in groups[key]], dtype=float) for key in keys]
     costs: dict[int, list[float]] = defaultdict(list)
@@ -120,7 +112,6 @@ def _cells(
         between_seeds=np.array([((loss - loss.mean()) ** 2).sum() for loss in losses]),
         log_size=np.log(sizes),
         log_cost=np.log([np.mean(costs[size]) for size in sizes]),
-        missing=missing,
     )
 
 
