@@ -16,7 +16,7 @@ between the sizes, and continued up to a factor 2 beyond them.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -206,6 +206,7 @@ def fit_surfaces(
     *,
     samples: int = 1000,
     random: int = 0,
+    doubtful: Collection[str] = (),
 ) -> Surfaces:
     """Fit the law to every variant that has cells enough.
 
@@ -215,6 +216,7 @@ def fit_surfaces(
         samples: bootstrap samples.
         random: the seed of the bootstrap. Both forms, fitted with the same seed, have the same
             errors in sample i.
+        doubtful: variants whose residuals say nothing of the others' noise.
     """
     unfitted = {name: part.why_unfitted for name, part in cells.items() if part.why_unfitted}
     fitted = [part for name, part in cells.items() if name not in unfitted]
@@ -226,6 +228,8 @@ def fit_surfaces(
         for field in ("budget", "seeds", "between_seeds", "loss")
     )
     ends = np.cumsum([sum(len(part.loss) for part in group) for group in members])[:-1]
+    pooled = np.concatenate([np.full(len(p.loss), p.variant not in doubtful) for p in fitted])
+    kept = np.split(pooled, ends)
     deviation = np.ones_like(loss)
     for _ in range(ROUNDS):
         groups = [
@@ -237,8 +241,14 @@ def fit_surfaces(
             for group, part in zip(groups, np.split(loss, ends), strict=True)
         ]
         lawful = np.concatenate([solution.fitted() for solution in solutions])
-        hats = [solution.hat() for solution in solutions]
-        noise = pooled_noise(loss - lawful, hats, budget, seeds, between)
+        hats = [
+            solution.hat()[np.ix_(part, part)]
+            for solution, part in zip(solutions, kept, strict=True)
+            if part.any()
+        ]
+        noise = pooled_noise(
+            (loss - lawful)[pooled], hats, budget[pooled], seeds[pooled], between[pooled]
+        )
         deviation = noise.deviation(budget, seeds)
     errors = noise.errors(budget, seeds, samples, np.random.default_rng(random))
     losses = np.vstack([loss, lawful + errors])

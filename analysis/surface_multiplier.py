@@ -30,6 +30,7 @@ from isoflop.analysis.surface_solver import Indices
 
 POINTS = 121  # of compute at which a dense frontier is tabulated
 LEAST_P = 0.05  # of a shared floor
+DOUBTFUL = 1e-3  # probability of a misfit as large, below which a variant's noise is not pooled
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,11 @@ def surface_multipliers(
         samples: bootstrap samples.
         random: the seed of the bootstrap.
     """
-    separate = fit_surfaces(cells, "floor per variant", samples=samples, random=random)
+    separate = fit_surfaces(cells, samples=samples, random=random)
+    # A variant that lies on no such law must not widen the intervals of those that do.
+    doubtful = {name for name, p in misfits(separate).items() if p < DOUBTFUL}
+    if doubtful and len(doubtful) < len(separate.surfaces):
+        separate = fit_surfaces(cells, samples=samples, random=random, doubtful=doubtful)
     reasons = dict(separate.unfitted)
     fits: dict[Form, Surfaces] = {"floor per variant": separate}
     baselines = tuple(name for name in dense if name in separate.surfaces)
@@ -238,7 +243,9 @@ def surface_multipliers(
     fitted = SurfaceMultipliers(baselines, budget, fits, dict(forms), reasons)
     beyond = [name for name in forms if name not in baselines and _beyond(fitted, name)]
     if beyond:
-        shared = fit_surfaces(cells, "shared floor", samples=samples, random=random)
+        shared = fit_surfaces(
+            cells, "shared floor", samples=samples, random=random, doubtful=doubtful
+        )
         if floors_differ(separate, shared) >= LEAST_P:
             fits = {**fits, "shared floor": shared}
             forms |= dict.fromkeys(beyond, "shared floor")

@@ -152,6 +152,20 @@ def test_equal_floors_are_shared_in_all_but_a_twentieth_of_suites() -> None:
     assert np.mean(np.array(values) < 0.05) <= 0.15
 
 
+def test_a_variant_on_no_law_does_not_widen_the_intervals_of_the_others() -> None:
+    """The loss of pkm rises again at its largest budget."""
+    part = cells()
+    pkm = part["pkm"]
+    largest = pkm.budget == pkm.budget.max()
+    wild = replace(pkm, loss=pkm.loss + 0.5 * largest)
+    calm, disturbed = fitted(part, 300), fitted(part | {"pkm": wild}, 300)
+    assert not disturbed.trusted("pkm")
+    for layer in ("moe-g4", "peer"):
+        assert disturbed.trusted(layer)
+        spread = disturbed.headline(layer)[1:].std()
+        assert spread == pytest.approx(calm.headline(layer)[1:].std(), rel=0.25)
+
+
 def test_variants_without_a_baseline_or_cells_have_a_reason() -> None:
     part = cells()
     few = part["pkm"].where(np.arange(12) < 4)
