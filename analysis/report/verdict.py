@@ -139,7 +139,7 @@ def result(analysis: Analysis) -> dict[str, object]:
     )
     time = in_time(standing)
     if outcome.word == "equivalent":
-        sentence += f": equivalent to {analysis.dense_name} within {analysis.margin:.0%}."
+        sentence += f": equivalent to {analysis.dense_name} within {100 * analysis.margin:.3g}%."
     elif outcome.word != "inconclusive":
         sentence += f": significantly {outcome.word} than {analysis.dense_name}."
     if outcome.word != "inconclusive":

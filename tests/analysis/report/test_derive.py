@@ -143,6 +143,19 @@ def test_a_comparison_says_so_itself(quick: Path) -> None:
 
 
 @pytest.mark.usefixtures("one_figure")
+def test_the_margin_of_equivalence_is_an_option(tmp_path: Path) -> None:
+    directory = tmp_path / "quick"
+    for record in simulate({"dense": 1.0, "peer": 1.0}, (1e14, 4e14, 1.6e15)):
+        write_record(directory / "records", record)
+    assert {row["variant"]: row["verdict"] for row in report(directory)}["peer"] == "equivalent"
+    assert "equivalent within 10%" in (directory / "LEADERBOARD.md").read_text()
+    rows = {row["variant"]: row for row in report(directory, margin=0.005)}
+    assert rows["peer"]["verdict"] == "inconclusive"
+    assert "equivalent within 0.5%" in (directory / "LEADERBOARD.md").read_text()
+    assert directory / "LEADERBOARD.md" in stale(directory)
+
+
+@pytest.mark.usefixtures("one_figure")
 def test_a_comparison_without_a_record_yet_is_reported(quick: Path) -> None:
     path = quick / "comparison.json"
     path.write_text(json.dumps({"variant": "Mine", "command": "isoflop compare mine.py"}))
