@@ -10,16 +10,18 @@ After training, `seeds_to_settle` says how many more seeds would decide a compar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import fdtri, ndtr, ndtri, stdtrit
 
 from isoflop.analysis.estimate import Array
-from isoflop.analysis.surface import Cells, Surface
+from isoflop.analysis.surface import Cells, Surface, fit_surfaces, gather
 from isoflop.analysis.surface_multiplier import BaselineFrontier
 from isoflop.analysis.surface_noise import SurfaceNoise
+from isoflop.results.baseline import LAYER
+from isoflop.results.record import Record
 
 LEVEL, POWER = 0.05, 0.80
 WANTED = float(ndtri(1 - LEVEL / 2) + ndtri(POWER))  # standard deviations from 1 that resolve
@@ -37,6 +39,32 @@ class Assumed:
     alpha: float = 0.34  # arXiv 2203.15556, approach 3
     beta: float = 0.28
     reducible: float = 1.0  # nats, loss above the floor at the middle size and budget
+
+
+def assumed_from(records: Sequence[Record]) -> Assumed | None:
+    """The law of the dense variant and the noise of finished records; None if they give none."""
+    cells = gather(records)
+    fits = fit_surfaces(cells, samples=0)
+    dense = {record.variant for record in records if record.layer == LAYER} & fits.surfaces.keys()
+    if not dense or not fits.noise:
+        return None
+    surface = fits.surfaces[max(dense, key=lambda name: (len(cells[name].loss), name))]
+    if not surface.trusted:
+        return None
+    alpha, beta = surface.exponents[0]
+    budget = np.array([np.median(surface.cells.budget)])
+    scale = float(
+        fits.noise.deviation(budget, np.ones(1))[0] / np.hypot(fits.noise.fit, fits.noise.seed)
+    )
+    several = fits.noise.seed > 0  # with one seed per cell, the noise may all be that of seeds
+    return Assumed(
+        fit=scale * fits.noise.fit if several else 0.0,
+        seed=scale * (fits.noise.seed if several else fits.noise.fit),
+        slope=fits.noise.slope,
+        alpha=float(alpha),
+        beta=float(beta),
+        reducible=float(surface.terms[0].sum()),
+    )
 
 
 @dataclass(frozen=True)

@@ -236,9 +236,9 @@ def legend(analysis: Analysis) -> str:
         "number of variants that are significantly better, by the ratios of multipliers; in "
         "parentheses the ranks that the significant differences leave open. Verdict: significantly "
         f"better or worse than dense, equivalent within {100 * analysis.margin:.3g}%, or "
-        "inconclusive, with the further seeds that would settle it with 80% power. Loss: nats per token of the "
-        "best size at each budget. Bits per byte to seeds: of the cell nearest to the best size at "
-        f"{flops(analysis.headline)} FLOPs."
+        "inconclusive, with the further seeds that would settle it with 80% power. Loss: nats per "
+        "token of the best size at each budget. Bits per byte to seeds: of the cell nearest to the "
+        f"best size at {flops(analysis.headline)} FLOPs."
     )
 
 

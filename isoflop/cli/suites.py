@@ -102,9 +102,23 @@ def plan(
     suite: SuiteArgument = "quick",
     device: DeviceOption = "cpu",
     seeds: Seeds = None,
+    power: Annotated[
+        bool,
+        typer.Option("--power", help="Show instead how precise the multipliers will be."),
+    ] = False,
+    noise: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-6,
+            help="Of --power: nats between runs of a cell; that of published records if not given.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show the cells of a suite and what they cost. Trains nothing."""
+    if power:
+        show_power(suite, seeds, noise, as_json)
+        return
     from isoflop.bench.cost import predict_bytes, predict_seconds
     from isoflop.bench.data import find, prepare
 
@@ -219,6 +233,21 @@ def tune(
     if not as_json:
         print(f"`isoflop report {directory}` draws them beside the suite's records")
     say_missing(cells, directory / "tune")
+
+
+def show_power(suite: str, seeds: int | None, noise: float | None, as_json: bool) -> None:
+    """Print what the multipliers of a suite will resolve."""
+    from isoflop.cli.power import assumed_for, power_rows, power_text
+
+    described, cells = load_cells(suite, seeds)
+    assumed, law = assumed_for(described.name, noise)
+    rows = power_rows(str(suite_path(suite)), cells, assumed)
+    shown = rows
+    if not as_json:
+        shown = [{k: v for k, v in row.items() if not k.endswith("_flops")} for row in rows]
+    show(shown, f"Precision of the multipliers of {described.name}, before training", as_json)
+    if not as_json:
+        print(power_text(rows, assumed, law))
 
 
 def say_missing(cells: list[Cell], records: Path) -> None:
