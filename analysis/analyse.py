@@ -113,7 +113,8 @@ def analyse(
         for variant in variants
         if variant in surfaces.surfaces and (holdout := hold_out_surface(surfaces, variant))
     }
-    sweeps = rate_sweeps(tune, records, noise, samples)
+    of_laws = surfaces.noise or noise
+    sweeps = rate_sweeps(tune, records, of_laws.seed or of_laws.fit, samples)
     sweeps = tuple(sorted(sweeps, key=lambda sweep: sweep.variant == highlight))
     return Analysis(
         records=tuple(records),

@@ -98,8 +98,7 @@ def flags(analysis: Analysis, standing: Standing) -> list[str]:
     sweeps = [sweep for sweep in analysis.rate_sweeps if sweep.variant == standing.variant]
     for sweep in sweeps:
         if sweep.at_edge:
-            rate = sweep.rates[sweep.best]
-            result.append(f"best learning rate {rate:.2g} at the edge of its sweep")
+            result.append(f"best learning rate {sweep.best.value:.2g} at the edge of its sweep")
     if analysis.rate_sweeps and not sweeps:
         result.append("learning rate not tuned")
     missing = analysis.missing(standing.variant)

@@ -139,10 +139,12 @@ def granularity(sweep: GranularitySweep) -> str:
 
 
 RATES = (
-    "Each variant's learning-rate sweep at one small cell. Tuning gap: the loss at the rate that "
-    "the suite used minus the lowest loss of the sweep, with the noise of its runs. Multiplier if "
-    "tuned: with every variant's tuning gap subtracted from its loss. Rank interval: the ranks "
-    "that the significant differences leave open; if tuned, with the tuning gaps subtracted."
+    "Each variant's learning-rate sweeps at small cells. Best: the optimum of a quadratic in the "
+    "logarithm of the rate, with one curvature for all sweeps, held to the rates of the sweep. "
+    "Tuning gap: its loss at the rate that the suite used minus that at the best, with the noise "
+    "of the runs. Multiplier if tuned: with every variant's tuning gap subtracted from its loss. "
+    "Rank interval: the ranks that the significant differences leave open; if tuned, with the "
+    "tuning gaps subtracted."
 )
 RATES_HEADER = (
     "variant", "cell", "rates", "used", "best", "tuning gap, nats", "multiplier if tuned",
@@ -156,13 +158,12 @@ def rate_rows(analysis: Analysis) -> list[list[str]]:
 
 
 def _rate_row(analysis: Analysis, sweep: RateSweep) -> list[str]:
-    low, high = sweep.best_rates
     row = [
         sweep.variant,
         f"{sweep.size.name} at {flops(sweep.budget)} FLOPs",
         ", ".join(f"{rate:.2g}" for rate in sweep.rates),
-        f"{sweep.rates[sweep.used]:.2g}",
-        f"{sweep.rates[sweep.best]:.2g} [{low:.2g}, {high:.2g}]" + ", at the edge" * sweep.at_edge,
+        f"{sweep.used:.2g}",
+        interval(sweep.best, ".2g") + ", at the edge" * sweep.at_edge,
         interval(estimate(sweep.tuning_gap), ".4f"),
     ]
     effect = analysis.sensitivity.get(sweep.variant)

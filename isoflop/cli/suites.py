@@ -208,6 +208,7 @@ def tune(
     from isoflop.bench.lint import refuse_files
     from isoflop.bench.plan import sweep_cells
     from isoflop.bench.shard import share
+    from isoflop.cli.rates import best_rates
     from isoflop.cli.training import train
     from isoflop.results.record import read_record
 
@@ -218,11 +219,14 @@ def tune(
     for note in refuse_files(mine):
         print(note, file=sys.stderr)
     train(mine, directory, directory / "tune", suite, tensorboard, time_limit=time_limit)
+    records = []
     losses: dict[tuple[str, float], list[float | None]] = {}
     for cell in cells:
         path = directory / "tune" / f"{cell.id}.json"
         if path.exists():
-            losses.setdefault((cell.variant, cell.learning_rate), []).append(read_record(path).loss)
+            record = read_record(path)
+            records.append(record)
+            losses.setdefault((cell.variant, cell.learning_rate), []).append(record.loss)
     rows = []
     for (variant, rate), by_seed in losses.items():
         finished = [loss for loss in by_seed if loss is not None]
@@ -231,6 +235,8 @@ def tune(
         rows.append(row | {"seeds_finished": f"{len(finished)} of {len(by_seed)}"})
     show(rows, f"Learning-rate sweeps of {described.name}", as_json)
     if not as_json:
+        transfer = described.transfer
+        print("\n".join(best_rates(records, transfer.width, transfer.exponent)))
         print(f"`isoflop report {directory}` draws them beside the suite's records")
     say_missing(cells, directory / "tune")
 
