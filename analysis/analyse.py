@@ -6,13 +6,18 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from isoflop.analysis.curves import AnalysisError, Noise, fit_curves
+from isoflop.analysis.curves import Noise, fit_curves
 from isoflop.analysis.granularity import GranularitySweep, granularity_sweeps
-from isoflop.analysis.holdout import HoldOut, hold_out
 from isoflop.analysis.learning_rates import RateSweep, Sensitivity, rate_sweeps, sensitivity
 from isoflop.analysis.ranking import Crossing, Standing, crossings, rank
-from isoflop.results.baseline import find_baseline
+from isoflop.analysis.surface import gather
+from isoflop.analysis.surface_holdout import SurfaceHoldOut, hold_out_surface
+from isoflop.analysis.surface_multiplier import SurfaceMultipliers, surface_multipliers
+from isoflop.analysis.time_multiplier import speeds
+from isoflop.results.baseline import LAYER
 from isoflop.results.record import Record
+
+MARGIN = 0.1  # a multiplier within 1 +- MARGIN is equivalent to dense
 
 
 @dataclass(frozen=True)
@@ -22,17 +27,27 @@ class Analysis:
     records: tuple[Record, ...]
     variants: tuple[str, ...]  # the baseline first, then by name, the candidate last
     budgets: tuple[float, ...]  # FLOPs asked for, increasing
-    headline: float  # FLOPs, the budget of the ranking: the largest of any variant but the baseline
-    baseline: str | None  # the dense variant
+    headline: float  # FLOPs, the budget of the ranking: the largest of any variant but dense ones
+    dense: tuple[str, ...]  # all dense variants; the best of them is what others are compared with
+    baseline: str | None  # the dense variant that the data say is the best
     highlight: str | None  # the candidate of a comparison; then its largest budget is the headline
-    noise: Noise
+    margin: float  # within which a multiplier counts as equivalent to 1
+    parabola_noise: Noise
     samples: int  # bootstrap samples
+    fits: SurfaceMultipliers
     standings: tuple[Standing, ...]  # best first; those without a rank last
     crossings: tuple[Crossing, ...]
-    holdouts: dict[str, tuple[HoldOut, ...]]  # by variant
+    holdouts: dict[str, SurfaceHoldOut]  # by variant, those with three budgets or more
     granularity_sweeps: tuple[GranularitySweep, ...]
     rate_sweeps: tuple[RateSweep, ...]
     sensitivity: dict[str, Sensitivity]  # by variant
+
+    @property
+    def dense_name(self) -> str:
+        """What the variants are compared with, in words."""
+        if len(self.dense) < 2:
+            return self.baseline or "a dense model"
+        return f"the best dense variant ({self.baseline})"
 
     @property
     def in_order(self) -> list[Standing]:
@@ -63,6 +78,7 @@ def analyse(
     tune: Sequence[Record] = (),
     *,
     highlight: str | None = None,
+    margin: float = MARGIN,
     samples: int = 1000,
 ) -> Analysis:
     """Fit, compare, rank and test every variant of `records`.
@@ -71,53 +87,53 @@ def analyse(
         records: of one suite.
         tune: records of its learning-rate sweeps.
         highlight: the candidate, if this is a comparison.
+        margin: see `Analysis`.
         samples: number of bootstrap samples.
 
     Raises:
-        AnalysisError: the records may not be compared (see `curves.check`), or it is ambiguous
-            which of several dense variants is the baseline.
+        AnalysisError: the records may not be compared (see `curves.check`).
     """
     curves, noise = fit_curves(records, samples=samples)
-    samples = samples if noise.degrees else 0
-    try:
-        baseline = find_baseline({record.variant: record.layer for record in records})
-    except ValueError as error:
-        raise AnalysisError(str(error)) from None
-    variants = sorted(
-        {record.variant for record in records},
-        key=lambda name: (name != baseline, name == highlight, _natural(name)),
-    )
-    budgets = tuple(sorted({record.budget for record in records}))
+    dense = sorted({record.variant for record in records if record.layer == LAYER}, key=_natural)
+    # Dense may have been given more, so that its frontier reaches the others' losses.
+    names = {record.variant for record in records}
+    ranked = names & {highlight} or names - set(dense) or names
+    headline = max(record.budget for record in records if record.variant in ranked)
+    cells = gather(records)
+    fits = surface_multipliers(cells, dense, headline, samples=samples)
+    baseline = fits.baseline if fits.baselines else next(iter(dense), None)
+    variants = sorted(names, key=lambda name: (name != baseline, name == highlight, _natural(name)))
     by_variant = {
         variant: [curve for curve in curves if curve.variant == variant] for variant in variants
     }
-    # The baseline may have been given more, so that its frontier reaches the others' losses.
-    names = set(variants)
-    ranked = names & {highlight} or names - {baseline} or names
-    headline = max(record.budget for record in records if record.variant in ranked)
-    standings = rank(by_variant, baseline, headline)
-    sweeps = rate_sweeps(tune, records, noise, samples)
+    standings = rank(by_variant, fits, dense, speeds(records, samples), highlight)
+    surfaces = fits.fits["floor per variant"]
+    holdouts = {
+        variant: holdout
+        for variant in variants
+        if variant in surfaces.surfaces and (holdout := hold_out_surface(surfaces, variant))
+    }
+    of_laws = surfaces.noise or noise
+    sweeps = rate_sweeps(tune, records, of_laws.seed or of_laws.fit, samples)
     sweeps = tuple(sorted(sweeps, key=lambda sweep: sweep.variant == highlight))
     return Analysis(
         records=tuple(records),
         variants=tuple(variants),
-        budgets=budgets,
+        budgets=tuple(sorted({record.budget for record in records})),
         headline=headline,
+        dense=tuple(dense),
         baseline=baseline,
         highlight=highlight,
-        noise=noise,
-        samples=samples,
+        margin=margin,
+        parabola_noise=noise,
+        samples=samples if surfaces.noise or noise.degrees else 0,
+        fits=fits,
         standings=standings,
         crossings=crossings(standings),
-        holdouts={
-            variant: hold_out(
-                variant_curves, [record for record in records if record.variant == variant]
-            )
-            for variant, variant_curves in by_variant.items()
-        },
+        holdouts=holdouts,
         granularity_sweeps=granularity_sweeps(curves),
         rate_sweeps=sweeps,
-        sensitivity=sensitivity(standings, sweeps, baseline),
+        sensitivity=sensitivity(standings, fits, sweeps),
     )
 
 

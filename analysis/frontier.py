@@ -13,6 +13,7 @@ multiplier of 1.5 and 2.15 for one of 2.5, with intervals that exclude the truth
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,6 +62,15 @@ class Frontier:
         with np.errstate(over="ignore"):
             compute = self.unit * excess ** (-1 / alpha)
         return np.clip(compute, self.budgets.min() / REACH, self.budgets.max() * REACH)
+
+
+def least_compute(frontiers: Sequence[Frontier], loss: Array) -> Array:
+    """The least FLOPs at which one of several frontiers reaches losses, sample by sample.
+
+    Args:
+        loss: shape (1 + samples, ...), also that of the result.
+    """
+    return np.min([frontier.invert(loss) for frontier in frontiers], axis=0)
 
 
 def fit_frontier(budgets: Array, losses: Array) -> Frontier | None:

@@ -5,26 +5,26 @@ and an assumed noise: the covariance of the least-squares parameters of two surf
 `surface`), carried through the frontiers to first order. Both variants are assumed to follow one
 law, so that their multiplier is 1; for multipliers up to 2 the width is about the same.
 
-After training, `seeds_to_resolve` says how many more seeds would tell a multiplier from 1.
+After training, `seeds_to_settle` says how many more seeds would decide a comparison.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.stats import f as f_distribution
-from scipy.stats import norm
-from scipy.stats import t as student
+from scipy.special import fdtri, ndtr, ndtri, stdtrit
 
 from isoflop.analysis.estimate import Array
-from isoflop.analysis.surface import Cells, Surface
+from isoflop.analysis.surface import Cells, Surface, fit_surfaces, gather
 from isoflop.analysis.surface_multiplier import BaselineFrontier
 from isoflop.analysis.surface_noise import SurfaceNoise
+from isoflop.results.baseline import LAYER
+from isoflop.results.record import Record
 
 LEVEL, POWER = 0.05, 0.80
-WANTED = norm.ppf(1 - LEVEL / 2) + norm.ppf(POWER)  # standard deviations from 1 that resolve
+WANTED = float(ndtri(1 - LEVEL / 2) + ndtri(POWER))  # standard deviations from 1 that resolve
 PARAMETERS, STEP = 5, 1e-3  # of a surface; by which their logarithms are moved for derivatives
 MOST_SEEDS = 200
 
@@ -41,6 +41,32 @@ class Assumed:
     reducible: float = 1.0  # nats, loss above the floor at the middle size and budget
 
 
+def assumed_from(records: Sequence[Record]) -> Assumed | None:
+    """The law of the dense variant and the noise of finished records; None if they give none."""
+    cells = gather(records)
+    fits = fit_surfaces(cells, samples=0)
+    dense = {record.variant for record in records if record.layer == LAYER} & fits.surfaces.keys()
+    if not dense or not fits.noise:
+        return None
+    surface = fits.surfaces[max(dense, key=lambda name: (len(cells[name].loss), name))]
+    if not surface.trusted:
+        return None
+    alpha, beta = surface.exponents[0]
+    budget = np.array([np.median(surface.cells.budget)])
+    scale = float(
+        fits.noise.deviation(budget, np.ones(1))[0] / np.hypot(fits.noise.fit, fits.noise.seed)
+    )
+    several = fits.noise.seed > 0  # with one seed per cell, the noise may all be that of seeds
+    return Assumed(
+        fit=scale * fits.noise.fit if several else 0.0,
+        seed=scale * (fits.noise.seed if several else fits.noise.fit),
+        slope=fits.noise.slope,
+        alpha=float(alpha),
+        beta=float(beta),
+        reducible=float(surface.terms[0].sum()),
+    )
+
+
 @dataclass(frozen=True)
 class Resolution:
     """What a layout resolves."""
@@ -51,12 +77,12 @@ class Resolution:
     @property
     def half_width(self) -> float:
         """Of the 95% interval of the logarithm."""
-        return float(student.ppf(1 - LEVEL / 2, self.degrees) * self.deviation)
+        return float(stdtrit(self.degrees, 1 - LEVEL / 2) * self.deviation)
 
     @property
     def smallest_ratio(self) -> float:
         """The smallest multiplier over 1 that will be told from 1 with 80% power."""
-        shift = student.ppf(POWER, self.degrees) * self.deviation
+        shift = stdtrit(self.degrees, POWER) * self.deviation
         return float(np.exp(self.half_width + shift))
 
 
@@ -156,14 +182,16 @@ def purchases(
     ]
 
 
-def seeds_to_resolve(
+def seeds_to_settle(
     log_multiplier: float,
     variances: tuple[float, float],
     seeds: tuple[float, float],
     flops: tuple[float, float],
     lasting: float = 0.0,
+    margin: float = 0.0,
 ) -> Seeds | None:
-    """The cheapest further seeds that resolve a multiplier with 80% power, if it is the truth.
+    """The cheapest further seeds that settle a comparison with 80% power, if the estimate is the
+    truth: they tell the multiplier from 1, or show that it lies within the margin.
 
     Args:
         log_multiplier: natural logarithm of the estimate.
@@ -172,21 +200,34 @@ def seeds_to_resolve(
         seeds: of each side now.
         flops: of one seed of all cells of each side.
         lasting: the share of both variances that no seed removes, see `lasting_share`.
+        margin: a multiplier within 1 +- margin is equivalent to 1.
     Returns:
         None if no number of seeds up to MOST_SEEDS would do.
     """
-    wanted = (log_multiplier / WANTED) ** 2
+    wanted = max((log_multiplier / WANTED) ** 2, _equivalence_variance(log_multiplier, margin))
     more = np.arange(MOST_SEEDS + 1)
     of_baseline, of_variant = (
         variance * (lasting + (1 - lasting) * now / (now + more))
         for variance, now in zip(variances, seeds, strict=True)
     )
     enough = of_baseline[:, None] + of_variant <= wanted
+    enough[0, 0] = False  # what is there has not settled it
     if not enough.any():
         return None
     cost = np.where(enough, more[:, None] * flops[0] + more * flops[1], np.inf)
     baseline, variant = np.unravel_index(cost.argmin(), cost.shape)
     return Seeds(int(baseline), int(variant), float(cost.min()))
+
+
+def _equivalence_variance(log_multiplier: float, margin: float) -> float:
+    """The largest variance with which 80% of the intervals lie within the margin; 0 if none."""
+    ends = (np.log(1 - margin) - log_multiplier, np.log(1 + margin) - log_multiplier)
+    if not ends[0] < 0 < ends[1]:
+        return 0.0
+    deviation = np.geomspace(1e-4, 1, 400) * min(-ends[0], ends[1])
+    half = ndtri(1 - LEVEL / 2)
+    power = ndtr(ends[1] / deviation - half) - ndtr(ends[0] / deviation + half)
+    return float(deviation[power >= POWER].max(initial=0.0)) ** 2
 
 
 def lasting_share(noise: SurfaceNoise, seeds: float, between: int) -> float:
@@ -202,7 +243,7 @@ def lasting_share(noise: SurfaceNoise, seeds: float, between: int) -> float:
     if not between or not noise.seed:
         return 0.0
     ratio = 1 + seeds * (noise.fit / noise.seed) ** 2
-    limit = float(f_distribution.ppf(1 - LEVEL, noise.degrees, between))
+    limit = float(fdtri(noise.degrees, between, 1 - LEVEL))
     return max(0.0, 1 - limit / ratio)
 
 

@@ -16,7 +16,7 @@ between the sizes, and continued up to a factor 2 beyond them.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -56,7 +56,6 @@ class Cells:
     between_seeds: Array  # sum of squared differences from the cell's mean loss
     log_size: Array  # (sizes,) log_n of every size, increasing
     log_cost: Array  # (sizes,) natural logarithm of training FLOPs per token
-    missing: int = 0  # runs that diverged or failed
 
     @property
     def why_unfitted(self) -> str:
@@ -88,20 +87,13 @@ def gather(records: Sequence[Record]) -> dict[str, Cells]:
     groups: dict[str, dict[tuple[float, int], list[Record]]] = defaultdict(
         lambda: defaultdict(list)
     )
-    missing: dict[str, int] = defaultdict(int)
     for record in records:
         if record.status == "finished":
             groups[record.variant][record.budget, record.parameters.active].append(record)
-        else:
-            missing[record.variant] += 1
-    return {
-        variant: _cells(variant, groups[variant], missing[variant]) for variant in sorted(groups)
-    }
+    return {variant: _cells(variant, groups[variant]) for variant in sorted(groups)}
 
 
-def _cells(
-    variant: str, groups: Mapping[tuple[float, int], Sequence[Record]], missing: int
-) -> Cells:
+def _cells(variant: str, groups: Mapping[tuple[float, int], Sequence[Record]]) -> Cells:
     keys = sorted(groups)
     losses = [np.array([record.loss for record in groups[key]], dtype=float) for key in keys]
     costs: dict[int, list[float]] = defaultdict(list)
@@ -120,7 +112,6 @@ def _cells(
         between_seeds=np.array([((loss - loss.mean()) ** 2).sum() for loss in losses]),
         log_size=np.log(sizes),
         log_cost=np.log([np.mean(costs[size]) for size in sizes]),
-        missing=missing,
     )
 
 
@@ -215,6 +206,7 @@ def fit_surfaces(
     *,
     samples: int = 1000,
     random: int = 0,
+    doubtful: Collection[str] = (),
 ) -> Surfaces:
     """Fit the law to every variant that has cells enough.
 
@@ -224,6 +216,7 @@ def fit_surfaces(
         samples: bootstrap samples.
         random: the seed of the bootstrap. Both forms, fitted with the same seed, have the same
             errors in sample i.
+        doubtful: variants whose residuals say nothing of the others' noise.
     """
     unfitted = {name: part.why_unfitted for name, part in cells.items() if part.why_unfitted}
     fitted = [part for name, part in cells.items() if name not in unfitted]
@@ -235,6 +228,8 @@ def fit_surfaces(
         for field in ("budget", "seeds", "between_seeds", "loss")
     )
     ends = np.cumsum([sum(len(part.loss) for part in group) for group in members])[:-1]
+    pooled = np.concatenate([np.full(len(p.loss), p.variant not in doubtful) for p in fitted])
+    kept = np.split(pooled, ends)
     deviation = np.ones_like(loss)
     for _ in range(ROUNDS):
         groups = [
@@ -246,8 +241,14 @@ def fit_surfaces(
             for group, part in zip(groups, np.split(loss, ends), strict=True)
         ]
         lawful = np.concatenate([solution.fitted() for solution in solutions])
-        hats = [solution.hat() for solution in solutions]
-        noise = pooled_noise(loss - lawful, hats, budget, seeds, between)
+        hats = [
+            solution.hat()[np.ix_(part, part)]
+            for solution, part in zip(solutions, kept, strict=True)
+            if part.any()
+        ]
+        noise = pooled_noise(
+            (loss - lawful)[pooled], hats, budget[pooled], seeds[pooled], between[pooled]
+        )
         deviation = noise.deviation(budget, seeds)
     errors = noise.errors(budget, seeds, samples, np.random.default_rng(random))
     losses = np.vstack([loss, lawful + errors])

@@ -10,13 +10,14 @@ serves worse: with the few residuals of a suite it would reject a right law in 1
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from isoflop.analysis.estimate import Array, Estimate, estimate
-from isoflop.analysis.frontier import fit_frontier
+from isoflop.analysis.frontier import fit_frontier, least_compute
 from isoflop.analysis.parabola import fit_parabola
 from isoflop.analysis.surface import Surface, Surfaces
 
@@ -74,7 +75,7 @@ def _deviation(samples: Array) -> float:
     return float(high - low) / 2
 
 
-def parabola_samples(fits: Surfaces, baseline: str, budget: float) -> dict[str, Array]:
+def parabola_samples(fits: Surfaces, dense: Sequence[str], budget: float) -> dict[str, Array]:
     """The multipliers that parabolas give for the samples that the surfaces were fitted to.
 
     Sample 0 is what `curves` and `frontier` give for the data. The others show how parabola and
@@ -82,26 +83,31 @@ def parabola_samples(fits: Surfaces, baseline: str, budget: float) -> dict[str, 
 
     Args:
         fits: the surfaces.
-        baseline: the dense variant.
+        dense: the dense variants; the best is picked anew in every sample.
         budget: FLOPs of the ranking.
     Returns:
         Natural logarithms by variant, shape (1 + samples,); none for a variant whose parabola at
         the budget is not trusted.
     """
-    if baseline not in fits.surfaces:
-        return {}
-    dense = _minima(fits.surfaces[baseline])
-    if not dense:
-        return {}
-    frontier = fit_frontier(np.array(list(dense)), np.stack(list(dense.values()), axis=1))
-    if not frontier or not frontier.falls:
-        return {}
     minima = {variant: _minima(surface) for variant, surface in fits.surfaces.items()}
+    frontiers = [
+        frontier
+        for name in dense
+        if minima.get(name)
+        and (frontier := fit_frontier(np.array(list(minima[name])), _columns(minima[name])))
+        and frontier.falls
+    ]
+    if not frontiers:
+        return {}
     return {
-        variant: np.log(frontier.invert(lowest[budget]) / budget)
+        variant: np.log(least_compute(frontiers, lowest[budget]) / budget)
         for variant, lowest in minima.items()
-        if variant != baseline and budget in lowest
+        if variant not in dense and budget in lowest
     }
+
+
+def _columns(minima: Mapping[float, Array]) -> Array:
+    return np.stack(list(minima.values()), axis=1)
 
 
 def _minima(surface: Surface) -> dict[float, Array]:

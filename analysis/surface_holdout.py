@@ -13,10 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import f as f_distribution
+from scipy.special import fdtrc
 
-from isoflop.analysis.estimate import Estimate
-from isoflop.analysis.surface import Surface, Surfaces, cells_group
+from isoflop.analysis.estimate import Array, Estimate
+from isoflop.analysis.surface import Cells, Surface, Surfaces, cells_group
 from isoflop.analysis.surface_solver import solve
 
 LEAST_BUDGETS = 3  # of a variant whose law is judged
@@ -30,7 +30,9 @@ class SurfaceHoldOut:
 
     variant: str
     budget: float  # FLOPs, held out
-    cells: int  # held out
+    fitted: int  # budgets that the law was fitted to
+    cells: Cells  # held out
+    predicted: Array  # (1 + samples, cells) their losses, nats
     error: Estimate  # mean predicted less mean measured loss of the held-out cells, nats
     f: float  # their increase of the sum of squares per cell, in units of the noise
     p: float  # probability of an f at least as large, if the law holds
@@ -70,14 +72,16 @@ def hold_out_surface(
     part = (((cells.loss - predicted) / deviation)[~held] ** 2).sum()
     count = int(held.sum())
     f = float(max(whole - part, 0) / count)
-    gap = fitted.predict(cells.log_n[held], cells.log_d[held]).mean(axis=1)
-    gap -= every[:, held].mean(axis=1)
+    of_held = fitted.predict(cells.log_n[held], cells.log_d[held])
+    gap = of_held.mean(axis=1) - every[:, held].mean(axis=1)
     ends = gap[0] - np.quantile(gap[1:], QUANTILES) if len(gap) > 1 else (np.nan, np.nan)
     return SurfaceHoldOut(
         variant=variant,
         budget=float(cells.budget.max()),
-        cells=count,
+        fitted=len(np.unique(cells.budget)) - 1,
+        cells=cells.where(held),
+        predicted=of_held,
         error=Estimate(float(gap[0]), float(ends[0]), float(ends[1])),
         f=f,
-        p=float(f_distribution.sf(f, count, noise.degrees)),
+        p=float(fdtrc(count, noise.degrees, f)),
     )

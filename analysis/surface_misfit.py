@@ -8,7 +8,7 @@ law E + A N^-alpha + B D^-beta: noise that is estimated from its residuals hides
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import f as f_distribution
+from scipy.special import fdtrc
 
 from isoflop.analysis.parabola import projector
 from isoflop.analysis.surface import Cells, Surfaces
@@ -39,7 +39,7 @@ def misfits(fits: Surfaces) -> dict[str, float]:
         residual = cells.loss - surface.predict(cells.log_n, cells.log_d)[0]
         more = ((residual / noise.deviation(cells.budget, cells.seeds)) ** 2).sum() - squares
         extra = len(cells.loss) - PARAMETERS - freedom
-        p = f_distribution.sf(more / max(extra, 1) / variance, max(extra, 1), degrees)
+        p = fdtrc(max(extra, 1), degrees, max(more, 0.0) / max(extra, 1) / variance)
         result[variant] = float(p) if extra > 0 else np.nan
     return result
 

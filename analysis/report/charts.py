@@ -124,13 +124,14 @@ def _cell_text(cell: Sequence[Record], losses: Iterable[float]) -> list[str]:
 
 
 def frontier(analysis: Analysis) -> Chart | None:
-    """Loss at the optimum against compute, with the fitted law and its band."""
+    """Lowest loss against compute: by the law of all cells, and by each budget's parabola."""
     series: list[Series] = []
     for standing in analysis.in_order:
-        name, law = standing.variant, standing.frontier
+        name, law = standing.variant, standing.surface
         if law:
-            compute = np.geomspace(law.budgets.min(), law.budgets.max(), STEPS)
-            series += band(name, compute, law.predict(compute))
+            budgets = law.cells.budget
+            compute = np.geomspace(budgets.min(), budgets.max(), STEPS)
+            series += band(name, compute, law.frontier(np.log(compute))[0])
         for curve in standing.curves:
             loss = curve.parabola.loss
             text = [
@@ -139,11 +140,12 @@ def frontier(analysis: Analysis) -> Chart | None:
             ]
             value = _known(loss, curve.trusted)
             series.append(points(name, [curve.budget], [value], [text], hollow=not curve.trusted))
-    loss_axis = axis("loss at the optimum (nats/token)", extent(series, "y"), number, log=True)
+    loss_axis = axis("loss of the best size (nats/token)", extent(series, "y"), number, log=True)
     return Chart(
         "frontier", "Frontiers",
-        "Loss of the compute-optimal model of each budget, and the law fitted to it with its 95% "
-        "band. Hollow points are not to be trusted and enter no fit.",
+        "Loss of the compute-optimal model. Lines: by the law of all cells of a variant, with its "
+        "95% band. Points: by the parabola of each budget alone; hollow where it is not to be "
+        "trusted.",
         _compute_axis(analysis.budgets), (panel(loss_axis, series),), _keys(series),
     )  # fmt: skip
 
@@ -154,31 +156,32 @@ def multiplier_scale(analysis: Analysis) -> Chart | None:
     labels = {}
     for standing in analysis.in_order:
         name, gain = standing.variant, standing.multiplier
-        if not gain or name == analysis.baseline:
+        if name == analysis.baseline:
             continue
-        *area, centre = band(name, gain.compute, gain.band) or (None,)
-        if centre:
+        if gain:
+            *area, centre = band(name, gain.compute, gain.band)
             inside = gain.compute * gain.band[0] <= gain.dense_largest
             series += [*area, line(name, centre.x, centre.y, dashed=not inside.all())]
             if inside.any() and not inside.all():
                 series.append(line(name, gain.compute[inside], gain.band[0][inside]))
-        values = [estimate(samples) for samples in gain.at_budget.T]
-        texts = [
-            [f"{name}, {flops(budget)} FLOPs", f"multiplier {interval(value, unit='x')}"]
-            for budget, value in zip(gain.budgets, values, strict=True)
-        ]
-        series.append(points(name, gain.budgets, values, texts))
-        slope = estimate(gain.slope)
-        if not np.isnan(slope.value):
-            labels[name] = f"{name}: {decade(slope)} per decade"
+            if gain.trend != "not stated":
+                labels[name] = f"{name}: {decade(estimate(gain.slope))} per decade"
+        if standing.parabolas:
+            budgets = list(standing.parabolas)
+            values = [estimate(np.exp(logs)) for logs in standing.parabolas.values()]
+            texts = [
+                [f"{name}, {flops(budget)} FLOPs", f"by its parabola {interval(value, unit='x')}"]
+                for budget, value in zip(budgets, values, strict=True)
+            ]
+            series.append(points(name, budgets, values, texts))
     if not series:
         return None
     gains = axis("compute multiplier", [1, *extent(series, "y")], multiple, log=True, rule=1)
     return Chart(
         "multiplier_scale", "Compute multiplier over scale",
-        f"FLOPs {analysis.baseline or 'a dense model'} needs over those the layer needs for equal "
-        "loss. Points: each budget's optimum. Lines: the fitted frontiers, with their 95% bands; "
-        "dashed where the dense frontier is extrapolated.",
+        f"FLOPs {analysis.dense_name} needs over those the layer needs for equal loss. Lines: by "
+        "the laws, with their 95% bands; dashed where the dense law is extrapolated. Points: by "
+        "the parabola of each budget alone.",
         _compute_axis(analysis.compared), (panel(gains, series),), _keys(series, labels),
     )  # fmt: skip
 
@@ -217,39 +220,35 @@ def wall_clock(analysis: Analysis) -> Chart | None:
 
 
 def holdout(analysis: Analysis) -> Chart | None:
-    """Error of predicting the held-out budget against the FLOPs of the budgets fitted."""
-    losses: list[Series] = []
-    multiples: list[Series] = []
-    for name, holdouts in analysis.holdouts.items():
-        spent = [holdout.spent for holdout in holdouts]
-        if len(spent) > 1:
-            losses.append(line(name, spent, [holdout.error.value for holdout in holdouts]))
-            multiples.append(line(name, spent, [holdout.compute.value for holdout in holdouts]))
-        for holdout in holdouts:
-            text = [
-                f"{name}, fitted to {len(holdout.budgets)} budgets",
-                f"error {interval(holdout.error, '+.3f')} nats",
-                f"compute {interval(holdout.compute, unit='x')}",
-            ]
-            for series, value in ((losses, holdout.error), (multiples, holdout.compute)):
-                hollow = not holdout.judged
-                series.append(points(name, [holdout.spent], [value], [text], hollow=hollow))
-    if not losses:
+    """The cells of the largest budget, and what a law fitted without them predicts."""
+    shown: dict[str, list[Series]] = {}
+    for name, holdout in analysis.holdouts.items():
+        cells = holdout.cells
+        order = np.argsort(cells.log_n)
+        sizes = np.exp(cells.log_n[order])
+        texts = [
+            [f"{name}, {flops(holdout.budget)} FLOPs, held out", f"{si(size)} active parameters",
+             f"loss {loss:.3f}, predicted {predicted:.3f}"]
+            for size, loss, predicted in zip(
+                sizes, cells.loss[order], holdout.predicted[0, order], strict=True
+            )
+        ]  # fmt: skip
+        shown[name] = [
+            *band(name, sizes, holdout.predicted[:, order]),
+            points(name, sizes, cells.loss[order], texts, hollow=holdout.failed),
+        ]
+    if not shown:
         return None
-    loss_axis = axis(
-        "predicted less measured loss (nats/token)", [0, *extent(losses, "y")], number, rule=0
-    )
-    compute_axis = axis(
-        "predicted over measured compute", [1, *extent(multiples, "y")], multiple, log=True, rule=1
-    )
+    series = [item for items in shown.values() for item in items]
+    loss_axis = axis("validation loss (nats/token)", extent(series, "y"), number)
     return Chart(
-        "holdout", "Extrapolation error",
-        "Laws fitted to the smaller budgets predict the largest one, which is held out. Their "
-        "error in loss, and the compute at which they reach the measured loss over the compute it "
-        "took, against the FLOPs of the budgets fitted. Hollow: two budgets determine only a "
-        "power law, which is not judged.",
-        axis("FLOPs spent on the budgets fitted", extent(losses, "x"), flops, log=True),
-        (panel(loss_axis, losses), panel(compute_axis, multiples)), _keys(losses),
+        "holdout", "Held-out budget",
+        "Points: the cells of each variant's largest budget. Lines: what its law predicts for them "
+        "when it is fitted to the smaller budgets alone, with its 95% band. Hollow: the prediction "
+        "fails.",
+        axis("active parameters", extent(series, "x"), si, log=True),
+        tuple(panel(loss_axis, items, name, name) for name, items in shown.items()),
+        _keys(series), overlay=True,
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ import matplotlib
 import numpy as np
 import PIL
 
-from isoflop.analysis.analyse import Analysis, analyse
+from isoflop.analysis.analyse import MARGIN, Analysis, analyse
 from isoflop.analysis.curves import AnalysisError
 from isoflop.analysis.report import leaderboard
 from isoflop.analysis.report.figures import draw
@@ -48,7 +48,10 @@ BLOCK = re.compile(r"(<!-- isoflop:(\S+) (\S+) -->\n)(.*?)(<!-- /isoflop -->)", 
 
 
 def generate(
-    directory: Path, document: Path | None = None, failed: dict[str, str] | None = None
+    directory: Path,
+    document: Path | None = None,
+    failed: dict[str, str] | None = None,
+    margin: float = MARGIN,
 ) -> tuple[Analysis, dict[Path, bytes]]:
     """Analyse the records behind `directory` and return the generated files by path.
 
@@ -56,6 +59,7 @@ def generate(
         directory: a results directory; see `sources`.
         document: a Markdown file whose blocks for this directory are generated too, if it exists.
         failed: takes the charts that cannot be drawn, and why; if None, they raise.
+        margin: within which a multiplier counts as equivalent to 1.
 
     Raises:
         AnalysisError: there are no records, they may not be compared, or the comparison file is
@@ -72,7 +76,7 @@ def generate(
         raise AnalysisError(f"{directory / 'records'}: no records here; run a suite first")
     comparison = read_comparison(directory / COMPARISON)
     try:
-        analysis = analyse(records, tune, highlight=comparison.get("variant"))
+        analysis = analyse(records, tune, highlight=comparison.get("variant"), margin=margin)
     except AnalysisError as error:
         raise AnalysisError(f"{directory}: {error}") from None
     files = {
@@ -139,15 +143,19 @@ def embed(text: str, document: Path, directory: Path, blocks: Mapping[str, str])
     return BLOCK.sub(replace, text)
 
 
-def report(directory: Path, document: Path | None = None) -> list[Row]:
+def report(directory: Path, document: Path | None = None, margin: float = MARGIN) -> list[Row]:
     """Write all generated files of `directory` and return the leaderboard's rows, best first.
+
+    Args:
+        document, margin: see `generate`. Files written with another margin than the default are
+            stale for `stale`.
 
     Raises:
         AnalysisError, RecordError: see `generate`.
         OSError: the directory is not writable.
     """
     failed: dict[str, str] = {}
-    analysis, files = generate(directory, document, failed)
+    analysis, files = generate(directory, document, failed, margin)
     for name, why in failed.items():
         line = printable(f"{directory}: chart {name} could not be drawn: {why}")
         print(line, file=sys.stderr)

@@ -154,23 +154,27 @@ def _set_axis(ax: Axes, name: Literal["x", "y"], axis: Axis, *, labelled: bool =
 
 
 def multiplier(analysis: Analysis) -> Figure | None:
-    """Compute multipliers at the largest budget with their intervals, best first: the figure of
-    what the page shows as bars in its table."""
+    """Compute multipliers at the largest budget with their intervals, best first, those of the
+    parabolas below: the figure of what the page shows as bars in its table."""
     shown = [(standing, standing.headline) for standing in analysis.standings if standing.headline]
     if not shown:
         return None
     figure = _figure(
         5.6, 0.5 + 0.36 * max(3, len(shown)), "Compute multiplier",
-        f"FLOPs {analysis.baseline} needs over those the layer needs for equal loss, at "
-        f"{flops(analysis.headline)} FLOPs, with 95% intervals, by rank.",
+        f"FLOPs {analysis.dense_name} needs over those the layer needs for equal loss, at "
+        f"{flops(analysis.headline)} FLOPs, with 95% intervals, by rank. Pale: by the parabolas of "
+        "that budget alone.",
     )  # fmt: skip
     ax, look = figure.subplots(), looks(analysis)
     for place, (standing, value) in enumerate(shown):
         style = look[standing.variant]
-        colour = style.tint()
-        ax.hlines(place, value.low, value.high, color=colour, lw=1.5 * style.weight)
-        marker = _marker(style, colour, "variant", hollow=False)
-        ax.plot(value.value, place, ls="none", **marker)
+        beside = None if standing.variant == analysis.baseline else standing.parabola
+        for at, estimate, colour in ((place + 0.25, beside, style.tint(0.45)),
+                                     (place, value, style.tint())):  # fmt: skip
+            if estimate:
+                ax.hlines(at, estimate.low, estimate.high, color=colour, lw=1.5 * style.weight)
+                marker = _marker(style, colour, "variant", hollow=False)
+                ax.plot(estimate.value, at, ls="none", **marker)
     ax.set_yticks(
         range(len(shown)), [f"{standing.rank}. {standing.variant}" for standing, _ in shown]
     )
@@ -178,7 +182,8 @@ def multiplier(analysis: Analysis) -> Figure | None:
         if standing.variant == analysis.highlight:
             label.set_fontweight("bold")
     ax.set_ylim(len(shown) - 0.5, -0.5)
-    ends = [1.0, *(end for _, value in shown for end in value)]
+    drawn = [estimate for standing, value in shown for estimate in (value, standing.parabola)]
+    ends = [1.0, *(end for estimate in drawn if estimate for end in estimate)]
     _set_axis(ax, "x", axis("compute multiplier", ends, multiple, log=True))
     ax.axvline(1, color="0.5", lw=0.8, zorder=0)
     ax.grid(axis="y", visible=False)

@@ -15,6 +15,7 @@ from isoflop.analysis.parabola import EXPLAIN
 from isoflop.analysis.ranking import Standing
 from isoflop.analysis.report import markdown
 from isoflop.analysis.report.format import flops, interval, listed, si
+from isoflop.analysis.report.verdict import in_time, loses_time, verdict
 
 Row = dict[str, Any]
 UNKNOWN = Estimate(np.nan, np.nan, np.nan)
@@ -30,20 +31,30 @@ def rows(analysis: Analysis) -> list[Row]:
 
 
 def _row(analysis: Analysis, standing: Standing) -> Row:
+    outcome = verdict(analysis, standing)
+    low, high = standing.rank_interval or (None, None)
     row: Row = {
         "rank": standing.rank,
+        "rank_low": low,
+        "rank_high": high,
         "variant": standing.variant,
         "baseline": standing.variant == analysis.baseline,
     }
-    row |= _rounded("multiplier", standing.headline or UNKNOWN)
-    slope = UNKNOWN
-    if standing.multiplier and standing.variant != analysis.baseline:
-        slope = estimate(standing.multiplier.slope)
+    row |= _rounded("multiplier", standing.headline)
+    row["source"] = standing.shown and standing.shown.source
+    row |= _rounded("parabola_multiplier", standing.parabola)
+    row |= _rounded("time_multiplier", standing.time)
+    row["verdict"] = outcome and outcome.word
+    row["more_seeds_dense"] = outcome and outcome.seeds and outcome.seeds.baseline
+    row["more_seeds_layer"] = outcome and outcome.seeds and outcome.seeds.variant
+    slope = None
+    gain = standing.multiplier
+    if gain and gain.trend != "not stated" and standing.variant != analysis.baseline:
+        slope = estimate(gain.slope)
     row |= _rounded("trend_per_decade", slope)
-    trusted = {curve.budget: curve.parabola.loss for curve in standing.curves if curve.trusted}
     for budget in analysis.budgets:
-        row |= _rounded(f"loss_{flops(budget)}", trusted.get(budget, UNKNOWN))
-    seeds = standing.top.cells[standing.top.nearest] if standing.top else ()
+        row |= _rounded(f"loss_{flops(budget)}", standing.loss(budget))
+    seeds = standing.nearest
     first = seeds[0] if seeds else None
     return row | {
         "bits_per_byte": _mean([record.bits_per_byte for record in seeds]),
@@ -57,12 +68,12 @@ def _row(analysis: Analysis, standing: Standing) -> Row:
     }
 
 
-def _rounded(name: str, value: Estimate) -> Row:
+def _rounded(name: str, value: Estimate | None) -> Row:
     """A value and its interval to five digits: further digits may differ between machines."""
     names = (name, f"{name}_low", f"{name}_high")
     return {
         key: None if np.isnan(end) else float(f"{end:.5g}")
-        for key, end in zip(names, value, strict=True)
+        for key, end in zip(names, value or UNKNOWN, strict=True)
     }
 
 
@@ -73,27 +84,21 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def flags(analysis: Analysis, standing: Standing) -> list[str]:
     """What a reader must know before using a row."""
-    result = [standing.reason] if standing.reason else []
-    lower = [curve for curve in standing.curves if curve.budget != analysis.headline]
+    result = [standing.reason] if standing.reason else list(standing.flags)
     for status, why in EXPLAIN.items():
-        budgets = [flops(curve.budget) for curve in lower if curve.parabola.status == status]
+        budgets = [
+            flops(curve.budget) for curve in standing.curves if curve.parabola.status == status
+        ]
         if budgets and status != "ok":
-            result.append(f"left out at {', '.join(budgets)} FLOPs: {why}")
-    if standing.top and standing.top.trusted and standing.top.parabola.reaches_edge:
-        result.append("the interval of the optimal size reaches the edge of the grid")
-    if standing.headline and standing.multiplier and standing.variant != analysis.baseline:
-        factor = standing.multiplier.extrapolation
-        if factor > 1:
-            result.append(f"dense frontier extrapolated {factor:.2g}x beyond its largest budget")
-    holdouts = analysis.holdouts[standing.variant]
-    if holdouts and holdouts[-1].failed:
-        error = interval(holdouts[-1].error, "+.3f", " nats")
-        result.append(f"its frontier fails to predict the held-out budget: error {error}")
+            result.append(f"no parabola at {', '.join(budgets)} FLOPs: {why}")
+    holdout = analysis.holdouts.get(standing.variant)
+    if holdout and holdout.failed:
+        error = interval(holdout.error, "+.3f", " nats")
+        result.append(f"its law fails to predict the held-out budget: error {error}")
     sweeps = [sweep for sweep in analysis.rate_sweeps if sweep.variant == standing.variant]
     for sweep in sweeps:
         if sweep.at_edge:
-            rate = sweep.rates[sweep.best]
-            result.append(f"best learning rate {rate:.2g} at the edge of its sweep")
+            result.append(f"best learning rate {sweep.best.value:.2g} at the edge of its sweep")
     if analysis.rate_sweeps and not sweeps:
         result.append("learning rate not tuned")
     missing = analysis.missing(standing.variant)
@@ -115,6 +120,8 @@ def brief(table: Sequence[Row]) -> list[dict[str, str]]:
         "rank": "rank",
         "variant": "variant",
         "compute multiplier": "multiplier",
+        "time multiplier": "time_multiplier",
+        "verdict": "verdict",
         f"loss at {loss.removeprefix('loss_')}": loss,
         "bits per byte": "bits_per_byte",
         "active": "active_parameters",
@@ -135,23 +142,30 @@ def as_csv(table: Sequence[Row]) -> str:
 
 
 def headline(analysis: Analysis) -> str:
-    """The result in two or three sentences."""
+    """The result in a few sentences."""
     ranked = [(standing, standing.headline) for standing in analysis.standings if standing.headline]
     largest = flops(analysis.headline)
-    if not ranked:
+    if not ranked or not analysis.dense:
         return f"No compute multiplier at {largest} FLOPs can be trusted yet."
     best, value = ranked[0]
-    if best.variant == analysis.baseline:
+    if best.variant in analysis.dense:
         return f"At {largest} FLOPs, no layer does better than {best.variant}."
     text = (
-        f"At {largest} FLOPs, {analysis.baseline} needs {interval(value, unit='x')} the compute of "
-        f"{best.variant} to reach the same loss."
+        f"At {largest} FLOPs, {analysis.dense_name} needs {interval(value, unit='x')} the compute "
+        f"of {best.variant} to reach the same loss"
     )
+    text += f".{in_time(best)}"
+    losers = [s.variant for s, _ in ranked[1:] if loses_time(s) and s.variant not in analysis.dense]
+    if losers:
+        verb = "wins on FLOPs and loses" if len(losers) == 1 else "win on FLOPs and lose"
+        text += f" {listed(losers)} {verb} on time."
     tied = [standing.variant for standing, _ in ranked[1:] if standing.rank == best.rank]
     if tied:
         verb = "is" if len(tied) == 1 else "are"
         text += f" {listed(tied)} {verb} not significantly different from {best.variant}."
-    trend = best.multiplier.trend if best.multiplier else "inconclusive"
+    trend = best.multiplier.trend if best.multiplier else "not stated"
+    if trend == "not stated":
+        return f"{text} The budgets span less than a decade: no trend with compute is stated."
     if trend == "inconclusive":
         return f"{text} Whether the gain grows or fades with compute is inconclusive."
     return f"{text} The gain {trend} with compute."
@@ -163,6 +177,9 @@ def columns(analysis: Analysis) -> dict[str, str]:
         "rank": "rank",
         "variant": "variant",
         "multiplier": f"compute multiplier at {flops(analysis.headline)} FLOPs",
+        "parabola_multiplier": "by parabolas",
+        "time_multiplier": "time multiplier",
+        "verdict": "verdict",
         **{f"loss_{flops(budget)}": f"loss at {flops(budget)}" for budget in analysis.budgets},
         "bits_per_byte": "bits per byte",
         "active_parameters": "active parameters",
@@ -179,29 +196,48 @@ def cell(row: Row, key: str) -> str:
     value = row[key]
     if value is None or value == []:
         return "-"
-    if key == "multiplier":
+    if key == "rank":
+        low, high = row["rank_low"], row["rank_high"]
+        return str(value) if low == high else f"{value} ({low}-{high})"
+    if key.endswith("multiplier"):
         if row["baseline"]:
-            return "1 (baseline)"
-        ends = (row["multiplier_low"], row["multiplier_high"])
+            return "1 (baseline)" if key == "multiplier" else "1"
+        ends = (row[f"{key}_low"], row[f"{key}_high"])
         return interval(
             Estimate(value, *(np.nan if end is None else end for end in ends)), unit="x"
         )
+    if key == "verdict":
+        return _verdict(row)
     if key == "flags":
         return "; ".join(value)
     if key == "bits_per_byte" or key.startswith("loss_"):
         return f"{value:.3f}"
-    return str(value) if key in ("rank", "variant", "seeds") else si(value)
+    return str(value) if key in ("variant", "seeds") else si(value)
+
+
+def _verdict(row: Row) -> str:
+    """The verdict, with the seeds that would settle it."""
+    if row["verdict"] != "inconclusive":
+        return str(row["verdict"])
+    sides = (("dense", row["more_seeds_dense"]), ("it", row["more_seeds_layer"]))
+    more = [f"{count} of {side}" for side, count in sides if count]
+    return f"inconclusive; seeds to settle it: {listed(more) if more else 'none would'}"
 
 
 def legend(analysis: Analysis) -> str:
     """How to read the table, in a paragraph."""
     return (
         "Compute multiplier (also called effective compute or efficiency gain): the FLOPs that "
-        f"{analysis.baseline or 'a dense model'} needs to reach the loss of the layer's "
-        "compute-optimal model, divided by the FLOPs of that model, with a 95% interval. Variants "
-        "whose intervals overlap that of the best in their group share its rank. Loss: nats per "
-        "token at the fitted optimum of each budget. Bits per byte to seeds: of the cell nearest "
-        f"to the optimum at {flops(analysis.headline)} FLOPs."
+        f"{analysis.dense_name} needs to reach the loss of the layer's compute-optimal model, "
+        "divided by the FLOPs of that model, with a 95% interval; from one law of all cells of a "
+        "variant, and beside it from the parabolas of that budget alone. Time multiplier: the same "
+        "with training seconds, where all were trained on one device. Rank: one more than the "
+        "number of variants that are significantly better, by the ratios of multipliers; in "
+        "parentheses the ranks that the significant differences leave open. Verdict: significantly "
+        f"better or worse than dense, equivalent within {100 * analysis.margin:.3g}%, or "
+        "inconclusive, with the further seeds that would settle it with 80% power. Loss: nats per "
+        "token of the best size at each budget. Bits per byte to seeds: of the cell nearest to the "
+        f"best size at {flops(analysis.headline)} FLOPs."
     )
 
 
@@ -209,5 +245,5 @@ def table(analysis: Analysis) -> str:
     """The Markdown table and its legend: the block that a document shows."""
     shown = columns(analysis)
     body = [[cell(row, key) for key in shown] for row in rows(analysis)]
-    text = markdown.table(list(shown.values()), body, left=("variant", "flags"))
+    text = markdown.table(list(shown.values()), body, left=("variant", "verdict", "flags"))
     return f"{text}\n{legend(analysis)}\n"

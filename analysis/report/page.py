@@ -23,6 +23,7 @@ from isoflop.analysis.report.spec import Chart, plain
 from isoflop.analysis.report.style import NEUTRAL, Look, looks
 from isoflop.analysis.report.verdict import result
 
+BARS = ("multiplier", "parabola_multiplier", "time_multiplier")  # columns drawn on one scale
 WEB = files("isoflop.analysis.report") / "web"
 
 
@@ -79,7 +80,7 @@ def _web(name: str) -> str:
 
 def _leaderboard(analysis: Analysis, look: Mapping[str, Look]) -> str:
     rows, shown = leaderboard.rows(analysis), leaderboard.columns(analysis)
-    names = ("multiplier", "multiplier_low", "multiplier_high")
+    names = [f"{bar}{end}" for bar in BARS for end in ("", "_low", "_high")]
     ends = np.log([1.0, *(row[name] for row in rows for name in names if row[name])])
     margin = 0.05 * (ends.max() - ends.min()) or 0.1
     span = ends.max() - ends.min() + 2 * margin
@@ -89,7 +90,7 @@ def _leaderboard(analysis: Analysis, look: Mapping[str, Look]) -> str:
         return 100 * float(np.log(multiplier) - ends.min() + margin) / span
 
     head = "".join(
-        f'<th scope="col"><button type="button">{escape(title)}</button></th>'
+        f'<th scope="col"{_words(key)}><button type="button">{escape(title)}</button></th>'
         for key, title in shown.items()
         if key != "flags"
     )
@@ -111,7 +112,7 @@ def _cell(row: Row, key: str, look: Mapping[str, Look], place: Callable[[float],
         swatch = _swatch(look[row[key]], row["baseline"])
         return f'<th scope="row" data-value="{text}">{swatch}{text}</th>'
     bar = ""
-    if key == "multiplier" and row[key] is not None:
+    if key in BARS and row[key] is not None and not (row["baseline"] and key != BARS[0]):
         low, high = (row[f"{key}_{end}"] or row[key] for end in ("low", "high"))
         bar = (
             '<span class="bar" aria-hidden="true" style="'
@@ -119,7 +120,12 @@ def _cell(row: Row, key: str, look: Mapping[str, Look], place: Callable[[float],
             f'--low:{place(low):.1f}%;--high:{place(high):.1f}%"></span>'
         )
     value = "" if row[key] is None else row[key]
-    return f'<td data-value="{value}">{text}{bar}</td>'
+    return f'<td data-value="{value}"{_words(key)}>{text}{bar}</td>'
+
+
+def _words(key: str) -> str:
+    """The class of a column that holds words, which are aligned left."""
+    return ' class="words"' if key == "verdict" else ""
 
 
 def _swatch(look: Look, baseline: bool) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from isoflop.analysis.analyse import Analysis
-from isoflop.analysis.estimate import estimate
+from isoflop.analysis.estimate import Estimate, estimate
 from isoflop.analysis.granularity import GranularitySweep
 from isoflop.analysis.learning_rates import RateSweep
 from isoflop.analysis.parabola import EXPLAIN
@@ -15,8 +15,10 @@ from isoflop.analysis.report import leaderboard
 from isoflop.analysis.report.format import decade, flops, flops_interval, interval
 from isoflop.analysis.report.markdown import escape, table
 from isoflop.analysis.report.verdict import result
+from isoflop.analysis.surface import EXPLAIN as EXPLAIN_LAW
 
-WORDS = ("variant", "cell", "trend", "verdict")  # titles of the columns that hold words
+# titles of the columns that hold words
+WORDS = ("variant", "from", "cell", "trend", "held out", "verdict")
 
 
 def markdown(analysis: Analysis) -> str:
@@ -49,32 +51,42 @@ def versus(analysis: Analysis) -> str:
 
 
 SCALE = (
-    "The compute multiplier at each budget whose optimum can be trusted, and the factor by which "
-    "it changes per decade of compute. Trend: whether the gain grows or fades with compute."
+    "The compute multiplier at each budget, from the law of all cells and from the parabola of "
+    "that budget alone where it can be trusted, and the factor by which the first changes per "
+    "decade of compute. Trend: whether the gain grows or fades with compute; it is not stated from "
+    "budgets that span less than a decade."
 )
 
 
 def scale_header(analysis: Analysis) -> tuple[str, ...]:
     """The titles for `scale_rows`: a column per budget."""
-    return ("variant", *map(flops, analysis.compared), "per decade", "trend")
+    return ("variant", "from", *map(flops, analysis.compared), "per decade", "trend")
 
 
 def scale_rows(analysis: Analysis) -> list[list[str]]:
     """Each variant's multiplier at every budget, and its trend."""
     rows = []
     for standing in analysis.standings:
-        multiplier = standing.multiplier
-        if standing.variant == analysis.baseline or not multiplier:
+        gain = standing.multiplier
+        if standing.variant == analysis.baseline:
             continue
-        values = dict(zip(multiplier.budgets, map(estimate, multiplier.at_budget.T), strict=True))
-        row = [
-            interval(values[budget], unit="x") if budget in values else "-"
-            for budget in analysis.compared
-        ]
-        slope = estimate(multiplier.slope)
-        trend = ["-", "-"] if np.isnan(slope.value) else [decade(slope), multiplier.trend]
-        rows.append([standing.variant, *row, *trend])
+        if gain:
+            values = dict(zip(gain.budgets, map(estimate, gain.at_budget.T), strict=True))
+            slope = "-" if gain.trend == "not stated" else decade(estimate(gain.slope))
+            row = _by_budget(analysis, values)
+            rows.append([standing.variant, "law", *row, slope, gain.trend])
+        if standing.parabolas:
+            values = {key: estimate(np.exp(logs)) for key, logs in standing.parabolas.items()}
+            row = _by_budget(analysis, values)
+            rows.append([standing.variant, "parabolas", *row, "-", "-"])
     return rows
+
+
+def _by_budget(analysis: Analysis, values: Mapping[float, Estimate]) -> list[str]:
+    return [
+        interval(values[budget], unit="x") if budget in values else "-"
+        for budget in analysis.compared
+    ]
 
 
 def crossings(analysis: Analysis) -> list[str]:
@@ -87,28 +99,29 @@ def crossings(analysis: Analysis) -> list[str]:
 
 
 HELD_OUT = (
-    "Extrapolation tests: each frontier fitted to the smaller budgets alone predicts the loss at "
-    "the largest, which is held out. Error in nats: predicted minus measured loss. Error in "
-    "compute: the compute at which the law reaches the measured loss, over the held-out budget. "
-    "Fits to two budgets are not judged: they determine only a power law without a floor, which "
-    "has too little curvature."
+    "Extrapolation test: the law of a variant, fitted without the cells of its largest budget, "
+    "predicts them. Error: mean predicted minus mean measured loss, in nats. F: the squared errors "
+    "of the prediction per cell, in units of the noise, and p the probability of as much if the "
+    "law holds. It fails if the interval of the error excludes 0 or p is under 0.05. Variants with "
+    "three budgets or more are judged."
 )
-HELD_OUT_HEADER = ("variant", "budgets", "FLOPs spent", "error, nats", "error, compute", "verdict")
+HELD_OUT_HEADER = ("variant", "held out", "fitted", "cells", "error, nats", "F", "p", "verdict")
 
 
 def holdout_rows(analysis: Analysis) -> list[list[str]]:
-    """One row per variant and number of fitted budgets."""
+    """One row per variant."""
     return [
         [
             variant,
-            str(len(holdout.budgets)),
-            flops(holdout.spent),
+            f"{flops(holdout.budget)} FLOPs",
+            f"{holdout.fitted} budgets",
+            str(len(holdout.cells.loss)),
             interval(holdout.error, "+.3f"),
-            interval(holdout.compute, ".2f", "x"),
-            "fails" if holdout.failed else "holds" if holdout.judged else "not judged",
+            f"{holdout.f:.2f}",
+            f"{holdout.p:.2g}",
+            "fails" if holdout.failed else "holds",
         ]
-        for variant, holdouts in analysis.holdouts.items()
-        for holdout in holdouts
+        for variant, holdout in analysis.holdouts.items()
     ]
 
 
@@ -126,11 +139,12 @@ def granularity(sweep: GranularitySweep) -> str:
 
 
 RATES = (
-    "Each variant's learning-rate sweep at one small cell. Tuning gap: the loss at the rate that "
-    "the suite used minus the lowest loss of the sweep, with the noise of its runs. Multiplier if "
-    "tuned: with every variant's tuning gap subtracted from its loss. Rank interval: the 95% "
-    "interval of the variant's rank, from the noise of the suite's runs; if tuned, with the tuning "
-    "gaps subtracted."
+    "Each variant's learning-rate sweeps at small cells. Best: the optimum of a quadratic in the "
+    "logarithm of the rate, with one curvature for all sweeps, held to the rates of the sweep. "
+    "Tuning gap: its loss at the rate that the suite used minus that at the best, with the noise "
+    "of the runs. Multiplier if tuned: with every variant's tuning gap subtracted from its loss. "
+    "Rank interval: the ranks that the significant differences leave open; if tuned, with the "
+    "tuning gaps subtracted."
 )
 RATES_HEADER = (
     "variant", "cell", "rates", "used", "best", "tuning gap, nats", "multiplier if tuned",
@@ -144,23 +158,23 @@ def rate_rows(analysis: Analysis) -> list[list[str]]:
 
 
 def _rate_row(analysis: Analysis, sweep: RateSweep) -> list[str]:
-    low, high = sweep.best_rates
     row = [
         sweep.variant,
         f"{sweep.size.name} at {flops(sweep.budget)} FLOPs",
         ", ".join(f"{rate:.2g}" for rate in sweep.rates),
-        f"{sweep.rates[sweep.used]:.2g}",
-        f"{sweep.rates[sweep.best]:.2g} [{low:.2g}, {high:.2g}]" + ", at the edge" * sweep.at_edge,
+        f"{sweep.used:.2g}",
+        interval(sweep.best, ".2g") + ", at the edge" * sweep.at_edge,
         interval(estimate(sweep.tuning_gap), ".4f"),
     ]
     effect = analysis.sensitivity.get(sweep.variant)
     if not effect:
         return [*row, "-", "-", "-"]
+    now = next(s.rank_interval for s in analysis.standings if s.variant == sweep.variant)
     return [
         *row,
         interval(effect.multiplier, unit="x"),
+        _range(now) if now else "-",
         _range(effect.rank_interval),
-        _range(effect.rank_interval_tuned),
     ]
 
 
@@ -171,7 +185,7 @@ def _range(ranks: tuple[int, int]) -> str:
 
 def notes(analysis: Analysis) -> list[str]:
     """What was run, the noise, the fitted frontiers, and the cells that did not finish."""
-    finished, noise = analysis.finished, analysis.noise
+    finished = analysis.finished
     devices = sorted({record.measured.device for record in finished})
     seeds = sorted({record.seed for record in finished})
     plural, epochs = "s" * (len(seeds) > 1), max(record.epochs for record in finished)
@@ -181,20 +195,29 @@ def notes(analysis: Analysis) -> list[str]:
         f"{', '.join(devices)}"
         + (": times are not comparable between devices." if len(devices) > 1 else ".")
     ]
-    if noise.degrees:
+    noise, of_parabolas = analysis.fits.fits["floor per variant"].noise, analysis.parabola_noise
+    if noise:
         between = f"{noise.seed:.2g} between seeds" if noise.seed else "one seed"
         lines.append(
-            f"Noise of a cell: {np.hypot(noise.fit, noise.seed):.2g} nats ({between}), estimated "
-            f"with {noise.degrees} degrees of freedom. Intervals: the central 95% of "
+            f"Noise of a cell about the laws: {np.hypot(noise.fit, noise.seed):.2g} nats "
+            f"({between}) at {flops(np.exp(noise.log_middle))} FLOPs, by C^{-noise.slope:.2f}, "
+            f"estimated with {noise.degrees:.0f} degrees of freedom. Intervals: the central 95% of "
             f"{analysis.samples} bootstrap samples, which resample the pooled residuals and refit "
-            "every curve, frontier and multiplier."
+            "every law, parabola and multiplier."
+        )
+    if of_parabolas.degrees:
+        size = np.hypot(of_parabolas.fit, of_parabolas.seed)
+        lines.append(
+            f"Noise of a cell about the parabolas: {size:.2g} nats, with {of_parabolas.degrees} "
+            "degrees of freedom."
         )
     for standing in analysis.standings:
-        law = standing.frontier
+        law = standing.surface
         if law:
+            (a, b), (alpha, beta) = law.coefficients[0], law.exponents[0]
             lines.append(
-                f"Frontier of {standing.variant}: L(C) = {law.floor[0]:.3f} + {law.scale[0]:.3f} "
-                f"(C / {flops(law.unit)})^-{law.alpha[0]:.3f} ({law.status})."
+                f"Law of {standing.variant}: L(N, D) = {law.floor[0]:.3f} + {a:.3g} N^-{alpha:.3f} "
+                f"+ {b:.3g} D^-{beta:.3f} ({EXPLAIN_LAW[law.status]})."
             )
     for record in analysis.records:
         if record.status != "finished":

@@ -105,7 +105,8 @@ def learning_rate(analysis: Analysis) -> Chart | None:
     )
     return Chart(
         "learning_rate", "Learning-rate sweeps",
-        "Loss above the lowest of each variant's sweep at one small cell, with 95% intervals. "
+        "Loss of small cells above the lowest that is fitted, with 95% intervals. Lines: "
+        "quadratics in the logarithm of the rate, of one curvature, fitted near the lowest. "
         "Diamonds mark the best rates; they are hollow at the edge of what was tried. A dashed "
         "vertical line is a rate that diverged.",
         axis("peak learning rate", rates, "{:.2g}".format, log=True, ticks=rates),
@@ -116,17 +117,18 @@ def learning_rate(analysis: Analysis) -> Chart | None:
 def _rate_series(sweep: RateSweep) -> list[Series]:
     kept = np.isfinite(sweep.losses)
     rates, losses, errors = sweep.rates[kept], sweep.losses[kept], 1.96 * sweep.errors[kept]
-    above = losses - sweep.losses[sweep.best]
+    lowest = float(sweep(np.array([sweep.best.value]))[0])
+    above = losses - lowest
     values = [Estimate(y, y - error, y + error) for y, error in zip(above, errors, strict=True)]
     cell = f"{sweep.variant}, {sweep.size.name}, {flops(sweep.budget)} FLOPs"
     texts = [
         [cell, f"learning rate {rate:.2g}", f"loss {loss:.4f}"]
         for rate, loss in zip(rates, losses, strict=True)
     ]
-    rate = sweep.rates[sweep.best]
-    best = [cell, f"best rate {rate:.2g}" + ", at the edge" * sweep.at_edge]
+    grid = np.geomspace(*sweep.fitted, STEPS)
+    best = [cell, f"best rate {interval(sweep.best, '.2g')}" + ", at the edge" * sweep.at_edge]
     return [
-        line(sweep.variant, rates, above),
+        line(sweep.variant, grid, sweep(grid) - lowest),
         points(sweep.variant, rates, values, texts),
-        points(sweep.variant, [rate], [0.0], [best], marker="diamond", hollow=sweep.at_edge),
+        points(sweep.variant, [sweep.best], [0.0], [best], marker="diamond", hollow=sweep.at_edge),
     ]

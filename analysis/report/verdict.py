@@ -1,69 +1,79 @@
-"""The result of a comparison in words, and how many more seeds or FLOPs would resolve it.
+"""The verdict on a layer, and how many more seeds or FLOPs would settle an inconclusive one.
 
-Both answers suppose that the estimate is the truth and ask for 80% power: a new measurement would
-exclude a multiplier of 1 with probability 0.8. An interval that only just reaches from the truth to
-1 would exclude it with probability 0.5.
+Better or worse: the interval of the multiplier excludes 1. Equivalent: it lies within a margin
+around 1. What would settle it supposes that the estimate is the truth and asks for 80% power: new
+measurements would give the verdict with probability 0.8. An interval that only just reaches from
+the truth to 1 would exclude it with probability 0.5.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from isoflop.analysis.analyse import Analysis
 from isoflop.analysis.estimate import Estimate, estimate
 from isoflop.analysis.frontier import REACH
-from isoflop.analysis.ranking import Multiplier
-from isoflop.analysis.report.format import decade, flops, interval
+from isoflop.analysis.power import Seeds, lasting_share, seeds_to_settle
+from isoflop.analysis.ranking import Multiplier, Standing
+from isoflop.analysis.report.format import decade, flops, interval, listed
+from isoflop.results.record import Point
 
 POWER = (1.96 + 0.84) / 1.96  # half-widths from 1 at which 80% of the estimates exclude it
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the 95% interval of a multiplier says."""
+    """What is known of a layer beside the best dense variant."""
 
-    word: Literal["better", "worse", "inconclusive"]
-    more_seeds: int | None = None  # that would resolve it; None if it is resolved, or none would
-
-
-def verdict(multiplier: Estimate, seeds: int, fixed_share: float = 0.0) -> Verdict:
-    """Significantly better or worse if the interval excludes 1, else inconclusive.
-
-    If it is inconclusive, `more_seeds` is how many more seeds would narrow the interval enough. Its
-    half-width, in the logarithm and towards 1, is taken to be proportional to the standard
-    deviation of a cell's loss.
-
-    Args:
-        multiplier: with its interval; nan ends mean that the noise is unknown.
-        seeds: number of seeds of each cell behind it.
-        fixed_share: the share of a cell's variance that more seeds do not reduce (the departure of
-            sizes from a parabola), if it is known.
-    """
-    value, low, high = multiplier
-    if low > 1:
-        return Verdict("better")
-    if high < 1:
-        return Verdict("worse")
-    half = _half_width(multiplier)
-    if math.isnan(half) or value == 1:
-        return Verdict("inconclusive")
-    wanted = (math.log(value) / (POWER * half)) ** 2  # variance, over the present variance
-    if wanted <= fixed_share:
-        return Verdict("inconclusive")
-    total = seeds * (1 - fixed_share) / (wanted - fixed_share)
-    return Verdict("inconclusive", max(1, math.ceil(total) - seeds))
+    word: Literal["better", "worse", "equivalent", "inconclusive"]
+    seeds: Seeds | None = None  # further ones that would settle it; None if settled, or none would
 
 
-def _half_width(multiplier: Estimate) -> float:
-    """The half-width of the interval, in the logarithm and towards 1; nan if it is unknown."""
-    value, low, high = multiplier
-    ends = (low, value) if value > 1 else (value, high)
-    return math.log(ends[1] / ends[0]) if ends[0] > 0 else math.nan
+def verdict(analysis: Analysis, standing: Standing) -> Verdict | None:
+    """The verdict on a variant; None without a multiplier, and for dense variants."""
+    if not standing.shown or standing.variant in analysis.dense:
+        return None
+    if standing.differs:
+        return Verdict(standing.differs)
+    _, low, high = standing.shown.estimate
+    if low >= 1 - analysis.margin and high <= 1 + analysis.margin:
+        return Verdict("equivalent")
+    return Verdict("inconclusive", _more_seeds(analysis, standing))
+
+
+def _more_seeds(analysis: Analysis, standing: Standing) -> Seeds | None:
+    """The cheapest further seeds of dense and of the variant that would settle a comparison."""
+    fits, shown = analysis.fits, standing.shown
+    noise = fits.fits["floor per variant"].noise
+    if not shown or not standing.surface or not noise:
+        return None
+    sides = fits.variance_by_side(standing.variant)
+    scale = float(shown.log_multiplier[1:].var()) / max(sum(sides), 1e-300)
+    cells = [surface.cells for surface in fits.fits["floor per variant"].surfaces.values()]
+    dense = np.concatenate([fits.surface(name).cells.seeds for name in fits.baselines])
+    own = standing.surface.cells.seeds
+    between = int(sum((part.seeds - 1).sum() for part in cells))
+    price = _price(analysis, fits.baselines), _price(analysis, (standing.variant,))
+    return seeds_to_settle(
+        float(shown.log_multiplier[0]),
+        (sides[0] * scale, sides[1] * scale),
+        (float(dense.mean()), float(own.mean())),
+        price,
+        lasting_share(noise, float(np.concatenate([dense, own]).mean()), between),
+        analysis.margin,
+    )
+
+
+def _price(analysis: Analysis, variants: tuple[str, ...]) -> float:
+    """FLOPs of one seed of all cells of some variants."""
+    cells: dict[Point, int] = {
+        record.key.point: record.flops for record in analysis.records if record.variant in variants
+    }
+    return float(sum(cells.values()))
 
 
 def larger_budget(multiplier: Multiplier, headline: Estimate) -> float | None:
@@ -78,11 +88,13 @@ def larger_budget(multiplier: Multiplier, headline: Estimate) -> float | None:
         headline: its multiplier at the largest budget.
 
     Returns:
-        FLOPs of a cell; None if the trend is inconclusive or resolves nothing within that range.
+        FLOPs of a cell; None if the trend is unknown or resolves nothing within that range.
     """
-    half = _half_width(headline)
-    if multiplier.trend == "inconclusive" or math.isnan(half):
+    value, low, high = headline
+    ends = (low, value) if value > 1 else (value, high)
+    if multiplier.trend not in ("grows", "fades") or not ends[0] > 0:
         return None
+    half = math.log(ends[1] / ends[0])
     middle = np.log10(multiplier.budgets).mean()
     level, slope = np.log(multiplier.at_budget).mean(axis=1), multiplier.slope * math.log(10)
     for budget in multiplier.budgets[-1] * np.geomspace(1, REACH, 41)[1:]:
@@ -95,7 +107,7 @@ def larger_budget(multiplier: Multiplier, headline: Estimate) -> float | None:
 def result(analysis: Analysis) -> dict[str, object]:
     """The result of a comparison as plain values, with five digits as on the leaderboard.
 
-    `verdict` is better, worse, inconclusive or no multiplier; `sentence` says all of it.
+    `verdict` is better, worse, equivalent, inconclusive or no multiplier; `sentence` says all.
     """
     name = analysis.highlight
     standing = next((s for s in analysis.standings if s.variant == name), None)
@@ -105,66 +117,85 @@ def result(analysis: Analysis) -> dict[str, object]:
         "multiplier": None,
         "low": None,
         "high": None,
+        "time_multiplier": None,
         "verdict": "no multiplier",
-        "more_seeds": None,
+        "more_seeds_dense": None,
+        "more_seeds_layer": None,
         "more_flops": None,
         "larger_budget": None,
     }
-    if not standing or not standing.headline or not standing.multiplier:
+    outcome = verdict(analysis, standing) if standing else None
+    if not standing or not standing.headline or not outcome:
         reason = standing.reason if standing else "it has no record yet"
         return values | {"sentence": f"{name} has no compute multiplier {at}: {reason}."}
     headline = standing.headline
     for key, end in zip(("multiplier", "low", "high"), headline, strict=True):
-        values[key] = None if math.isnan(end) else float(f"{end:.5g}")
-    compared = [r for r in analysis.records if r.variant in (name, analysis.baseline)]
-    seeds = len({record.seed for record in compared})
-    noise = analysis.noise
-    total = noise.fit**2 + noise.seed**2 / seeds
-    outcome = verdict(headline, seeds, noise.fit**2 / total if noise.seed else 0.0)
+        values[key] = float(f"{end:.5g}")
+    if standing.time:
+        values["time_multiplier"] = float(f"{standing.time.value:.5g}")
     values["verdict"] = outcome.word
     sentence = (
         f"{name} has a compute multiplier of {interval(headline, unit='x')} {at} (95% interval)"
     )
+    time = in_time(standing)
+    if outcome.word == "equivalent":
+        sentence += f": equivalent to {analysis.dense_name} within {100 * analysis.margin:.3g}%."
+    elif outcome.word != "inconclusive":
+        sentence += f": significantly {outcome.word} than {analysis.dense_name}."
     if outcome.word != "inconclusive":
-        sentence += f": significantly {outcome.word} than {analysis.baseline}."
-        return values | {"sentence": sentence}
-    if outcome.more_seeds:
-        cells = {record.key.point: record.flops for record in compared}
-        values["more_seeds"] = outcome.more_seeds
-        values["more_flops"] = outcome.more_seeds * sum(cells.values())
-    budget = larger_budget(standing.multiplier, headline)
-    values["larger_budget"] = budget and float(f"{budget:.2g}")
-    parts = [
-        f"{sentence}: inconclusive at this noise.",
-        _about_seeds(analysis, values),
-        _about_budgets(standing.multiplier, values),
-    ]
+        return values | {"sentence": f"{sentence}{time}"}
+    if outcome.seeds:
+        values["more_seeds_dense"] = outcome.seeds.baseline
+        values["more_seeds_layer"] = outcome.seeds.variant
+        values["more_flops"] = outcome.seeds.flops
+    parts = [f"{sentence}: inconclusive at this noise.{time}", about_seeds(analysis, name, outcome)]
+    if standing.multiplier:
+        budget = larger_budget(standing.multiplier, headline)
+        values["larger_budget"] = budget and float(f"{budget:.2g}")
+        parts.append(_about_budgets(standing.multiplier, budget))
     return values | {"sentence": " ".join(part for part in parts if part)}
 
 
-def _about_seeds(analysis: Analysis, values: Mapping[str, Any]) -> str:
-    """How many more seeds would resolve an inconclusive comparison."""
-    seeds = values["more_seeds"]
+def in_time(standing: Standing) -> str:
+    """What the time multiplier adds to that of compute, after a space; empty if it is not known."""
+    if not standing.time or not standing.headline:
+        return ""
+    text = f" The time multiplier of {standing.variant} is {interval(standing.time, unit='x')}"
+    if loses_time(standing):
+        return f"{text}: it wins on FLOPs and loses on time."
+    return f"{text}."
+
+
+def loses_time(standing: Standing) -> bool:
+    """Whether a variant wins on FLOPs and loses on time, both significantly."""
+    compute, time = standing.headline, standing.time
+    return bool(compute and time and compute.low > 1 and time.high < 1)
+
+
+def about_seeds(analysis: Analysis, variant: str | None, outcome: Verdict) -> str:
+    """How many more seeds of which side would settle an inconclusive comparison."""
+    seeds = outcome.seeds
     if not seeds:
-        known = analysis.noise.degrees
-        return "More seeds alone would not resolve a difference of this size." if known else ""
-    # With one seed, the part of the noise that more seeds do not reduce is unknown.
-    count = f"{seeds}" if analysis.noise.seed else f"At least {seeds}"
-    return (
-        f"{count} more seed{'s' if seeds > 1 else ''} of {analysis.highlight} and "
-        f"{analysis.baseline} ({flops(values['more_flops'])} FLOPs) would resolve a difference of "
-        "this size with 80% power."
-    )
+        return "More seeds alone would not settle a difference of this size."
+    dense = " and ".join(analysis.fits.baselines)
+    parts = [
+        f"{count} more seed{'s' if count > 1 else ''} of {of}"
+        for count, of in ((seeds.baseline, dense), (seeds.variant, variant))
+        if count
+    ]
+    return f"{listed(parts)} ({flops(seeds.flops)} FLOPs) would settle it with 80% power."
 
 
-def _about_budgets(multiplier: Multiplier, values: Mapping[str, Any]) -> str:
+def _about_budgets(multiplier: Multiplier, budget: float | None) -> str:
     """Whether larger budgets would resolve an inconclusive comparison."""
-    if values["larger_budget"]:
+    if budget:
         return (
             f"If its trend of {decade(estimate(multiplier.slope))} per decade of compute "
             "continues, which is an assumption, budgets of up to about "
-            f"{flops(values['larger_budget'])} FLOPs per cell would resolve it."
+            f"{flops(float(f'{budget:.2g}'))} FLOPs per cell would resolve it."
         )
+    if multiplier.trend == "not stated":
+        return "Its budgets span less than a decade, too little to say what larger ones would do."
     if multiplier.trend == "inconclusive":
         return (
             "Its trend with compute is inconclusive, so larger budgets may or may not resolve it."

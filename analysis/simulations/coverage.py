@@ -52,11 +52,11 @@ def analyse_suite(truth: Truth, random: Sequence[int], samples: int) -> Suite:
     records = retrain(layout.records, truth.laws, truth.noise, np.random.default_rng(random))
     cells = gather(records)
     fits = surface_multipliers(
-        cells, layout.baseline, layout.budget, samples=samples, random=int(random[-1])
+        cells, (layout.baseline,), layout.budget, samples=samples, random=int(random[-1])
     )
     surface = {layer: fits.headline(layer) for layer in layers}
     parabola = parabolas(records, layout.baseline, layout.budget, samples)
-    paired = parabola_samples(fits.fits["floor per variant"], layout.baseline, layout.budget)
+    paired = parabola_samples(fits.fits["floor per variant"], (layout.baseline,), layout.budget)
     shown = {
         layer: choose(
             surface[layer], parabola.get(layer), paired.get(layer), trusted=fits.trusted(layer)
@@ -75,7 +75,7 @@ def analyse_suite(truth: Truth, random: Sequence[int], samples: int) -> Suite:
     tests = [
         hold_out_surface(surfaces, name, HELD_OUT_SAMPLES) for name in (layout.baseline, *layers)
     ]
-    rows = np.stack([np.zeros(samples + 1), *surface.values()])
+    rows = np.stack([np.zeros(samples + 1), *(row.log_multiplier for row in shown.values())])
     return Suite(
         parabola=errors(parabola),
         surface=errors(surface),

@@ -35,6 +35,12 @@ def report(
         typer.Argument(help="Results directory; all under runs/ and results/ if not given."),
     ] = None,
     as_json: Json = False,
+    margin: Annotated[
+        float,
+        typer.Option(
+            min=0.001, max=0.99, help="A layer within 1 +- this of dense's compute is equivalent."
+        ),
+    ] = 0.1,
 ) -> None:
     """Regenerate figures, tables and leaderboard from the records."""
     from isoflop.analysis.report import benchmarks as performance
@@ -45,7 +51,7 @@ def report(
     directories = [directory] if directory else sources.directories()
     if not directories:
         raise IsoflopError("runs, results: no records there yet; `isoflop run quick` makes some")
-    boards = {str(folder): write(folder, Path("README.md")) for folder in directories}
+    boards = {str(folder): write(folder, Path("README.md"), margin) for folder in directories}
     if directory is None:
         performance.report(performance.STORED, Path("README.md"))
     if as_json:

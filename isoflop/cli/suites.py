@@ -102,9 +102,23 @@ def plan(
     suite: SuiteArgument = "quick",
     device: DeviceOption = "cpu",
     seeds: Seeds = None,
+    power: Annotated[
+        bool,
+        typer.Option("--power", help="Show instead how precise the multipliers will be."),
+    ] = False,
+    noise: Annotated[
+        float | None,
+        typer.Option(
+            min=1e-6,
+            help="Of --power: nats between runs of a cell; that of published records if not given.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show the cells of a suite and what they cost. Trains nothing."""
+    if power:
+        show_power(suite, seeds, noise, as_json)
+        return
     from isoflop.bench.cost import predict_bytes, predict_seconds
     from isoflop.bench.data import find, prepare
 
@@ -194,6 +208,7 @@ def tune(
     from isoflop.bench.lint import refuse_files
     from isoflop.bench.plan import sweep_cells
     from isoflop.bench.shard import share
+    from isoflop.cli.rates import best_rates
     from isoflop.cli.training import train
     from isoflop.results.record import read_record
 
@@ -204,11 +219,14 @@ def tune(
     for note in refuse_files(mine):
         print(note, file=sys.stderr)
     train(mine, directory, directory / "tune", suite, tensorboard, time_limit=time_limit)
+    records = []
     losses: dict[tuple[str, float], list[float | None]] = {}
     for cell in cells:
         path = directory / "tune" / f"{cell.id}.json"
         if path.exists():
-            losses.setdefault((cell.variant, cell.learning_rate), []).append(read_record(path).loss)
+            record = read_record(path)
+            records.append(record)
+            losses.setdefault((cell.variant, cell.learning_rate), []).append(record.loss)
     rows = []
     for (variant, rate), by_seed in losses.items():
         finished = [loss for loss in by_seed if loss is not None]
@@ -217,8 +235,25 @@ def tune(
         rows.append(row | {"seeds_finished": f"{len(finished)} of {len(by_seed)}"})
     show(rows, f"Learning-rate sweeps of {described.name}", as_json)
     if not as_json:
+        transfer = described.transfer
+        print("\n".join(best_rates(records, transfer.width, transfer.exponent)))
         print(f"`isoflop report {directory}` draws them beside the suite's records")
     say_missing(cells, directory / "tune")
+
+
+def show_power(suite: str, seeds: int | None, noise: float | None, as_json: bool) -> None:
+    """Print what the multipliers of a suite will resolve."""
+    from isoflop.cli.power import assumed_for, power_rows, power_text
+
+    described, cells = load_cells(suite, seeds)
+    assumed, law = assumed_for(described.name, noise)
+    rows = power_rows(str(suite_path(suite)), cells, assumed)
+    shown = rows
+    if not as_json:
+        shown = [{k: v for k, v in row.items() if not k.endswith("_flops")} for row in rows]
+    show(shown, f"Precision of the multipliers of {described.name}, before training", as_json)
+    if not as_json:
+        print(power_text(rows, assumed, law))
 
 
 def say_missing(cells: list[Cell], records: Path) -> None:

@@ -1,23 +1,21 @@
 """What is put together from records."""
 
-import pytest
-
 from isoflop.analysis.analyse import analyse
-from isoflop.analysis.curves import AnalysisError
 from isoflop.analysis.simulate import rate_sweep, simulate
 
 BUDGETS = (1e14, 4e14, 1.6e15)
 OCTAVES = (-1.0, -0.5, 0.0, 0.5, 1.0)
 
 
-def test_the_baseline_is_dense() -> None:
+def test_the_baseline_is_the_best_dense() -> None:
     records = simulate({"dense-gelu": 1.0, "dense-swiglu": 1.1}, BUDGETS, octaves=OCTAVES)
-    with pytest.raises(AnalysisError, match="dense-gelu, dense-swiglu is the baseline"):
-        analyse(records)
+    both = analyse(records, samples=50)
+    assert both.baseline == "dense-swiglu"
+    assert both.dense_name == "the best dense variant (dense-swiglu)"
     named = simulate({"dense-gelu": 1.2, "dense": 1.0}, BUDGETS, octaves=OCTAVES)
-    analysis = analyse(named, samples=50)
-    assert analysis.baseline == "dense"
-    assert analysis.variants == ("dense", "dense-gelu")
+    assert analyse(named, samples=50).variants == ("dense-gelu", "dense")
+    one = analyse(simulate({"dense": 1.0}, BUDGETS, octaves=OCTAVES), samples=50)
+    assert (one.baseline, one.dense_name) == ("dense", "dense")
     none = analyse(simulate({"moe": 1.0}, BUDGETS, octaves=OCTAVES), samples=50)
     assert none.standings[0].reason == "no dense baseline"
 

@@ -11,7 +11,7 @@ from isoflop.analysis.power import (
     planned_cells,
     purchases,
     resolution,
-    seeds_to_resolve,
+    seeds_to_settle,
 )
 from isoflop.analysis.simulate import RunNoise, retrain
 from isoflop.analysis.simulations.layouts import quick
@@ -34,7 +34,7 @@ EQUAL = rank_truths(LAYOUT)[2]
 def fitted(seeds: int, random: int, truth: Truth = EQUAL, samples: int = 200) -> SurfaceMultipliers:
     generator = np.random.default_rng([seeds, random])
     cells = gather(retrain(quick(seeds).records, truth.laws, RunNoise(), generator))
-    return surface_multipliers(cells, "dense", LAYOUT.budget, samples=samples, random=random)
+    return surface_multipliers(cells, ("dense",), LAYOUT.budget, samples=samples, random=random)
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
@@ -107,7 +107,7 @@ def test_the_seeds_asked_for_resolve_what_they_promise() -> None:
     make = scaled_layers(LAYOUT, lambda index: QUICK_LAW)
     truth = replace(EQUAL, laws=calibrated(LAYOUT, QUICK_LAW, make, (1.09, 1.0, 1.0, 1.0)))
     sides = np.mean([fitted(1, i, truth).variance_by_side(layer) for i in range(15)], axis=0)
-    asked = seeds_to_resolve(np.log(1.09), (sides[0], sides[1]), (1, 1), (1.0, 1.0))
+    asked = seeds_to_settle(np.log(1.09), (sides[0], sides[1]), (1, 1), (1.0, 1.0))
     assert asked
     assert asked.baseline + asked.variant > 1
     records = [
@@ -119,26 +119,51 @@ def test_the_seeds_asked_for_resolve_what_they_promise() -> None:
     for random in range(100):
         generator = np.random.default_rng([9, random])
         cells = gather(retrain(records, truth.laws, RunNoise(), generator))
-        fits = surface_multipliers(cells, "dense", LAYOUT.budget, samples=200, random=random)
+        fits = surface_multipliers(cells, ("dense",), LAYOUT.budget, samples=200, random=random)
         resolved.append(np.quantile(fits.headline(layer)[1:], 0.025) > 0)
     assert 0.70 <= np.mean(resolved) <= 0.90
 
 
 def test_seeds_go_to_the_side_whose_noise_or_price_says_so() -> None:
-    assert seeds_to_resolve(0.3, (0.0, 0.02), (1, 1), (1.0, 1.0)) is not None
-    only = seeds_to_resolve(0.2, (0.001, 0.02), (1, 1), (1.0, 1.0))
+    assert seeds_to_settle(0.3, (0.0, 0.02), (1, 1), (1.0, 1.0)) is not None
+    only = seeds_to_settle(0.2, (0.001, 0.02), (1, 1), (1.0, 1.0))
     assert only
     assert only.baseline == 0
     assert only.variant == 4  # 0.001 + 0.02 / 5 <= (0.2 / 2.8)^2 = 0.0051
     assert only.flops == 4
-    cheap = seeds_to_resolve(0.3, (0.01, 0.01), (1, 1), (1.0, 9.0))
-    dear = seeds_to_resolve(0.3, (0.01, 0.01), (1, 1), (9.0, 1.0))
+    cheap = seeds_to_settle(0.3, (0.01, 0.01), (1, 1), (1.0, 9.0))
+    dear = seeds_to_settle(0.3, (0.01, 0.01), (1, 1), (9.0, 1.0))
     assert cheap
     assert dear
     assert (cheap.baseline, cheap.variant) == (dear.variant, dear.baseline)
     assert cheap.baseline > cheap.variant
-    assert seeds_to_resolve(0.2, (0.02, 0.02), (1, 1), (1.0, 1.0), lasting=0.5) is None
-    assert seeds_to_resolve(0.0, (0.02, 0.02), (1, 1), (1.0, 1.0)) is None
+    assert seeds_to_settle(0.2, (0.02, 0.02), (1, 1), (1.0, 1.0), lasting=0.5) is None
+    assert seeds_to_settle(0.0, (0.02, 0.02), (1, 1), (1.0, 1.0)) is None
+
+
+def test_what_has_not_settled_it_is_not_enough() -> None:
+    """Variances that would do on average, and an interval that did not."""
+    once = seeds_to_settle(0.3, (0.001, 0.001), (1, 1), (3.0, 1.0))
+    assert once
+    assert (once.baseline, once.variant) == (0, 1)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.03])
+def test_seeds_that_show_equivalence_do_so_with_80_percent_power(value: float) -> None:
+    asked = seeds_to_settle(value, (0.01, 0.01), (1, 1), (1.0, 1.0), margin=0.1)
+    assert asked
+    deviation = np.sqrt(0.01 / (1 + asked.baseline) + 0.01 / (1 + asked.variant))
+    draws = np.random.default_rng(0).normal(value, deviation, 20000)
+    inside = (draws - 1.96 * deviation > np.log(0.9)) & (draws + 1.96 * deviation < np.log(1.1))
+    assert 0.79 <= np.mean(inside) <= 0.85
+
+
+def test_the_cheaper_of_difference_and_equivalence_is_asked_for() -> None:
+    apart = seeds_to_settle(0.09, (0.01, 0.01), (1, 1), (1.0, 1.0))
+    either = seeds_to_settle(0.09, (0.01, 0.01), (1, 1), (1.0, 1.0), margin=0.5)
+    assert apart
+    assert either
+    assert either.flops < apart.flops
 
 
 def test_the_lasting_share_is_a_lower_bound() -> None:

@@ -205,7 +205,7 @@ def test_the_held_out_budget_is_predicted_by_a_law_and_not_by_another() -> None:
             test = hold_out_surface(fits, "dense")
             assert test
             right.append(test.failed)
-            assert test.cells == 4
+            assert len(test.cells.loss) == 4
             assert test.error.low < test.error.value < test.error.high
     assert len(false) == 300
     assert np.mean(false) <= 0.09

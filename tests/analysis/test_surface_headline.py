@@ -24,13 +24,13 @@ def records(truth: Truth = EXACT, random: int = 0) -> list[Record]:
 
 
 def fitted(given: list[Record], budget: float, samples: int) -> SurfaceMultipliers:
-    return surface_multipliers(gather(given), "dense", budget, samples=samples)
+    return surface_multipliers(gather(given), ("dense",), budget, samples=samples)
 
 
 def test_parabolas_for_the_samples_agree_with_the_curves_on_the_data() -> None:
     given = records(random=3)
     fits = fitted(given, LAYOUT.budget, 300)
-    paired = parabola_samples(fits.fits["floor per variant"], "dense", LAYOUT.budget)
+    paired = parabola_samples(fits.fits["floor per variant"], ("dense",), LAYOUT.budget)
     separate = parabolas(given, "dense", LAYOUT.budget, 300)
     assert separate.keys() == paired.keys()
     for layer, samples in separate.items():
@@ -62,7 +62,7 @@ def _chosen(truth: Truth, layer: str) -> Headline:
 
 def _headline(given: list[Record], layer: str, budget: float) -> Headline:
     fits = fitted(given, budget, 200)
-    paired = parabola_samples(fits.fits["floor per variant"], "dense", budget)
+    paired = parabola_samples(fits.fits["floor per variant"], ("dense",), budget)
     separate = parabolas(given, "dense", budget, 200)
     return choose(fits.headline(layer), separate.get(layer), paired.get(layer), fits.trusted(layer))
 

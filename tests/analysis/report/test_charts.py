@@ -139,24 +139,28 @@ def test_compute_axes_are_ticked_at_the_budgets(drawn: dict[str, Chart]) -> None
         assert drawn[name].x.labels == ("1e14", "4e14", "1.6e15", "6.4e15")
 
 
-def test_the_held_out_budget_is_judged_in_loss_and_in_compute(
+def test_the_cells_of_the_held_out_budget_are_beside_their_prediction(
     full: Analysis, drawn: dict[str, Chart]
 ) -> None:
-    loss, compute = drawn["holdout"].panels
-    assert (loss.y.rule, compute.y.rule) == (0, 1)
-    for panel, name in ((loss, "error"), (compute, "compute")):
-        points = [s for s in panel.series if (s.kind, s.variant) == ("points", "dense")]
-        holdouts = full.holdouts["dense"]
-        assert [series.y[0] for series in points] == [getattr(h, name).value for h in holdouts]
-        assert [series.hollow for series in points] == [not h.judged for h in holdouts]
-        assert {series.hollow for series in points} == {True, False}
+    assert [panel.variant for panel in drawn["holdout"].panels] == list(full.variants)
+    for variant, holdout in full.holdouts.items():
+        (cells,) = of(drawn["holdout"], variant, "points")
+        (law,) = of(drawn["holdout"], variant, "line")
+        (area,) = of(drawn["holdout"], variant, "band")
+        assert cells.x == law.x == area.x
+        assert np.sort(cells.y) == pytest.approx(np.sort(holdout.cells.loss))
+        error = np.mean(law.y) - np.mean(cells.y)
+        assert error == pytest.approx(holdout.error.value)
+        assert cells.hollow == holdout.failed
+    assert {holdout.budget for holdout in full.holdouts.values()} == {BUDGETS[-1]}
 
 
 def test_a_rate_that_diverged_has_a_dashed_vertical_and_no_point(drawn: dict[str, Chart]) -> None:
     (panel,) = drawn["learning_rate"].panels
     vertical, line, points, best = panel.series
     assert (vertical.x, vertical.dashed) == ((5e-4, 5e-4), True)
-    assert line.x == points.x == (1e-3, 2e-3)
+    assert points.x == (1e-3, 2e-3)
+    assert (line.x[0], line.x[-1]) == pytest.approx((1e-3, 2e-3))
     assert best.hollow
     assert "at the edge" in best.text[0][1]
     assert 5e-4 in drawn["learning_rate"].x.ticks
@@ -199,4 +203,4 @@ def test_panels_are_laid_over_each_other_only_where_that_may_be(drawn: dict[str,
     (panel,) = whole.overlaid.panels
     assert panel.series == tuple(series for part in whole.panels for series in part.series)
     assert len({part.y for part in whole.panels}) == 1
-    assert drawn["holdout"].overlaid == drawn["holdout"]
+    assert drawn["frontier"].overlaid == drawn["frontier"]
