@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -13,7 +14,7 @@ from isoflop.bench.flops import build_on_meta
 from isoflop.bench.isolate import describe
 from isoflop.bench.layers import complete_options, file_of, find_layer, read_source, source_hash
 from isoflop.bench.suite import Corpus, Suite, SuiteError, Training
-from isoflop.bench.user_layers import problems
+from isoflop.bench.user_layers import passes_problem, refuse_what_cannot_be_built
 from isoflop.models import Config, Layer
 from isoflop.results.errors import IsoflopError
 from isoflop.results.record import CellKey, Flops, Parameters, Size
@@ -96,6 +97,7 @@ def plan(suite: Suite, where: str) -> list[Cell]:
                         )
                     )
     _refuse_twins(cells, where)
+    _refuse_batches(cells, where)
     return sorted(cells, key=lambda cell: cell.budget)
 
 
@@ -124,6 +126,7 @@ def sweep_cells(suite: Suite, where: str) -> list[Cell]:
         for seed in tune.seeds
     ]
     _refuse_twins(cells, where)
+    _refuse_batches(cells, where)
     return cells
 
 
@@ -146,6 +149,23 @@ def _refuse_twins(cells: Iterable[Cell], where: str) -> None:
                 f"{where}: {first}, is the same cell as {second}: remove what stands twice, of "
                 "seeds, budgets, sizes or variants"
             )
+
+
+def _refuse_batches(cells: Iterable[Cell], where: str) -> None:
+    """Ask every layer for a forward pass of as many sequences as it will get.
+
+    Raises:
+        SuiteError: it refuses; expert choice needs multiples of its expansion.
+    """
+    for cell in distinct_models(cells):
+        if cell.source is None:  # a user's layer is asked in a child process when it is built
+            problem = passes_problem(cell.config, cell.training.passes)
+            if problem:
+                key, line = problem
+                raise SuiteError(
+                    f"{where}: training.{key}: variants.{cell.variant}, size {cell.size.name}: "
+                    f"{line}"
+                )
 
 
 def distinct_models(cells: Iterable[Cell]) -> list[Cell]:
@@ -198,12 +218,12 @@ def make_cell(
         SuiteError: the variant cannot be built, or no whole number of steps meets the budget.
     """
     variant, shape = suite.variants[name], suite.sizes[size]
-    training = suite.training.model_copy(update={"batch": shape.batch or suite.training.batch})
+    training = suite.training_at(size)
     backbone = shape.model_dump(exclude={"batch"})
     try:
         source = read_source(file_of(variant.layer)) if file_of(variant.layer) else None
         if source is not None:
-            _refuse_what_cannot_be_built(suite, name, size, source, variant_key)
+            refuse_what_cannot_be_built(suite, name, size, source, variant_key)
         layer = find_layer(variant.layer, source)
     except ValueError as error:
         raise SuiteError(f"{variant_key}.layer: {error}") from None
@@ -233,6 +253,11 @@ def make_cell(
         )
     scale = (suite.transfer.width / shape.width) ** suite.transfer.exponent
     learning_rate = variant.learning_rate * scale * factor
+    if not 0 < learning_rate < math.inf:
+        raise SuiteError(
+            f"{variant_key}.learning_rate: {variant.learning_rate:g} becomes {learning_rate:g} at "
+            f"size {size}: check transfer.exponent"
+        )
     decides = {
         "version": RESULTS_VERSION,
         "layer": variant.layer.rpartition(":")[2],  # where a file lies changes nothing
@@ -266,30 +291,3 @@ def make_cell(
         row_bytes_per_token=2 * (parameters.layer_active - parameters.layer_total + tables),
         source=source,
     )
-
-
-def _refuse_what_cannot_be_built(
-    suite: Suite, name: str, size: str, source: str, variant_key: str
-) -> None:
-    """Ask for all sizes of the suite at a time, since that takes a process.
-
-    Raises:
-        SuiteError: this size cannot be built with this variant's layer.
-    """
-    used = {size for budget in suite.budgets for size in budget.sizes or suite.sizes} | {size}
-    sizes = [key for key in suite.sizes if key in used]
-    shapes = [
-        {
-            "placement": suite.placement,
-            "vocabulary": suite.corpus.vocabulary,
-            "context": suite.training.context,
-            **suite.sizes[key].model_dump(exclude={"batch"}),
-        }
-        for key in sizes
-    ]
-    variant = suite.variants[name]
-    problem = problems(variant.layer, source, variant.options, shapes)[sizes.index(size)]
-    if problem:
-        key, line = problem
-        where = "" if key == "options" or line.startswith(file_of(variant.layer)) else variant.layer
-        raise SuiteError(f"{variant_key}.{key}: {where}{': ' if where else ''}{line}")
