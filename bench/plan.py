@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -14,7 +15,7 @@ from isoflop.bench.counts import counts
 from isoflop.bench.isolate import describe
 from isoflop.bench.layers import complete_options, file_of, find_layer, read_source, source_hash
 from isoflop.bench.suite import Corpus, Suite, SuiteError, Training
-from isoflop.bench.user_layers import refuse_what_cannot_be_built
+from isoflop.bench.user_layers import passes_problem, refuse_what_cannot_be_built
 from isoflop.models import Config
 from isoflop.results.errors import IsoflopError
 from isoflop.results.record import Ablation, CellKey, Flops, Parameters, Size
@@ -103,6 +104,7 @@ def plan(suite: Suite, where: str) -> list[Cell]:
                     )
     cells += _ablation_cells(suite, where)
     _refuse_twins(cells, where)
+    _refuse_batches(cells, where)
     return sorted(cells, key=lambda cell: cell.budget)
 
 
@@ -161,6 +163,7 @@ def sweep_cells(suite: Suite, where: str) -> list[Cell]:
         if table_factor == 1 or cell.has_tables:
             cells.append(cell)
     _refuse_twins(cells, where)
+    _refuse_batches(cells, where)
     return cells
 
 
@@ -183,6 +186,23 @@ def _refuse_twins(cells: Iterable[Cell], where: str) -> None:
                 f"{where}: {first}, is the same cell as {second}: remove what stands twice, of "
                 "seeds, budgets, sizes or variants"
             )
+
+
+def _refuse_batches(cells: Iterable[Cell], where: str) -> None:
+    """Ask every layer for a forward pass of as many sequences as it will get.
+
+    Raises:
+        SuiteError: it refuses; expert choice needs multiples of its expansion.
+    """
+    for cell in distinct_models(cells):
+        if cell.source is None:  # a user's layer is asked in a child process when it is built
+            problem = passes_problem(cell.config, cell.training.passes)
+            if problem:
+                key, line = problem
+                raise SuiteError(
+                    f"{where}: training.{key}: variants.{cell.variant}, size {cell.size.name}: "
+                    f"{line}"
+                )
 
 
 def distinct_models(cells: Iterable[Cell]) -> list[Cell]:
@@ -212,7 +232,7 @@ def make_cell(
         SuiteError: the variant cannot be built, or no whole number of steps meets the budget.
     """
     variant, shape = suite.variants[name], suite.sizes[size]
-    training = suite.training.model_copy(update={"batch": shape.batch or suite.training.batch})
+    training = suite.training_at(size)
     backbone = shape.model_dump(exclude={"batch"})
     try:
         source = read_source(file_of(variant.layer)) if file_of(variant.layer) else None
@@ -248,6 +268,11 @@ def make_cell(
         )
     scale = (suite.transfer.width / shape.width) ** suite.transfer.exponent
     learning_rate = variant.learning_rate * scale * factor
+    if not 0 < learning_rate < math.inf:
+        raise SuiteError(
+            f"{variant_key}.learning_rate: {variant.learning_rate:g} becomes {learning_rate:g} at "
+            f"size {size}: check transfer.exponent"
+        )
     table_rate = variant.table_rate * table_factor
     decides: dict[str, Any] = {
         "version": RESULTS_VERSION,

