@@ -40,6 +40,7 @@ class Analysis:
     holdouts: dict[str, SurfaceHoldOut]  # by variant, those with three budgets or more
     granularity_sweeps: tuple[GranularitySweep, ...]
     rate_sweeps: tuple[RateSweep, ...]
+    table_sweeps: tuple[RateSweep, ...]  # of the rate of tables over the learning rate
     sensitivity: dict[str, Sensitivity]  # by variant
 
     @property
@@ -133,6 +134,9 @@ def analyse(
         holdouts=holdouts,
         granularity_sweeps=granularity_sweeps(curves),
         rate_sweeps=sweeps,
+        table_sweeps=rate_sweeps(
+            tune, records, of_laws.seed or of_laws.fit, samples, of="table_rate"
+        ),
         sensitivity=sensitivity(standings, fits, sweeps),
     )
 

@@ -15,9 +15,10 @@ A rate that diverged is not fitted; it bounds the sweep.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -31,7 +32,8 @@ from isoflop.results.record import Point, Record, Size
 NEAR = 2.5  # the factor from the lowest within which rates are fitted
 LEAST_RATES = 3  # that are fitted however far from the lowest, and that a curvature needs
 
-Runs = Mapping[float, Sequence[Record]]  # the records of one sweep by learning rate
+Runs = Mapping[float, Sequence[Record]]  # the records of one sweep by rate
+Rate = Literal["learning_rate", "table_rate"]  # a field of a record
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,16 @@ class Sensitivity:
 
 
 def rate_sweeps(
-    tune: Sequence[Record], records: Sequence[Record], deviation: float, samples: int
+    tune: Sequence[Record],
+    records: Sequence[Record],
+    deviation: float,
+    samples: int,
+    of: Rate = "learning_rate",
 ) -> tuple[RateSweep, ...]:
     """The sweeps in `tune`, by variant, then budget and size.
+
+    Two rates are swept, each at the usual value of the other: the learning rate, and that of tables
+    over it.
 
     Args:
         tune: records of the sweeps.
@@ -98,17 +107,14 @@ def rate_sweeps(
         deviation: of a run's loss in nats, for sweeps with one seed. Where the suite has one seed
             too, this is the departure from its laws, which is larger than the noise of runs.
         samples: number of bootstrap samples.
+        of: the rate.
 
     Raises:
         AnalysisError: the records of a sweep have different validation sets.
     """
-    by_point: dict[Point, dict[float, list[Record]]] = defaultdict(dict)
-    for record in tune:
-        if record.status != "failed":
-            runs = by_point[record.key.point]
-            runs.setdefault(record.learning_rate, []).append(record)
+    by_point = _grouped([record for record in tune if record.status != "failed"], of)
     deviation = _deviation(by_point.values()) or deviation
-    used = {record.key.point: record.learning_rate for record in records}
+    used = {record.key.point: getattr(record, of) for record in records}
     points = [
         point
         for point in sorted(by_point, key=lambda point: (point[0], point[2], point[1]))
@@ -130,6 +136,24 @@ def rate_sweeps(
         part.sweep(quadratic, used.get(point))
         for point, part, quadratic in zip(points, measured, quadratics, strict=True)
     )
+
+
+def _grouped(tune: Iterable[Record], of: Rate) -> dict[Point, dict[float, list[Record]]]:
+    """The records of every sweep by rate, without those at another than the usual other rate."""
+    other = "table_rate" if of == "learning_rate" else "learning_rate"
+    by_point: dict[Point, list[Record]] = defaultdict(list)
+    for record in tune:
+        by_point[record.key.point].append(record)
+    result: dict[Point, dict[float, list[Record]]] = {}
+    for point, runs in by_point.items():
+        ((usual, _),) = Counter(getattr(run, other) for run in runs).most_common(1)
+        sweep: dict[float, list[Record]] = defaultdict(list)
+        for run in runs:
+            if getattr(run, other) == usual:
+                sweep[getattr(run, of)].append(run)
+        if of == "learning_rate" or len(sweep) > 1:
+            result[point] = sweep
+    return result
 
 
 class _Measured:

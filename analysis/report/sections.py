@@ -139,7 +139,8 @@ def granularity(sweep: GranularitySweep) -> str:
 
 
 RATES = (
-    "Each variant's learning-rate sweeps at small cells. Best: the optimum of a quadratic in the "
+    "Each variant's learning-rate sweeps at small cells; in the rows of tables, their rate over "
+    "that of the rest. Best: the optimum of a quadratic in the "
     "logarithm of the rate, with one curvature for all sweeps, held to the rates of the sweep. "
     "Tuning gap: its loss at the rate that the suite used minus that at the best, with the noise "
     "of the runs. Multiplier if tuned: with every variant's tuning gap subtracted from its loss. "
@@ -153,13 +154,16 @@ RATES_HEADER = (
 
 
 def rate_rows(analysis: Analysis) -> list[list[str]]:
-    """One row per sweep."""
-    return [_rate_row(analysis, sweep) for sweep in analysis.rate_sweeps]
+    """One row per sweep: those of the learning rate, then those of the tables'."""
+    rows = [_rate_row(analysis, sweep, sweep.variant) for sweep in analysis.rate_sweeps]
+    for sweep in analysis.table_sweeps:
+        rows.append([*_rate_row(analysis, sweep, f"{sweep.variant}: tables")[:6], "-", "-", "-"])
+    return rows
 
 
-def _rate_row(analysis: Analysis, sweep: RateSweep) -> list[str]:
+def _rate_row(analysis: Analysis, sweep: RateSweep, name: str) -> list[str]:
     row = [
-        sweep.variant,
+        name,
         f"{sweep.size.name} at {flops(sweep.budget)} FLOPs",
         ", ".join(f"{rate:.2g}" for rate in sweep.rates),
         f"{sweep.used:.2g}",

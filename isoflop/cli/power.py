@@ -17,6 +17,7 @@ from isoflop.analysis.power import (
     resolution,
 )
 from isoflop.analysis.report.format import flops
+from isoflop.cli.console import show
 from isoflop.results.baseline import LAYER
 from isoflop.results.errors import IsoflopError
 from isoflop.results.sources import sources
@@ -24,6 +25,7 @@ from isoflop.results.sources import sources
 if TYPE_CHECKING:
     from isoflop.analysis.surface import Cells
     from isoflop.bench.plan import Cell
+    from isoflop.bench.suite import Suite
 
 
 def assumed_for(suite: str, noise: float | None) -> tuple[Assumed, str]:
@@ -129,3 +131,23 @@ def _row(variant: str, now: tuple[float, float] | None, bought: list[Purchase]) 
         purchase = options.get(what)
         row[f"{what}_flops"] = purchase and purchase.flops
     return row
+
+
+def show_power(
+    suite: Suite, cells: list[Cell], where: str, noise: float | None, as_json: bool
+) -> None:
+    """Print what the multipliers of a suite will resolve.
+
+    Args:
+        cells: of its plan.
+        where: its file, for errors.
+        noise: standard deviation between runs of a cell in nats.
+    """
+    assumed, law = assumed_for(suite.name, noise)
+    rows = power_rows(where, cells, assumed)
+    shown = rows
+    if not as_json:
+        shown = [{k: v for k, v in row.items() if not k.endswith("_flops")} for row in rows]
+    show(shown, f"Precision of the multipliers of {suite.name}, before training", as_json)
+    if not as_json:
+        print(power_text(rows, assumed, law))

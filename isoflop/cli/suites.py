@@ -12,6 +12,8 @@ from isoflop.analysis.report.format import flops as show_flops
 from isoflop.bench.suite import Suite, first_seeds, load_suite, shipped_suites, suite_path
 from isoflop.cli.console import Json, app, show
 from isoflop.cli.fields import suite_fields
+from isoflop.cli.power import show_power
+from isoflop.cli.ready import ready
 from isoflop.cli.reports import report
 from isoflop.cli.tensorboard import TensorBoard
 from isoflop.cli.time_limit import TimeLimit
@@ -117,7 +119,7 @@ def plan(
 ) -> None:
     """Show the cells of a suite and what they cost. Trains nothing."""
     if power:
-        show_power(suite, seeds, noise, as_json)
+        show_power(*load_cells(suite, seeds), str(suite_path(suite)), noise, as_json)
         return
     from isoflop.bench.cost import predict_bytes, predict_seconds
     from isoflop.bench.preflight import check, epochs_note
@@ -215,81 +217,28 @@ def tune(
     mine = ready(described, cells, suite, directory / "tune", shard, sweep=True)
     train(mine, directory, directory / "tune", suite, tensorboard, time_limit=time_limit)
     records = []
-    losses: dict[tuple[str, float], list[float | None]] = {}
+    losses: dict[tuple[str, str, float, float], list[float | None]] = {}
     for cell in cells:
         path = directory / "tune" / f"{cell.id}.json"
         if path.exists():
             record = read_record(path)
             records.append(record)
-            losses.setdefault((cell.variant, cell.learning_rate), []).append(record.loss)
+            key = (cell.variant, cell.size.name, cell.learning_rate, cell.table_rate)
+            losses.setdefault(key, []).append(record.loss)
     rows = []
-    for (variant, rate), by_seed in losses.items():
+    for (variant, size, rate, table_rate), by_seed in losses.items():
         finished = [loss for loss in by_seed if loss is not None]
         mean = sum(finished) / len(finished) if finished else None
-        row = {"variant": variant, "learning_rate": rate, "mean_loss": mean}
-        rows.append(row | {"seeds_finished": f"{len(finished)} of {len(by_seed)}"})
+        row = {"variant": variant, "size": size, "learning_rate": rate, "table_rate": table_rate}
+        rows.append(
+            row | {"mean_loss": mean, "seeds_finished": f"{len(finished)} of {len(by_seed)}"}
+        )
     show(rows, f"Learning-rate sweeps of {described.name}", as_json)
     if not as_json:
         transfer = described.transfer
         print("\n".join(best_rates(records, transfer.width, transfer.exponent)))
         print(f"`isoflop report {directory}` draws them beside the suite's records")
     say_missing(cells, directory / "tune")
-
-
-def show_power(suite: str, seeds: int | None, noise: float | None, as_json: bool) -> None:
-    """Print what the multipliers of a suite will resolve."""
-    from isoflop.cli.power import assumed_for, power_rows, power_text
-
-    described, cells = load_cells(suite, seeds)
-    assumed, law = assumed_for(described.name, noise)
-    rows = power_rows(str(suite_path(suite)), cells, assumed)
-    shown = rows
-    if not as_json:
-        shown = [{k: v for k, v in row.items() if not k.endswith("_flops")} for row in rows]
-    show(shown, f"Precision of the multipliers of {described.name}, before training", as_json)
-    if not as_json:
-        print(power_text(rows, assumed, law))
-
-
-def ready(
-    suite: Suite,
-    cells: list[Cell],
-    name: str,
-    records: Path,
-    shard: str | None,
-    *,
-    sweep: bool = False,
-) -> list[Cell]:
-    """This machine's share of the cells, when nothing stands against training them.
-
-    Notes go to stderr.
-
-    Args:
-        name: of the suite, as `load_suite` takes it.
-        records: the folder that they go to.
-        sweep: the cells differ by learning rate.
-    Raises:
-        IsoflopError: what stands against it.
-    """
-    from isoflop.bench.lint import refuse_files
-    from isoflop.bench.other_settings import refuse_other_settings, refuse_other_text
-    from isoflop.bench.preflight import check, epochs_note
-    from isoflop.bench.run import missing
-    from isoflop.bench.shard import share
-    from isoflop.results.record import load_records
-
-    mine = cells if shard is None else share(cells, shard)
-    stored = load_records(records)
-    refuse_other_settings(suite, cells, records, stored, sweep=sweep)
-    notes = refuse_files(mine)
-    if missing(mine, records):
-        tokens = check(suite, mine, str(suite_path(name)), fetch=True)
-        assert tokens is not None  # it was to be fetched
-        refuse_other_text(suite, cells, records, stored, tokens)
-        notes.append(epochs_note(mine, tokens))
-    for note in filter(None, notes):
-        print(note, file=sys.stderr)
-    return mine
 
 
 def say_missing(cells: list[Cell], records: Path) -> None:

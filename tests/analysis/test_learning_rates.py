@@ -48,6 +48,24 @@ def test_one_curvature_is_shared_and_each_variant_has_its_own_optimum() -> None:
     assert len({float(sweep.quadratic[0, 2]) for sweep in sweeps.values()}) == 1
 
 
+def test_the_rate_of_tables_is_swept_apart() -> None:
+    """Runs at another rate of tables are no part of the sweep of the learning rate."""
+    tune = [*rate_sweep("dense", THREE, 1e-3, noise=0), *rate_sweep("peer", THREE, 1e-3, noise=0)]
+    tables = [
+        run.model_copy(update={"cell": f"{run.cell}{factor}", "table_rate": factor, "loss": loss})
+        for run in tune
+        if run.variant == "peer" and run.learning_rate == THREE[1]
+        for factor, loss in ((0.5, 9.0), (2.0, 8.0))
+    ]
+    plain = {s.variant: s.best.value for s in rate_sweeps(tune, (), 0.003, 50)}
+    assert {s.variant: s.best.value for s in rate_sweeps(tune + tables, (), 0.003, 50)} == plain
+    (sweep,) = rate_sweeps(tune + tables, (), 0.003, 50, of="table_rate")
+    assert sweep.variant == "peer"
+    assert sweep.rates.tolist() == [0.5, 1.0, 2.0]
+    assert sweep.losses[0] == 9.0
+    assert rate_sweeps(tune, (), 0.003, 50, of="table_rate") == ()
+
+
 def test_two_rates_bound_a_sweep_and_bend_nothing() -> None:
     sweep = sweep_of(rate_sweep("dense", THREE[:2], 1.2e-3))
     assert sweep.at_edge
