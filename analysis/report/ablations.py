@@ -95,6 +95,11 @@ def _order(ablation: Ablation) -> list[str]:
     return [f"{axis} = {choice}: {listed(swaps)}." for (axis, choice), swaps in pairs.items()]
 
 
+def as_rows(ablation: Ablation) -> list[dict[str, str]]:
+    """The rows of ABLATION.md by the titles of their columns, for a terminal."""
+    return [dict(zip(HEADER[:-1], row, strict=False)) for row in rows(ablation)]
+
+
 def rows(ablation: Ablation) -> list[list[str]]:
     """A row per choice and variant; a significant difference is marked."""
     return [

@@ -8,7 +8,8 @@ them with the files on disk. A document shows a result between markers,
 where the path is relative to the document; the text between the markers is generated too.
 
 A directory with a `comparison.json` is a comparison of a new layer with the others and is reported
-as such. That file keeps what was asked; the result in it is generated.
+as such. That file keeps what was asked; the result in it is generated. A directory whose records
+have choices of an ablation gets their differences instead of a leaderboard.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import json
 import platform
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,19 @@ import matplotlib
 import numpy as np
 import PIL
 
-from isoflop.analysis.analyse import MARGIN, Analysis, analyse
+from isoflop.analysis.ablation import Ablation, ablation
+from isoflop.analysis.analyse import MARGIN, analyse
 from isoflop.analysis.curves import AnalysisError
-from isoflop.analysis.report import leaderboard
+from isoflop.analysis.report import ablations, leaderboard
 from isoflop.analysis.report.figures import draw
 from isoflop.analysis.report.leaderboard import Row
 from isoflop.analysis.report.markdown import escape
 from isoflop.analysis.report.page import page
 from isoflop.analysis.report.sections import markdown
 from isoflop.analysis.report.verdict import result
+from isoflop.results.baseline import find_baseline
 from isoflop.results.errors import printable
-from isoflop.results.record import write_whole
+from isoflop.results.record import Record, write_whole
 from isoflop.results.sources import sources, submissions_to
 
 DRAWN_BY = (
@@ -44,6 +47,7 @@ DRAWN_BY = (
     f"{platform.system()} {platform.machine()}"
 )
 COMPARISON = "comparison.json"
+ABLATIONS = "robustness"  # the directory beside others whose choices their boards show
 BLOCK = re.compile(r"(<!-- isoflop:(\S+) (\S+) -->\n)(.*?)(<!-- /isoflop -->)", re.DOTALL)
 
 
@@ -52,8 +56,8 @@ def generate(
     document: Path | None = None,
     failed: dict[str, str] | None = None,
     margin: float = MARGIN,
-) -> tuple[Analysis, dict[Path, bytes]]:
-    """Analyse the records behind `directory` and return the generated files by path.
+) -> tuple[list[Row], dict[Path, bytes]]:
+    """Analyse the records behind `directory`; the rows of its main table, and all generated files.
 
     Args:
         directory: a results directory; see `sources`.
@@ -74,26 +78,32 @@ def generate(
                 "count here; `isoflop submit` makes one from records in runs/"
             )
         raise AnalysisError(f"{directory / 'records'}: no records here; run a suite first")
+    if any(record.ablation for record in records):
+        study = _ablation(directory, records)
+        digest = f"records {_digest(records)}, {DRAWN_BY}"
+        made = ablations.files(study, digest)
+        return ablations.as_rows(study), {directory / name: made[name] for name in made}
     comparison = read_comparison(directory / COMPARISON)
     try:
         analysis = analyse(records, tune, highlight=comparison.get("variant"), margin=margin)
     except AnalysisError as error:
         raise AnalysisError(f"{directory}: {error}") from None
+    rows = leaderboard.rows(analysis)
     files = {
         directory / "LEADERBOARD.md": markdown(analysis).encode(),
-        directory / "leaderboard.csv": leaderboard.as_csv(leaderboard.rows(analysis)).encode(),
+        directory / "leaderboard.csv": leaderboard.as_csv(rows).encode(),
+        directory / "leaderboard.tex": leaderboard.as_latex(rows).encode(),
     }
     settings = directory / "suite.toml"
     suite = settings.read_text(encoding="utf-8") if settings.exists() else None
     text = page(analysis, suite, comparison.get("command"), failed)
     files[directory / "index.html"] = text.encode()
-    inputs = "".join(record.model_dump_json() for record in (*records, *tune))
+    inputs = (*records, *tune)
     if comparison:
-        inputs += comparison["variant"]
         text = json.dumps(comparison | result(analysis), indent=1)
         files[directory / COMPARISON] = f"{text}\n".encode()
-    digest = f"records {hashlib.sha256(inputs.encode()).hexdigest()}"
-    for name, content in draw(analysis, f"{digest}, {DRAWN_BY}", failed).items():
+    digest = f"records {_digest(inputs, comparison.get('variant', ''))}, {DRAWN_BY}"
+    for name, content in draw(analysis, digest, failed).items():
         files[directory / "figures" / name] = content
     if document and document.exists():
         blocks = {
@@ -102,7 +112,27 @@ def generate(
         }
         text = document.read_text(encoding="utf-8")
         files[document] = embed(text, document, directory, blocks).encode()
-    return analysis, files
+    return rows, files
+
+
+def _digest(records: Iterable[Record], more: str = "") -> str:
+    text = "".join(record.model_dump_json() for record in records)
+    return hashlib.sha256((text + more).encode()).hexdigest()
+
+
+def _ablation(directory: Path, records: Sequence[Record]) -> Ablation:
+    """
+    Raises:
+        AnalysisError: there is no baseline, or the choices are at several budgets.
+    """
+    plain = {record.variant: record.layer for record in records if not record.ablation}
+    try:
+        baseline = find_baseline(plain)
+        if baseline is None:
+            raise AnalysisError("no dense variant; an ablation needs one to be compared with")
+        return ablation(records, baseline)
+    except (AnalysisError, ValueError) as error:
+        raise AnalysisError(f"{directory}: {error}") from None
 
 
 def read_comparison(path: Path) -> dict[str, Any]:
@@ -144,7 +174,7 @@ def embed(text: str, document: Path, directory: Path, blocks: Mapping[str, str])
 
 
 def report(directory: Path, document: Path | None = None, margin: float = MARGIN) -> list[Row]:
-    """Write all generated files of `directory` and return the leaderboard's rows, best first.
+    """Write all generated files of `directory` and return the rows of its main table.
 
     Args:
         document, margin: see `generate`. Files written with another margin than the default are
@@ -155,7 +185,7 @@ def report(directory: Path, document: Path | None = None, margin: float = MARGIN
         OSError: the directory is not writable.
     """
     failed: dict[str, str] = {}
-    analysis, files = generate(directory, document, failed, margin)
+    rows, files = generate(directory, document, failed, margin)
     for name, why in failed.items():
         line = printable(f"{directory}: chart {name} could not be drawn: {why}")
         print(line, file=sys.stderr)
@@ -164,7 +194,7 @@ def report(directory: Path, document: Path | None = None, margin: float = MARGIN
             write_whole(path.resolve() if path.is_symlink() else path, content)
     for path in _leftover(directory, files):
         path.unlink(missing_ok=True)  # two machines may report at the same time
-    return leaderboard.rows(analysis)
+    return rows
 
 
 def stale(directory: Path, document: Path | None = None) -> list[Path]:

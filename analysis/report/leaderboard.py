@@ -13,7 +13,7 @@ from isoflop.analysis.analyse import Analysis
 from isoflop.analysis.estimate import Estimate, estimate
 from isoflop.analysis.parabola import EXPLAIN
 from isoflop.analysis.ranking import Standing
-from isoflop.analysis.report import markdown
+from isoflop.analysis.report import latex, layer_figures, markdown
 from isoflop.analysis.report.format import flops, interval, listed, si
 from isoflop.analysis.report.verdict import in_time, loses_time, verdict
 
@@ -101,6 +101,7 @@ def flags(analysis: Analysis, standing: Standing) -> list[str]:
             result.append(f"best learning rate {sweep.best.value:.2g} at the edge of its sweep")
     if analysis.rate_sweeps and not sweeps:
         result.append("learning rate not tuned")
+    result += layer_figures.flags(standing.nearest)
     missing = analysis.missing(standing.variant)
     if missing:
         kinds = ", ".join(sorted({record.status for record in missing}))
@@ -139,6 +140,13 @@ def as_csv(table: Sequence[Row]) -> str:
     for row in table:
         writer.writerow(row | {"flags": "; ".join(row["flags"])})
     return text.getvalue()
+
+
+def as_latex(table: Sequence[Row]) -> str:
+    """The brief columns of the rows as a LaTeX table."""
+    shown = brief(table)
+    cells = [list(row.values()) for row in shown]
+    return latex.table(list(shown[0]), cells, left=("variant", "verdict"))
 
 
 def headline(analysis: Analysis) -> str:

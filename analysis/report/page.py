@@ -16,7 +16,7 @@ from string import Template
 import numpy as np
 
 from isoflop.analysis.analyse import Analysis
-from isoflop.analysis.report import leaderboard, sections
+from isoflop.analysis.report import layer_figures, leaderboard, sections
 from isoflop.analysis.report.charts import charts
 from isoflop.analysis.report.leaderboard import Row
 from isoflop.analysis.report.spec import Chart, plain
@@ -171,6 +171,7 @@ def _checks(analysis: Analysis, shown: Mapping[str, Chart]) -> str:
         _list([sections.granularity(sweep) for sweep in analysis.granularity_sweeps]),
         _figures(shown, "learning_rate"),
         _table(sections.RATES, sections.RATES_HEADER, sections.rate_rows(analysis)),
+        _table(layer_figures.TEXT, layer_figures.HEADER, layer_figures.rows(analysis.standings)),
     ]
     return "".join(parts) or (
         "<p>No extrapolation test (it takes three budgets), granularity sweep or learning-rate "

@@ -11,7 +11,7 @@ from isoflop.analysis.estimate import Estimate, estimate
 from isoflop.analysis.granularity import GranularitySweep
 from isoflop.analysis.learning_rates import RateSweep
 from isoflop.analysis.parabola import EXPLAIN
-from isoflop.analysis.report import leaderboard
+from isoflop.analysis.report import layer_figures, leaderboard
 from isoflop.analysis.report.format import decade, flops, flops_interval, interval
 from isoflop.analysis.report.markdown import escape, table
 from isoflop.analysis.report.verdict import result
@@ -35,6 +35,12 @@ def markdown(analysis: Analysis) -> str:
         _table("Held-out budget", HELD_OUT, HELD_OUT_HEADER, holdout_rows(analysis)),
         _bullets("Granularity", [granularity(sweep) for sweep in analysis.granularity_sweeps]),
         _table("Learning-rate sweeps", RATES, RATES_HEADER, rate_rows(analysis)),
+        _table(
+            "What explains the layers",
+            layer_figures.TEXT,
+            layer_figures.HEADER,
+            layer_figures.rows(analysis.standings),
+        ),
         _bullets("Notes", notes(analysis)),
     ]
     return "\n".join(part for part in parts if part)

@@ -58,9 +58,12 @@ def report(
         print(json.dumps(boards, indent=1))
         return
     for where, rows in boards.items():
-        show(leaderboard.brief(rows), f"Leaderboard of {where}", False)
+        if "axis" in rows[0]:
+            show(rows, f"Ablation of {where}: difference from the suite as it is", False)
+        else:
+            show(leaderboard.brief(rows), f"Leaderboard of {where}", False)
         for row in rows:
-            if row["flags"]:
+            if row.get("flags"):
                 print(f"{row['variant']}: {'; '.join(row['flags'])}")
         print(f"figures, tables and a page (index.html) are in {where}")
 
