@@ -50,8 +50,9 @@ def make_optimizer(
     """Fused AdamW; weight decay on matrices alone, not on embedding and norms.
 
     Parameters of a layer's `parameter_groups` have the decay and the rate stated there; the rate of
-    its tables is multiplied by `table_rate`, that of the embedding by the suite's. Each group of the optimiser carries `rate`, a
-    multiplier of the cell's rate, and `constant`, whether it stays after the warm-up.
+    its tables is multiplied by `table_rate`, that of the embedding by the suite's. Each group of
+    the optimiser carries `rate`, a multiplier of the cell's rate, and `constant`, whether it stays
+    after the warm-up.
     """
     groups: list[dict[str, Any]] = []
     grouped: set[int] = set()
