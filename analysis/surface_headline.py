@@ -22,6 +22,7 @@ from isoflop.analysis.parabola import fit_parabola
 from isoflop.analysis.surface import Surface, Surfaces
 
 LARGEST_Z = 2.0  # of Hausman's test
+LEAST_BUDGETS = 3  # of a dense frontier that parabolas may be read from in place of a surface
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ def parabola_samples(fits: Surfaces, dense: Sequence[str], budget: float) -> dic
     """The multipliers that parabolas give for the samples that the surfaces were fitted to.
 
     Sample 0 is what `curves` and `frontier` give for the data. The others show how parabola and
-    surface differ where the law is right.
+    surface differ where the law is right. There are none where every dense variant has two
+    budgets or fewer: these determine only a power law without a floor, which is biased.
 
     Args:
         fits: the surfaces.
@@ -93,7 +95,7 @@ def parabola_samples(fits: Surfaces, dense: Sequence[str], budget: float) -> dic
     frontiers = [
         frontier
         for name in dense
-        if minima.get(name)
+        if len(minima.get(name, ())) >= LEAST_BUDGETS
         and (frontier := fit_frontier(np.array(list(minima[name])), _columns(minima[name])))
         and frontier.falls
     ]

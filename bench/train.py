@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from isoflop.bench import checkpoint
 from isoflop.bench.data import Sampler, Tokens, bits_per_byte, hash_of_windows
@@ -52,6 +52,9 @@ class Hooks:
     report: Callable[[Progress], None] = lambda progress: None
     warn: Callable[[str], None] = lambda line: None  # of trouble that does not end the cell
     stop: Callable[[], bool] = lambda: False  # asked after every step
+    built: Callable[[nn.Module], None] = lambda model: (
+        None
+    )  # before the first step, or a checkpoint
 
 
 def train_cell(
@@ -180,6 +183,7 @@ class _Run:
             StoppedError: after a step, with the state saved.
         """
         self.trainer = Trainer(self.cell, self.device)
+        self.hooks.built(self.trainer.model)
         self.output_rms = self.trainer.output_rms(self.windows[: self.cell.training.batch])
         losses = self._resume()
         every = max(1, self.cell.steps // CURVE_POINTS)

@@ -11,6 +11,9 @@ import numpy as np
 from isoflop.analysis.report.derive import embed
 from isoflop.analysis.report.markdown import table
 from isoflop.analysis.simulations.stored import read
+from isoflop.analysis.simulations.truths import RANK_LISTS
+
+DENSE = "dense"  # the baseline of the layouts
 
 
 def write_tables(document: Path, store: Path) -> None:
@@ -32,7 +35,6 @@ def setting(counts: Mapping[str, Any]) -> str:
         f"{_range(counts, 'suites')} suites of each truth",
         f"{_range(counts, 'samples')} bootstrap samples",
         f"seed {_range(counts, 'seed')}",
-        f"code {', '.join(sorted({count['code'] for count in counts.values()}))}",
     )
     return "; ".join(parts) + ".\n"
 
@@ -48,17 +50,18 @@ def coverage(counts: Mapping[str, Any]) -> str:
     for name, count in counts.items():
         surface, parabola, headline = (count[kind] for kind in ("surface", "parabola", "headline"))
         shares = [inside / total for inside, total in surface["covered"].values()]
+        known = parabola["missing"] < 1  # for some layer of some suite
         rows.append(
             (
                 name,
                 f"{surface['rmse']:.3f}",
-                f"{parabola['rmse']:.3f}",
+                f"{parabola['rmse']:.3f}" if known else "-",
                 f"{surface['bias']:+.3f}",
-                f"{parabola['bias']:+.3f}",
+                f"{parabola['bias']:+.3f}" if known else "-",
                 f"x/{np.exp(surface['half_width']):.2f}",
-                f"x/{np.exp(parabola['half_width']):.2f}",
+                f"x/{np.exp(parabola['half_width']):.2f}" if known else "-",
                 f"{_percent(surface['coverage'])} ({min(shares):.0%} to {max(shares):.0%})",
-                _percent(parabola["coverage"]),
+                _percent(parabola["coverage"]) if known else "-",
                 _percent(headline["coverage"]),
                 _percent(parabola["missing"]),
                 _percent(count["switched"]),
@@ -84,18 +87,19 @@ def coverage(counts: Mapping[str, Any]) -> str:
 
 
 def pairs(counts: Mapping[str, Any]) -> str:
-    """How often pairs of a known ratio are told apart, over all lists of the rank truths."""
+    """How often pairs of a known ratio are told apart, over the lists of `rank_truths`."""
     rows = []
-    for name, count in counts.items():
-        by_ratio: dict[float, list[Mapping[str, Any]]] = {}
-        for pair in count["pairs"]:
-            by_ratio.setdefault(pair["ratio"], []).append(pair)
-        if not any(ratio == 1 for ratio in by_ratio):
-            continue
-        for ratio, members in sorted(by_ratio.items()):
-            rows.append((name, f"{ratio:.2f}x", str(len(members)), *_shares(members, count)))
-    header = ("list", "ratio", "pairs", "told apart", "rightly", "wrongly")
-    return table(header, rows, left=("list",))
+    for name in RANK_LISTS:
+        groups: dict[tuple[float, str], list[Mapping[str, Any]]] = {}
+        for pair in counts.get(name, {"pairs": []})["pairs"]:
+            with_dense = DENSE in (pair["first"], pair["second"])
+            key = pair["ratio"], "dense and a layer" if with_dense else "two layers"
+            groups.setdefault(key, []).append(pair)
+        for (ratio, kind), members in sorted(groups.items()):
+            shares = _shares(members, counts[name])
+            rows.append((name, f"{ratio:.2f}x", kind, str(len(members)), *shares))
+    header = ("list", "ratio", "of", "pairs", "told apart", "rightly", "wrongly")
+    return table(header, rows, left=("list", "of"))
 
 
 def _shares(members: Sequence[Mapping[str, Any]], count: Mapping[str, Any]) -> tuple[str, ...]:

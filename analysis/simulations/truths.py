@@ -14,6 +14,11 @@ from isoflop.analysis.simulations.layouts import Layout
 from isoflop.analysis.surface import Cells, fit_surfaces, gather
 
 MULTIPLIERS = (1.2, 1.9, 1.5, 1.0)  # of the layers, in the order of their names
+RANK_LISTS = {  # multipliers with known ties and ratios
+    "1.2x and 1.25x, ties": (1.2, 1.5, 1.5, 1.0),
+    "1.2x, 1.25x and 1.2x, a tie": (1.2, 1.8, 1.5, 1.0),
+    "all equal": (1.0, 1.0, 1.0, 1.0),
+}
 SIZES = 2001  # at which a true frontier is searched
 BEYOND = 4.0  # the factor outside the trained sizes up to which it is
 
@@ -208,11 +213,6 @@ def paper_truths(layout: Layout) -> list[Truth]:
 
 def rank_truths(layout: Layout) -> list[Truth]:
     """Lists with known ties and ratios, in the layout of `quick`."""
-    lists = {
-        "1.2x and 1.25x, ties": (1.2, 1.5, 1.5, 1.0),
-        "1.2x, 1.25x and 1.2x, a tie": (1.2, 1.8, 1.5, 1.0),
-        "all equal": (1.0, 1.0, 1.0, 1.0),
-    }
     return [
         Truth(
             name,
@@ -222,5 +222,5 @@ def rank_truths(layout: Layout) -> list[Truth]:
             ),
             multipliers=multipliers,
         )
-        for name, multipliers in lists.items()
+        for name, multipliers in RANK_LISTS.items()
     ]

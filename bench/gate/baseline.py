@@ -1,14 +1,14 @@
 """The gate: have counts, losses, step time or memory changed?
 
 The stored baseline is `results/<suite>/baseline.json`, made by `isoflop check --accept`: the counts
-of every model, and the losses of every cell over several seeds. Step time and memory depend on the
-machine and are never stored: `isoflop.bench.gate.stopwatch` measures a baseline and the candidate
-in the same job.
+of every model, the losses of every cell over several seeds, and how far rounding moves them. Step
+time and memory depend on the machine and are never stored: `isoflop.bench.gate.stopwatch` measures
+a baseline and the candidate in the same job.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from isoflop.bench.gate.noise import departures
+from isoflop.bench.gate.same_seed import departures as departures_of_seed
 from isoflop.bench.gate.stopwatch import Ratio
 from isoflop.bench.plan import Cell
 from isoflop.results.errors import IsoflopError, explain
@@ -54,6 +55,8 @@ class Baseline(Frozen):
     versions: dict[str, str]
     validation_hash: str
     seeds: Annotated[list[int], Field(min_length=3)]  # their noise is estimated by leaving out one
+    capability: str = ""  # of the CPU, see `same_seed`; empty: seeds are not compared one by one
+    shifts: dict[str, float] = {}  # by variant, nats: what a tiny change of the weights does
     cells: list[StoredCell]
 
 
@@ -82,11 +85,17 @@ def read_baseline(path: Path) -> Baseline:
         raise GateError(f"{path}: {explain(error, Baseline)}") from None
 
 
-def write_baseline(path: Path, records: Sequence[Record]) -> Baseline:
+def write_baseline(
+    path: Path,
+    records: Sequence[Record],
+    shifts: Mapping[str, float] | None = None,
+    capability: str = "",
+) -> Baseline:
     """Store the counts and losses of these records as the baseline.
 
     Args:
         records: every cell of a suite, with the same seeds.
+        shifts, capability: see `same_seed`.
     Raises:
         GateError: a cell has not finished.
     """
@@ -103,6 +112,8 @@ def write_baseline(path: Path, records: Sequence[Record]) -> Baseline:
         versions=first.measured.versions,
         validation_hash=str(first.validation_hash),
         seeds=sorted({record.seed for record in records}),
+        capability=capability,
+        shifts={name: float(f"{shift:.3g}") for name, shift in (shifts or {}).items()},
         cells=[
             StoredCell(
                 variant=variant,
@@ -151,8 +162,14 @@ def _counts(cell: StoredCell | Cell) -> dict[str, int]:
     }
 
 
-def losses(baseline: Baseline, records: Sequence[Record]) -> Check:
-    """Losses of a run of every cell, within the noise of the stored ones."""
+def losses(baseline: Baseline, records: Sequence[Record], capability: str = "") -> Check:
+    """Losses of a run of every cell: those of the same stored seed, if they can be compared, else
+    within the noise of the stored ones.
+
+    Args:
+        capability: of the CPU that they were trained on. On another than the baseline's, or for
+            seeds or variants that it does not have, the spread between seeds decides.
+    """
     stored = {cell.point: cell for cell in baseline.cells}
     details: list[str] = []
     table: list[dict[str, str]] = []
@@ -167,13 +184,39 @@ def losses(baseline: Baseline, records: Sequence[Record]) -> Check:
             details.append(f"{_name(point)}: no stored losses; --accept stores them")
         else:
             pairs.append((stored[point], record.loss))
+    further: list[str] = []
     if pairs:
         further, table = _judged(pairs)
+    same = _same_seed(baseline, records, stored) if capability == baseline.capability else None
+    if same is None:
         details += further
-    text = f"{len(records)} losses within the noise of {len(baseline.seeds)} stored seeds"
+        text = f"{len(records)} losses within the noise of {len(baseline.seeds)} stored seeds"
+    else:
+        # The spread between seeds is of interest only once the arithmetic has changed.
+        details += [*same, *(further if same else ())]
+        text = f"{len(records)} losses equal those of the same stored seed, but for rounding"
     if details:
         text = f"departures from the stored losses: {len(details)}"
+    if same:
+        beyond = "some are" if further else "none is"
+        text += f"; the arithmetic has changed, and {beyond} beyond the spread between seeds"
     return Check("losses", not details, text, details, table)
+
+
+def _same_seed(
+    baseline: Baseline, records: Sequence[Record], stored: Mapping[Point, StoredCell]
+) -> list[str] | None:
+    """Departures from the losses of the same seed; None where they cannot be compared."""
+    changes = []
+    for record in records:
+        cell = stored.get(record.key.point)
+        if record.loss is None or cell is None:
+            continue
+        if record.seed not in baseline.seeds or record.variant not in baseline.shifts:
+            return None
+        change = record.loss - cell.losses[baseline.seeds.index(record.seed)]
+        changes.append((record.variant, _name(cell.point), change))
+    return departures_of_seed(changes, baseline.shifts)
 
 
 def _judged(pairs: Sequence[tuple[StoredCell, float]]) -> tuple[list[str], list[dict[str, str]]]:

@@ -70,7 +70,7 @@ def judge(logs: dict[str, list[float]]) -> dict[str, tuple[float, float]]:
     """
     values = np.array(list(logs.values()))  # (variants, rounds)
     variants, rounds = values.shape
-    degrees = variants * (rounds - 1)
+    degrees = rounds - 1  # the variants of a round share what slows its processes
     error = math.sqrt(values.var(axis=1, ddof=1).mean() / rounds)
     half = float(stats.t.isf(ERROR / variants, degrees)) * error
     threshold = max(math.exp(half), 1 + TOLERANCE)

@@ -59,6 +59,7 @@ def check(
 ) -> None:
     """Check submissions, generated files and counts. Exit code 1 if a check fails."""
     from isoflop.bench.gate import baseline as gate
+    from isoflop.bench.gate import same_seed
     from isoflop.bench.plan import plan
     from isoflop.bench.suite import load_suite, suite_path
     from isoflop.cli.summary import markdown
@@ -67,8 +68,12 @@ def check(
     stored = Path("results") / described.name / "baseline.json"
     if accept:
         seeds = described.model_copy(update={"seeds": list(range(SEEDS))})
-        records = trained(plan(seeds, str(suite_path(suite))), suite)
-        baseline = gate.write_baseline(stored, records)
+        cells = plan(seeds, str(suite_path(suite)))
+        records = trained(cells, suite)
+        smallest = min(cell.budget for cell in cells)
+        few = [cell for cell in cells if (cell.seed, cell.budget) == (0, smallest)]
+        shifts = same_seed.weight_shifts(few) if same_seed.capability() else {}
+        baseline = gate.write_baseline(stored, records, shifts, same_seed.capability())
         print(f"{stored}: {len(baseline.cells)} cells, {SEEDS} seeds")
         return
     checks = submitted(directory, execute=execute)
@@ -79,7 +84,8 @@ def check(
         cells = plan(described, str(suite_path(suite)))
         checks.append(gate.counts(baseline, cells))
         if losses:
-            checks.append(gate.losses(baseline, trained(cells, suite)))
+            records = trained(cells, suite)
+            checks.append(gate.losses(baseline, records, same_seed.capability()))
     if base:
         checks += timed(base, suite)
     if summary:

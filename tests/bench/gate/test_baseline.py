@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 
+import isoflop.bench.plan
 import isoflop.models.decoder
 from isoflop.bench.counts import counts as counts_of_models
 from isoflop.bench.data import prepare
 from isoflop.bench.gate import baseline as gate
 from isoflop.bench.gate.baseline import Baseline, Check, GateError, read_baseline, write_baseline
 from isoflop.bench.gate.noise import departures
+from isoflop.bench.gate.same_seed import capability
 from isoflop.bench.gate.stopwatch import Ratio
 from isoflop.bench.plan import Cell, plan
 from isoflop.bench.suite import load_suite
@@ -83,10 +85,10 @@ def test_each_stored_seed_passes_against_the_others() -> None:
         assert not beyond, stored.seeds[index]
 
 
-def trained(cells: list[Cell], folder: Path) -> Check:
+def trained(cells: list[Cell], folder: Path, capability: str = "") -> Check:
     tokens = prepare(cells[0].corpus)
     records = [train_cell(cell, tokens, torch.device("cpu"), folder) for cell in cells]
-    return gate.losses(read_baseline(STORED), records)
+    return gate.losses(read_baseline(STORED), records, capability)
 
 
 def test_a_planted_worse_initialisation_fails(
@@ -113,6 +115,36 @@ def test_a_planted_worse_initialisation_fails(
     assert any(line.startswith("dense: worse than stored by ") for line in check.details)
 
 
+@pytest.mark.skipif(
+    capability() != read_baseline(STORED).capability, reason="losses stored on another CPU"
+)
+def test_this_code_gives_the_stored_losses_and_a_small_change_does_not(
+    cells: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Initial weights larger by 2%: far within the spread between seeds."""
+    some = [cell for cell in cells if cell.variant == "dense" and cell.budget == 7e9]
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        same = trained(some, tmp_path, capability())
+        whole = isoflop.models.decoder.Decoder.__init__
+
+        def changed(self: Any, *arguments: Any) -> None:
+            whole(self, *arguments)
+            with torch.no_grad():
+                for parameter in self.parameters():
+                    parameter.mul_(1.02)
+
+        monkeypatch.setattr(isoflop.models.decoder.Decoder, "__init__", changed)
+        check = trained(some, tmp_path, capability())
+    finally:
+        torch.set_num_threads(before)
+    assert (same.ok, same.details) == (True, [])
+    assert "equal those of the same stored seed" in same.text
+    assert not check.ok
+    assert "none is beyond the spread between seeds" in check.text
+
+
 def test_counts_of_this_code_are_the_stored_ones(cells: list[Cell]) -> None:
     check = gate.counts(read_baseline(STORED), cells)
     assert (check.ok, check.details) == (True, [])
@@ -129,7 +161,9 @@ def _models_counted_anew() -> Iterator[None]:
 def test_planted_flops_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     formula = Dense.flops_per_token
     monkeypatch.setattr(Dense, "flops_per_token", lambda self: round(1.02 * formula(self)))
+    isoflop.bench.plan._counts.cache_clear()
     check = gate.counts(read_baseline(STORED), plan(load_suite("ci"), "ci"))
+    isoflop.bench.plan._counts.cache_clear()
     assert not check.ok
     assert "dense l 7e+09 FLOPs: ffn 73728 is stored, 75202 counted" in check.details
 

@@ -30,6 +30,18 @@ def test_equal_code_passes_and_a_tenth_slower_does_not(noise: float) -> None:
     assert np.mean([ratio > threshold for ratio, threshold in slower]) >= 0.9
 
 
+def test_equal_code_fails_at_the_promised_rate_where_rounds_are_slow_as_a_whole() -> None:
+    """All variants of a round share half of its noise: 2% of jobs may fail, over 2,000."""
+    generator = np.random.default_rng(1)
+    failed = 0
+    for _ in range(2000):
+        shared = generator.standard_normal(4)
+        logs = 0.05 * (generator.standard_normal((7, 4)) + 2 * shared)
+        outcome = judge({f"v{index}": row.tolist() for index, row in enumerate(logs)})
+        failed += any(ratio > threshold for ratio, threshold in outcome.values())
+    assert failed / 2000 <= 0.03
+
+
 def test_what_hardly_matters_fails_nobody() -> None:
     logs = {"a": [0.010, 0.010, 0.010], "b": [0.0, 0.0, 0.0]}
     assert all(ratio <= threshold for ratio, threshold in judge(logs).values())
