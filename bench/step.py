@@ -50,9 +50,8 @@ def make_optimizer(
     """Fused AdamW; weight decay on matrices alone, not on embedding and norms.
 
     Parameters of a layer's `parameter_groups` have the decay and the rate stated there; the rate of
-    its tables is multiplied by `table_rate`, that of the embedding by the suite's. Each group of
-    the optimiser carries `rate`, a multiplier of the cell's rate, and `constant`, whether it stays
-    after the warm-up.
+    its tables is multiplied by `table_rate`. Each group of the optimiser carries `rate`, a
+    multiplier of the cell's rate, and `constant`, whether it stays after the warm-up.
     """
     groups: list[dict[str, Any]] = []
     grouped: set[int] = set()
@@ -70,15 +69,13 @@ def make_optimizer(
                         "constant": stated.constant,
                     }
                 )
-    embedding = model.embedding.weight
-    rest = [p for p in model.parameters() if id(p) not in grouped and p is not embedding]
+    rest = [p for p in model.parameters() if id(p) not in grouped]
+    decayed = [p for p in rest if p.ndim >= 2 and p is not model.embedding.weight]
+    kept = {id(p) for p in decayed}
+    plain = {"rate": 1.0, "constant": False}
     groups += [
-        {"params": members, "weight_decay": decay, "rate": rate, "constant": False}
-        for members, decay, rate in (
-            ([p for p in rest if p.ndim >= 2], training.weight_decay, 1.0),
-            ([p for p in rest if p.ndim < 2], 0.0, 1.0),
-            ([embedding], 0.0, training.embedding_rate),
-        )
+        {"params": decayed, "weight_decay": training.weight_decay, **plain},
+        {"params": [p for p in rest if id(p) not in kept], "weight_decay": 0.0, **plain},
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]], betas=(0.9, training.beta2), fused=True

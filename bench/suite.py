@@ -103,8 +103,6 @@ class Training(Frozen):
     """Of AdamW; beta1 is 0.9."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Of matrices only: not of the embedding, norms and tables."""
-    embedding_rate: Annotated[float, Field(gt=0, le=1e6)] = 1.0
-    """Learning rate of the token embedding over that of the rest."""
     clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest global gradient norm."""
     validation_tokens: Positive = 65536

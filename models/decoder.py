@@ -160,7 +160,9 @@ class Decoder(nn.Module):
         )
         self.norm = nn.RMSNorm(width)
         self.head = nn.Linear(width, config.vocabulary, bias=False)
-        nn.init.normal_(self.embedding.weight, std=width**-0.5)
+        # At the scale of the blocks' outputs: where it is smaller, they drown the tokens. With a
+        # standard deviation of width^-0.5 the quick suite's dense loss is 0.3 nats higher.
+        nn.init.normal_(self.embedding.weight)
         nn.init.zeros_(self.head.weight)  # the first loss is log V, whatever the width
         cos_TK, sin_TK = rotary_table(config.context, width // config.heads)
         self.register_buffer("cos_TK", cos_TK, persistent=False)

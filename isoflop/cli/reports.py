@@ -65,7 +65,8 @@ def report(
         for row in rows:
             if row.get("flags"):
                 print(f"{row['variant']}: {'; '.join(row['flags'])}")
-        print(f"figures, tables and a page (index.html) are in {where}")
+        page = Path(where) / "index.html"
+        print(f"figures, tables{' and a page (index.html)' * page.exists()} are in {where}")
 
 
 @app.command("show")
