@@ -227,7 +227,9 @@ def surface_multipliers(
     separate = fit_surfaces(cells, samples=samples, random=random)
     # A variant that lies on no such law must not widen the intervals of those that do.
     doubtful = {name for name, p in misfits(separate).items() if p < DOUBTFUL}
-    if doubtful and len(doubtful) < len(separate.surfaces):
+    if len(doubtful) == len(separate.surfaces):
+        doubtful = set()  # there would be no noise at all
+    if doubtful:
         separate = fit_surfaces(cells, samples=samples, random=random, doubtful=doubtful)
     reasons = dict(separate.unfitted)
     fits: dict[Form, Surfaces] = {"floor per variant": separate}

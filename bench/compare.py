@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from dataclasses import dataclass, fields
@@ -13,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from isoflop.bench.data import hash_of_windows
 from isoflop.bench.data import prepare as tokens_of
 from isoflop.bench.layers import find_layer
-from isoflop.bench.plan import Cell, plan
+from isoflop.bench.plan import Cell, make_cell, plan
 from isoflop.bench.run import missing
 from isoflop.bench.suite import Name, Suite, Variant, first_seeds, load_suite, suite_path, to_toml
 from isoflop.results.baseline import find_baseline
@@ -44,6 +45,23 @@ class Comparison:
     @property
     def records(self) -> Path:
         return self.directory / "records"
+
+    @property
+    def rate_cells(self) -> list[Cell]:
+        """A small cell of the new layer at half, the same and double its learning rate: at the
+        smallest budget, of the size nearest to the suite's transfer width."""
+        width = self.suite.transfer.width
+        small = min(
+            self.cells,
+            key=lambda cell: (cell.budget, abs(math.log(cell.size.width / width)), cell.seed),
+        )
+        return [
+            make_cell(
+                self.suite, self.variant, small.size.name, small.budget, small.seed,
+                f"variants.{self.variant}", "budgets", factor,
+            )
+            for factor in (0.5, 1.0, 2.0)
+        ]  # fmt: skip
 
     @property
     def suite_file(self) -> Path:

@@ -18,6 +18,7 @@ from isoflop.cli.tensorboard import TensorBoard
 from isoflop.cli.time_limit import TimeLimit
 
 if TYPE_CHECKING:
+    from isoflop.bench.compare import Comparison
     from isoflop.models import Layer
 
 LayerArgument = Annotated[
@@ -148,6 +149,10 @@ def compare(
         str | None,
         typer.Option(help="Name of the new variant; the layer with its options if not given."),
     ] = None,
+    rate_check: Annotated[
+        bool,
+        typer.Option(help="Also train a small cell at half and at double the learning rate."),
+    ] = True,
     tensorboard: TensorBoard = None,
     time_limit: TimeLimit = None,
     as_json: Json = False,
@@ -156,6 +161,7 @@ def compare(
     from isoflop.analysis.report.derive import COMPARISON, read_comparison, report
     from isoflop.bench.compare import prepare
     from isoflop.bench.lint import read_options, refuse, with_class
+    from isoflop.bench.run import missing
     from isoflop.bench.shape_checks import shapes_of
     from isoflop.bench.suite import load_suite
     from isoflop.cli.training import train
@@ -188,6 +194,9 @@ def compare(
         tensorboard,
         time_limit=time_limit,
     )
+    if rate_check and not missing(plan.cells, plan.records):
+        asked["rate_check"] = checked_rates(plan)
+        write_whole(plan.directory / COMPARISON, json.dumps(asked, indent=1) + "\n")
     rows = report(plan.directory)
     result = read_comparison(plan.directory / COMPARISON)
     if as_json:
@@ -201,12 +210,32 @@ def compare(
         if row["variant"] in (result["variant"], result["baseline"]):
             for flag in row["flags"]:
                 print(f"note: {row['variant']}: {flag}")
-    if learning_rate is None:
+    if "rate_check" in result:
+        print(f"note: {result['rate_check']['sentence']}")
+    elif learning_rate is None:
         print(
             f"note: learning rate {plan.learning_rate:g} is the suite's for {result['baseline']}, "
             "not tuned for this layer; try --learning-rate"
         )
     print(f"figures and tables are in {plan.directory}")
+
+
+def checked_rates(plan: Comparison) -> dict[str, object]:
+    """Train the cells of a comparison's check of the learning rate, and what they say."""
+    from isoflop.cli.rates import rate_check
+    from isoflop.cli.training import train
+    from isoflop.results.record import load_records, write_whole
+
+    folder, cells = plan.directory / "rates", plan.rate_cells
+    for cell in cells:  # the one that the comparison has trained is not trained again
+        path = plan.records / f"{cell.id}.json"
+        if path.exists():
+            write_whole(folder / path.name, path.read_bytes())
+    train(cells, plan.directory, folder, str(plan.suite_file))
+    ids = {cell.id for cell in cells}
+    records = [record for record in load_records(folder) if record.cell in ids]
+    transfer = plan.suite.transfer
+    return rate_check(records, plan.learning_rate, transfer.width, transfer.exponent)
 
 
 @app.command()

@@ -166,6 +166,21 @@ def test_a_variant_on_no_law_does_not_widen_the_intervals_of_the_others() -> Non
         assert spread == pytest.approx(calm.headline(layer)[1:].std(), rel=0.25)
 
 
+def test_where_no_variant_lies_on_a_law_all_have_noise() -> None:
+    """Losses that bend upwards at the largest budget, in all variants alike, and lie beyond dense's
+    budgets: both forms are fitted."""
+    part = {
+        name: replace(group, loss=group.loss + 0.5 * (group.budget == group.budget.max()))
+        for name, group in cells(noise=0.002).items()
+        if name in ("dense", "peer")
+    }
+    low = part | {"peer": replace(part["peer"], loss=part["peer"].loss - 0.8)}
+    for group in (part, low):
+        fits = fitted(group, 20)
+        assert fits.fits["floor per variant"].noise
+        assert not fits.trusted("peer")
+
+
 def test_variants_without_a_baseline_or_cells_have_a_reason() -> None:
     part = cells()
     few = part["pkm"].where(np.arange(12) < 4)

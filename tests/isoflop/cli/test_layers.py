@@ -133,6 +133,11 @@ def test_compare_trains_only_the_new_cells_beside_the_stored_records(folder: Pat
     assert (result["learning_rate"], result["learning_rate_given"]) == (0.01, False)
     assert result["verdict"] == "no multiplier"  # one size is no curve
     assert "1 of 1 cells to train" in done.stderr
+    assert "2 of 3 cells to train" in done.stderr  # at half and at double the rate
+    check = result["rate_check"]
+    assert check["rates"] == [0.005, 0.01, 0.02]
+    assert len([loss for loss in check["losses"] if loss]) == 3
+    assert "learning rate 0.01 is " in check["sentence"]
     records = load_records(Path("runs/compare-Mine/records"))
     assert sorted(record.variant for record in records) == ["Mine", "dense", "moe"]
     mine = next(record for record in records if record.variant == "Mine")
@@ -215,10 +220,12 @@ def test_the_verdict_follows_from_the_records(
         return 4 * (compute / 1e10) ** -0.1 + 0.1 * distance**2 + noise * generator.normal()
 
     prepare_with_records(LARGE, loss)
-    result = json.loads(invoke("compare", "mine.py", "--suite", "tiny.toml", "--json"))
+    asked = ("compare", "mine.py", "--suite", "tiny.toml", "--no-rate-check")
+    result = json.loads(invoke(*asked, "--json"))
     assert result["verdict"] == verdict, result
+    assert "rate_check" not in result
     assert result["low"] < result["multiplier"] < result["high"]
-    text = invoke("compare", "mine.py", "--suite", "tiny.toml")
+    text = invoke(*asked)
     if verdict == "inconclusive":
         assert result["low"] < 1 < result["high"]
         more = {"dense": result["more_seeds_dense"], "Mine": result["more_seeds_layer"]}
