@@ -11,6 +11,7 @@ from isoflop.analysis.analyse import Analysis
 from isoflop.analysis.curves import Curve
 from isoflop.analysis.estimate import Estimate, estimate
 from isoflop.analysis.report.format import decade, flops, interval, si, si_interval
+from isoflop.analysis.report.resource_chart import resources
 from isoflop.analysis.report.spec import (
     STEPS,
     Axis,
@@ -276,6 +277,7 @@ CHARTS: dict[str, Callable[[Analysis], Chart | None]] = {
     "frontier": frontier,
     "multiplier_scale": multiplier_scale,
     "wall_clock": wall_clock,
+    "resources": resources,
     "holdout": holdout,
     "granularity": granularity,
     "learning_rate": learning_rate,

@@ -60,7 +60,7 @@ def page(
         leaderboard=_leaderboard(analysis, look),
         legend=escape(leaderboard.legend(analysis)),
         toggles=_toggles(analysis, look),
-        scale=_figures(shown, "isoflop", "frontier", "multiplier_scale", "wall_clock")
+        scale=_figures(shown, "isoflop", "frontier", "multiplier_scale", "wall_clock", "resources")
         + _table(sections.SCALE, sections.scale_header(analysis), sections.scale_rows(analysis))
         + _list(sections.crossings(analysis)),
         checks=_checks(analysis, shown),

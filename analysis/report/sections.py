@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from isoflop.analysis.analyse import Analysis
+from isoflop.analysis.conventions import CONVENTIONS, conventions
 from isoflop.analysis.estimate import Estimate, estimate
 from isoflop.analysis.granularity import GranularitySweep
 from isoflop.analysis.learning_rates import RateSweep
@@ -40,6 +41,12 @@ def markdown(analysis: Analysis) -> str:
             layer_figures.TEXT,
             layer_figures.HEADER,
             layer_figures.rows(analysis.standings),
+        ),
+        _table(
+            "Other FLOP conventions",
+            CONVENTIONS_TEXT,
+            conventions_header(),
+            convention_rows(analysis),
         ),
         _bullets("Notes", notes(analysis)),
     ]
@@ -142,6 +149,33 @@ def granularity(sweep: GranularitySweep) -> str:
     best = interval(sweep.parabola.at, ".3g")
     doubt = "; the interval reaches the edge of the sweep" if sweep.parabola.reaches_edge else ""
     return f"{where}: best G {best}, inside the sweep{doubt}."
+
+
+CONVENTIONS_TEXT = (
+    "The compute multiplier at the loss that a layer reaches at the budget of the ranking, with "
+    "FLOPs counted otherwise; a column that changes an order says so below."
+)
+
+
+def conventions_header() -> tuple[str, ...]:
+    """The titles for `convention_rows`."""
+    return ("variant", *CONVENTIONS)
+
+
+def convention_rows(analysis: Analysis) -> list[list[str]]:
+    """One row per variant, one column per convention; then the orders that a convention changes."""
+    columns = conventions(analysis.fits, analysis.finished)
+    if not columns[0].multipliers:
+        return []
+    rows = [
+        [variant, *(interval(column.multipliers[variant], unit="x") for column in columns)]
+        for variant in columns[0].multipliers
+    ]
+    swaps = [
+        "; ".join(f"{ahead} before {behind}" for ahead, behind in column.swapped) or "-"
+        for column in columns
+    ]
+    return [*rows, ["order changed", *swaps]]
 
 
 RATES = (

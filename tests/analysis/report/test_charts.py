@@ -52,8 +52,8 @@ def of(chart: Chart, variant: str, kind: str) -> list[Series]:
 
 def test_every_chart_is_there_and_is_json(drawn: dict[str, Chart]) -> None:
     assert list(drawn) == list(CHARTS) == [
-        "isoflop", "frontier", "multiplier_scale", "wall_clock", "holdout", "granularity",
-        "learning_rate",
+        "isoflop", "frontier", "multiplier_scale", "wall_clock", "resources", "holdout",
+        "granularity", "learning_rate",
     ]  # fmt: skip
     data = [plain(chart) for chart in drawn.values()]
     assert json.loads(json.dumps(data, allow_nan=False)) == data
@@ -62,7 +62,7 @@ def test_every_chart_is_there_and_is_json(drawn: dict[str, Chart]) -> None:
 
 def test_a_single_budget_has_fewer() -> None:
     alone = analyse(simulate({"peer": 1.0}, BUDGETS[:1], octaves=OCTAVES), samples=10)
-    assert [chart.id for chart in charts(alone)] == ["isoflop", "frontier", "wall_clock"]
+    assert [chart.id for chart in charts(alone)] == ["isoflop", "frontier", "wall_clock", "resources"]
 
 
 def test_all_that_is_drawn_lies_within_the_axes(drawn: dict[str, Chart]) -> None:

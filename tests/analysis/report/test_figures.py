@@ -65,7 +65,7 @@ def test_every_figure_is_drawn_and_the_same_again(full: Analysis) -> None:
 
 def test_what_has_nothing_to_show_is_left_out(bare: Analysis) -> None:
     files = {name.partition(".")[0] for name in figures.draw(bare, "")}
-    assert files == {"isoflop", "frontier", "wall_clock"}
+    assert files == {"isoflop", "frontier", "wall_clock", "resources"}
 
 
 def test_eighteen_variants_and_odd_names_are_drawn() -> None:

@@ -143,8 +143,9 @@ def test_every_chart_is_drawn(browser: Browser, path: Path) -> None:
         return [canvas.id, new Set(new Uint32Array(buffer)).size];
     })""")
     assert [name for name, _ in inked] == [
-        "isoflop-0", "frontier-0", "multiplier_scale-0", "wall_clock-0", "holdout-0",
-        "granularity-0", "learning_rate-0",
+        "isoflop-0", "frontier-0", "multiplier_scale-0", "wall_clock-0",
+        *(f"resources-{place}" for place in range(4)), "holdout-0", "granularity-0",
+        "learning_rate-0",
     ]  # fmt: skip
     assert all(colours > 5 for _, colours in inked)
 
