@@ -85,7 +85,7 @@ def fit_frontier(budgets: Array, losses: Array) -> Frontier | None:
     unit = float(np.exp(np.log(budgets).mean()))
     log_c = np.log(budgets / unit)
     if len(budgets) == 2:
-        logs = np.log(losses)
+        logs = np.log(np.maximum(losses, 1e-9))  # a sample of a wild fit may be negative
         alpha = -(logs @ log_c) / (log_c @ log_c)
         scale = np.exp(logs.mean(axis=1))
         floor = np.zeros_like(scale)

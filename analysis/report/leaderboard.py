@@ -85,6 +85,11 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def flags(analysis: Analysis, standing: Standing) -> list[str]:
     """What a reader must know before using a row."""
     result = [standing.reason] if standing.reason else list(standing.flags)
+    value = standing.headline
+    apart = value and (value.low > 1 or value.high < 1) and standing.variant not in analysis.dense
+    if apart and not standing.differs:
+        count = sum(1 for other in analysis.standings if other.shown)
+        result.append(f"its interval excludes 1; among {count} variants that may be chance")
     for status, why in EXPLAIN.items():
         budgets = [
             flops(curve.budget) for curve in standing.curves if curve.parabola.status == status

@@ -142,6 +142,14 @@ def test_a_winner_is_flagged_as_extrapolating_the_dense_frontier(records: list[R
     assert "extrapolated" not in flags(records, "pkm")
 
 
+def test_an_interval_that_excludes_one_by_chance_is_flagged() -> None:
+    """A true 1.012x among nine layers, see `test_ranking`."""
+    truth = {"dense": 1.0, "peer": 1.012} | {f"layer-{number}": 1.0 for number in range(8)}
+    records = simulate(truth, BUDGETS[:3], octaves=OCTAVES, random=1)
+    assert "its interval excludes 1; among 10 variants that may be chance" in flags(records, "peer")
+    assert "chance" not in flags(records, "layer-1")
+
+
 def test_a_law_that_fails_its_extrapolation_test_is_flagged(records: list[Record]) -> None:
     bent = [
         record.model_copy(update={"loss": (record.loss or 0) - 0.2})
