@@ -132,6 +132,7 @@ def prepare(
     seeds: int,
     options: dict[str, Any] | None = None,
     name: str | None = None,
+    table_rate: float = 1.0,
 ) -> Comparison:
     """The cells of a layer at the suite's sizes and budgets.
 
@@ -142,6 +143,7 @@ def prepare(
         seeds: how many; those of the suite first.
         options: of the layer; its defaults where not given.
         name: of the variant; see `variant_name` if None.
+        table_rate: learning rate of the layer's tables over that of the rest.
     Raises:
         CompareError: the suite lacks a dense variant or its records, or has the name or the very
             cells already.
@@ -166,7 +168,11 @@ def prepare(
             f"{where}: variants.{dense}: call it `dense`, to be the baseline beside another"
         )
     rate = learning_rate or suite.variants[dense].learning_rate
-    new = {variant: Variant(layer=layer, learning_rate=rate, options=options or {})}
+    new = {
+        variant: Variant(
+            layer=layer, learning_rate=rate, table_rate=table_rate, options=options or {}
+        )
+    }
     alone = suite.model_copy(
         update={
             "variants": new,

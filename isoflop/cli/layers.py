@@ -144,6 +144,9 @@ def compare(
     learning_rate: Annotated[
         float | None, typer.Option(min=1e-9, help="Peak; that of dense in the suite if not given.")
     ] = None,
+    table_rate: Annotated[
+        float, typer.Option(min=1e-9, max=1e6, help="Rate of the layer's tables over that.")
+    ] = 1.0,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds per cell of the new layer.")] = 1,
     name: Annotated[
         str | None,
@@ -172,13 +175,14 @@ def compare(
     note = refuse(layer, options, shapes_of(load_suite(suite)))
     if note:
         print(f"{layer}: {note}", file=sys.stderr)
-    plan = prepare(layer, suite, learning_rate, seeds, options, name)
+    plan = prepare(layer, suite, learning_rate, seeds, options, name, table_rate)
     print(f"compared with the records in {plan.source}", file=sys.stderr)
     plan.collect()
     plan.check_text()
     command = ["isoflop", "compare", layer, "--suite", suite, "--seeds", str(seeds)]
     for key, value in (("--learning-rate", learning_rate), ("--name", name)):
         command += [key, str(value)] if value is not None else []
+    command += ["--table-rate", str(table_rate)] if table_rate != 1 else []
     for text in option or []:
         command += ["--option", text]
     asked = plan.asked() | {

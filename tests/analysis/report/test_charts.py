@@ -62,7 +62,12 @@ def test_every_chart_is_there_and_is_json(drawn: dict[str, Chart]) -> None:
 
 def test_a_single_budget_has_fewer() -> None:
     alone = analyse(simulate({"peer": 1.0}, BUDGETS[:1], octaves=OCTAVES), samples=10)
-    assert [chart.id for chart in charts(alone)] == ["isoflop", "frontier", "wall_clock", "resources"]
+    assert [chart.id for chart in charts(alone)] == [
+        "isoflop",
+        "frontier",
+        "wall_clock",
+        "resources",
+    ]
 
 
 def test_all_that_is_drawn_lies_within_the_axes(drawn: dict[str, Chart]) -> None:
