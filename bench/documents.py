@@ -108,9 +108,8 @@ def _may_be_on_the_hub(path: Path, source: str) -> bool:
 
 def _no_such_file(path: Path, source: str) -> str:
     if not source.strip():
-        return (
-            "corpus.source: is empty; give sotu, recall, a file, a folder, or a hub dataset's name"
-        )
+        given = ", ".join(BUILT_IN)
+        return f"corpus.source: is empty; give {given}, a file, a folder, or a hub dataset's name"
     folder = path.parent
     if not os.path.isdir(folder):
         return f"corpus.source: no such file {source}: there is no folder {folder}"

