@@ -39,6 +39,16 @@ CASES: dict[str, tuple[str, dict[str, object], Stated]] = {
         MOE | {"down_EFD": lambda d: d**-0.5 / GATE_NORM},
     ),
     "moe_ec": ("moe_ec", {"granularity": 4}, MOE),
+    "moe_shared": (
+        "moe_shared",
+        {"granularity": 4},
+        MOE
+        | {
+            "down_EFD": lambda d: (3 / d) ** 0.5,  # three chosen experts of width d
+            "shared.up.weight": lambda d: d**-0.5,
+            "shared.down.weight": lambda d: d**-0.5,
+        },
+    ),
     "pkm": (
         "pkm",
         {"n_slots": 64**2, "heads": 2, "top_k": 4, "d_key": 32},
@@ -101,6 +111,8 @@ OUTPUTS: list[tuple[str, dict[str, object]]] = [
     ("dense", {"activation": "relu2"}),
     *(("moe", {"granularity": g, "expansion": e}) for g in (1, 4, 32) for e in (4, 8)),
     ("moe_ec", {"granularity": 4}),
+    ("moe_shared", {"granularity": 4}),
+    ("moe_shared", {"granularity": 8, "shared": 0}),
     ("pkm", QUICK | {"n_slots": 64**2, "initial_output": "dense"}),
     ("peer", QUICK | {"n_experts": 64**2, "initial_output": "dense"}),
 ]
