@@ -180,6 +180,8 @@ def prepare(
             "budgets": [budget for budget in suite.budgets if not budget.variants],
         }
     )
+    if not alone.budgets:
+        raise CompareError(f"{where}: budgets: each is for some variants only; give one for all")
     cells, stored = plan(alone, where), plan(suite, where)
     ids = {cell.id for cell in cells}
     for cell in stored:

@@ -142,7 +142,8 @@ def compare(
     suite: Annotated[str, typer.Option(help="A suite's name, or a TOML file.")] = "quick",
     option: Options = None,
     learning_rate: Annotated[
-        float | None, typer.Option(min=1e-9, help="Peak; that of dense in the suite if not given.")
+        float | None,
+        typer.Option(min=1e-9, max=1e6, help="Peak; that of dense in the suite if not given."),
     ] = None,
     table_rate: Annotated[
         float, typer.Option(min=1e-9, max=1e6, help="Rate of the layer's tables over that.")

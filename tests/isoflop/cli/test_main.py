@@ -101,6 +101,10 @@ def test_more_seeds_than_a_suite_has(tmp_path: Path) -> None:
         (["fit", "nowhere.csv"], "isoflop: nowhere.csv: no such file"),
         (["fit", "x.csv", "--law", "y"], "isoflop: --law: no law 'y'; known: chinchilla"),
         (["fit", "x.csv", "--column", "N"], "isoflop: --column: 'N' is not NAME=HEADER"),
+        (["rn"], "isoflop: No such command 'rn'. Did you mean 'run'?"),
+        (["run", "ci", "--sed", "1"], "isoflop: No such option: --sed (Possible options: --seeds"),
+        (["show"], "isoflop: Missing argument 'cell'"),
+        (["plan", "ci", "--seeds", "0"], "isoflop: Invalid value for '--seeds'"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_two(arguments: list[str], message: str) -> None:
