@@ -61,8 +61,7 @@ def test_names_print_where_the_terminal_has_ascii_only(tmp_path: Path) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "isoflop", *arguments],
             cwd=tmp_path,
-            env=os.environ
-            | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii", "COLUMNS": "20"},
+            env=os.environ | narrow,
             capture_output=True,
             text=True,
             check=False,
