@@ -122,6 +122,7 @@ def plan(
         show_power(*load_cells(suite, seeds), str(suite_path(suite)), noise, as_json)
         return
     from isoflop.bench.cost import predict_bytes, predict_seconds
+    from isoflop.bench.plan import sweep_cells
     from isoflop.bench.preflight import check, epochs_note
 
     target = find_device(device)
@@ -160,6 +161,13 @@ def plan(
         f"{minutes(cells, target):.0f} min on {target.name} with {slots} at a time (a rough figure)"
         f", {memory / 2**30:.1f} GiB at most"
     )
+    if described.tune:
+        sweep = sweep_cells(described, str(suite_path(suite)))
+        print(
+            f"its learning-rate sweep (isoflop tune): {len(sweep)} cells, "
+            f"{show_flops(sum(cell.flops for cell in sweep))} FLOPs, about "
+            f"{minutes(sweep, target):.0f} min"
+        )
     if memory > target.memory:
         print(f"more than the {target.memory / 1e9:.0f} GB there: set training.micro_batch")
 

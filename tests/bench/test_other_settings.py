@@ -116,7 +116,7 @@ def test_what_neither_record_nor_suite_tells_is_said_so(tmp_path: Path) -> None:
 
 def test_a_sweep_may_be_extended(tmp_path: Path) -> None:
     def suite(factors: list[float], **training: Any) -> Suite:
-        tune = {"size": "s", "budget": 5e8, "factors": factors}
+        tune = {"sizes": ["s"], "budget": 5e8, "factors": factors}
         return tiny_suite(tune=tune, training=TINY["training"] | training)
 
     cells = sweep_cells(suite([0.5, 1.0]), "tiny.toml")

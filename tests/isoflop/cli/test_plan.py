@@ -34,7 +34,7 @@ flops = 1e9
 width = 32
 
 [tune]
-size = "a"
+sizes = ["a"]
 budget = 1e9
 
 [variants]
