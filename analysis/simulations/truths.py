@@ -22,10 +22,10 @@ RANK_LISTS = {  # multipliers with known ties and ratios
 SIZES = 2001  # at which a true frontier is searched
 BEYOND = 4.0  # the factor outside the trained sizes up to which it is
 
-# Near dense in the published records of `quick`, at whose largest budgets the loss is 2.7 to 2.9.
-QUICK_LAW = chinchilla(1.95, 195.0, 0.54, 27600.0, 0.79)
-QUICK_MIDDLE = (10.64, 14.25)  # log N and log D where a layer's own exponents leave the loss alone
-QUICK_KAPLAN = (16.06, 16.99, 0.177, 0.282)
+# Near dense in the published records of `quick`, at whose largest budgets the loss is 2.6 to 2.8.
+QUICK_LAW = chinchilla(1.98, 130.0, 0.49, 3050.0, 0.66)
+QUICK_MIDDLE = (11.26, 13.91)  # log N and log D where a layer's own exponents leave the loss alone
+QUICK_KAPLAN = (18.06, 16.80, 0.139, 0.254)
 PAPER_LAW = chinchilla(1.69, 406.4, 0.34, 410.7, 0.28)  # arXiv 2203.15556, approach 3
 
 ALL_NOISE = {"by_budget": 0.7, "by_size": 0.3, "correlation": 0.2}
