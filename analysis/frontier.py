@@ -1,4 +1,4 @@
-"""The frontier of a variant: loss at the compute-optimal size, L*(C) = E + A C^-alpha.
+"""The frontier of a variant by its parabolas: loss at the best size, L*(C) = E + A C^-alpha.
 
 The law is fitted by least squares to the minima of the isoFLOP curves, for all bootstrap samples at
 once (see `curves`; sample 0 is the data). `laws.fit` fits the same law to a table of runs, to log
@@ -6,9 +6,9 @@ losses with the Huber loss. That would not do here: with four minima the Huber l
 absolute value, and its minimum jumps from sample to sample.
 
 With three budgets the three constants fit the minima exactly, which leaves no residual to check the
-law with; the status says so. A pure power law (E = 0) would leave a residual but has the wrong
-shape: on a surface with E = 1.8 and three budgets a factor of 4 apart, it gives 1.40 for a
-multiplier of 1.5 and 2.15 for one of 2.5, with intervals that exclude the truth.
+law with. Two give a power law without a floor. With three a pure power law (E = 0) would leave a
+residual but has the wrong shape: on a surface with E = 1.8 and three budgets a factor of 4 apart, it
+gives 1.40 for a multiplier of 1.5 and 2.15 for one of 2.5, with intervals that exclude the truth.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ class Frontier:
     scale: Array
     alpha: Array
     unit: float  # FLOPs
-    status: str  # "ok", or what to know before using the law
 
     @property
     def falls(self) -> bool:
@@ -89,9 +88,7 @@ def fit_frontier(budgets: Array, losses: Array) -> Frontier | None:
         alpha = -(logs @ log_c) / (log_c @ log_c)
         scale = np.exp(logs.mean(axis=1))
         floor = np.zeros_like(scale)
-        return Frontier(
-            budgets, floor, scale, alpha, unit, "power law without a floor: only 2 budgets"
-        )
+        return Frontier(budgets, floor, scale, alpha, unit)
 
     def project(alpha: Array) -> tuple[Array, Array, Array, Array]:
         """The best floor >= 0 and scale for exponents of shape (..., samples), their squared
@@ -116,11 +113,4 @@ def fit_frontier(budgets: Array, losses: Array) -> Frontier | None:
         low, high = np.where(rising, low, middle), np.where(rising, middle, high)
     alpha = np.exp((low + high) / 2)
     floor, scale, _, _ = project(alpha)
-    status = "ok"
-    if len(budgets) == 3:
-        status = "3 budgets: an exact fit, which cannot be checked"
-    elif floor[0] == 0:
-        status = "floor at 0: a pure power law"
-    elif not ALPHAS[1] < alpha[0] < ALPHAS[-2]:
-        status = "exponent at the edge of the search range"
-    return Frontier(budgets, floor, scale, alpha, unit, status)
+    return Frontier(budgets, floor, scale, alpha, unit)
