@@ -48,14 +48,6 @@ def test_every_share_has_cells_of_every_size() -> None:
         assert len({cell.size.name for cell in share(cells, f"{k}/4")}) == 4
 
 
-def test_cells_of_the_same_id_are_dealt_out_once_each() -> None:
-    """Two names of one variant: the record is the same, the cells are two."""
-    same = {"layer": "dense", "learning_rate": 1e-2}
-    cells = tiny_cells(variants={"one": same, "other": same})
-    assert cells[0].id == cells[1].id
-    assert sorted(share(cells, f"{k}/2")[0].variant for k in (1, 2)) == ["one", "other"]
-
-
 def test_sweeps_are_shared_too() -> None:
     cells = sweep_cells(load_suite("quick"), "quick")
     assert sorted(c.id for k in (1, 2, 3) for c in share(cells, f"{k}/3")) == sorted(

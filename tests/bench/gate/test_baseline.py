@@ -4,6 +4,7 @@ Time is planted in `tests/benchmarks/test_gate.py`, with real clocks; here it is
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from isoflop.bench.gate.baseline import Baseline, Check, GateError, read_baselin
 from isoflop.bench.gate.noise import departures
 from isoflop.bench.gate.stopwatch import Ratio
 from isoflop.bench.plan import Cell, plan
+from isoflop.bench.plan import _counts as counts_of_models
 from isoflop.bench.suite import load_suite
 from isoflop.bench.train import train_cell
 from isoflop.models import Dense
@@ -116,6 +118,14 @@ def test_counts_of_this_code_are_the_stored_ones(cells: list[Cell]) -> None:
     assert (check.ok, check.details) == (True, [])
 
 
+@pytest.fixture
+def _models_counted_anew() -> Iterator[None]:
+    counts_of_models.cache_clear()
+    yield
+    counts_of_models.cache_clear()
+
+
+@pytest.mark.usefixtures("_models_counted_anew")
 def test_planted_flops_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     formula = Dense.flops_per_token
     monkeypatch.setattr(Dense, "flops_per_token", lambda self: round(1.02 * formula(self)))

@@ -37,7 +37,7 @@ def test_fields_are_listed_with_type_default_and_meaning() -> None:
     assert table["training.batch"]["default"] == "required"
     assert table["corpus.documents"] == {
         "key": "corpus.documents",
-        "type": "integer > 0",
+        "type": "integer > 0, <= 1099511627776",
         "default": None,
         "meaning": "Take only this many documents, from the first on.",
     }
