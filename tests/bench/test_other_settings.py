@@ -127,7 +127,7 @@ def test_a_sweep_may_be_extended(tmp_path: Path) -> None:
         refuse_other_settings(suite, cells, records, stored, sweep=True)
 
     ask(suite([1.0, 2.0]))
-    with pytest.raises(SuiteError, match=r"2 records are of another setting \(training.clip 1.0"):
+    with pytest.raises(SuiteError, match=r"4 records are of another setting \(training.clip 1.0"):
         ask(suite([1.0, 2.0], clip=0.5))
 
 

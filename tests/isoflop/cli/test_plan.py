@@ -231,10 +231,10 @@ def test_the_cells_of_shipped_suites_are_what_they_were() -> None:
         for name in ("ci", "quick", "h100", "paper")
     }
     assert first == {
-        "ci": ["d9559ed38b03", "d57a270de5e7", "1fd1a79c5a86"],
-        "quick": ["7d865f35aa2c", "9fbac0f241d0"],
-        "h100": ["ce0cf7b4f46f", "a613058e0859"],
-        "paper": ["1efbc8de31b6"],
+        "ci": ["28454735fe1c", "a429e06730b7"],
+        "quick": ["cc659e8bd706", "3b86e324b46e"],
+        "h100": ["59e59b432f90", "a42a6136333b"],
+        "paper": ["32f875252e5f"],
     }
 
 
