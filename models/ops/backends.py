@@ -14,27 +14,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from isoflop.models.ops.verify import note
+
 # searched for once, at import: torch.compile cannot trace the search
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 _library = torch.library.Library("isoflop", "DEF")
 
 
-def define(schema: str, function: Callable[..., Any]) -> Any:
+def define(schema: str, function: Callable[..., Any], backend: str = "") -> Any:
     """Define the operator `isoflop::<schema>` for CPU and CUDA tensors, and return it.
 
     Args:
         schema: name, arguments and results, as `torch.library.Library.define` takes them.
         function: computes it; its first argument is a tensor on the device to run on.
+        backend: the back end that it is, if its last argument does not name it.
     """
+    name = schema.partition("(")[0]
+
+    def on_cpu(tensor: Tensor, *rest: Any) -> Any:
+        note(name.removesuffix("_backward"), backend or rest[-1])
+        return function(tensor, *rest)
 
     def on_gpu(tensor: Tensor, *rest: Any) -> Any:
         with torch.cuda.device(tensor.device):  # Triton launches on the current device
-            return function(tensor, *rest)
+            return on_cpu(tensor, *rest)
 
-    name = schema.partition("(")[0]
     _library.define(schema)
-    _library.impl(name, function, "CPU")
+    _library.impl(name, on_cpu, "CPU")
     _library.impl(name, on_gpu, "CUDA")
     return getattr(torch.ops.isoflop, name).default
 
@@ -45,19 +52,29 @@ def check_name(kind: str, name: str, known: Sequence[str]) -> None:
         raise ValueError(f"{kind} {name!r} is unknown: one of {', '.join(known)}")
 
 
-def choose_backend(backend: str, known: Sequence[str], obstacles: Mapping[str, str]) -> str:
+def choose_backend(
+    backend: str,
+    known: Sequence[str],
+    obstacles: Mapping[str, str],
+    agrees: Callable[[str], bool],
+) -> str:
     """The back end to use.
 
     Args:
-        backend: a name, or "auto": the first in `obstacles` without any, else "reference".
+        backend: a name, or "auto": the first in `obstacles` without any that agrees with the
+            definition, else "reference".
         known: all names, "auto" included.
         obstacles: for each fast back end, why it cannot take the operands; empty if it can.
+        agrees: whether a back end agrees with the definition, for "auto".
     Raises:
         ValueError: the back end is unknown, or cannot take the operands.
     """
     check_name("back end", backend, known)
     if backend == "auto":
-        return next((fast for fast in obstacles if not obstacles[fast]), "reference")
+        for fast in obstacles:
+            if not obstacles[fast] and agrees(fast):
+                return fast
+        return "reference"
     if obstacles.get(backend):
         raise ValueError(f"back end {backend!r} is impossible here: {obstacles[backend]}")
     return backend

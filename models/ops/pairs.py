@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from isoflop.models.ops.backends import choose_backend, cpu_obstacle, triton_obstacle
+from isoflop.models.ops.verify import works
 
 BACKENDS = ("auto", "reference", "cpu", "dense", "triton")
 
@@ -36,9 +38,21 @@ DENSE_WITHIN = {"cpu": 4, "cuda": 8}
 RADIX_SORT_FROM = 2**15
 
 
-def choose_pair_backend(backend: str, table_ND: Tensor, index_MP: Tensor, gate_MP: Tensor) -> str:
+def choose_pair_backend(
+    operator: str,
+    backend: str,
+    tensors: Sequence[Tensor],
+    index_MP: Tensor,
+    gate_MP: Tensor,
+    *sizes: str,
+) -> str:
     """The back end to use for the expert mix or the value sum.
 
+    Args:
+        operator: its name.
+        backend: the one asked for.
+        tensors: those whose dtypes decide in what it is computed; the last is a table, [N, D].
+        sizes: what kernels are built for beside the numbers of pairs and of columns.
     Raises:
         ValueError: it is unknown or impossible, or the shapes of index and gate do not fit.
     """
@@ -46,13 +60,20 @@ def choose_pair_backend(backend: str, table_ND: Tensor, index_MP: Tensor, gate_M
         raise ValueError(
             f"index {tuple(index_MP.shape)} and gate {tuple(gate_MP.shape)} must both be [M, P]"
         )
+    table_ND = tensors[-1]
     n_rows, n_pairs = table_ND.shape[0], index_MP.shape[1]
     if backend == "auto" and n_rows <= DENSE_WITHIN.get(table_ND.device.type, 0) * n_pairs:
-        return "dense"
+        backend = "dense"
     cpu = cpu_obstacle(table_ND)
     if not cpu and n_rows < n_pairs:  # a sparse matrix holds no more elements than it has places
         cpu = f"it needs as many rows as pairs per token: {n_pairs}"
-    return choose_backend(backend, BACKENDS, {"cpu": cpu, "triton": triton_obstacle(table_ND)})
+    obstacles = {"cpu": cpu, "triton": triton_obstacle(table_ND)}
+    case = (n_pairs, table_ND.shape[1], *sizes)
+
+    def agrees(fast: str) -> bool:
+        return works(operator, fast, table_ND.device, working_dtype(fast, *tensors), case)
+
+    return choose_backend(backend, BACKENDS, obstacles, agrees)
 
 
 def working_dtype(backend: str, *tensors: Tensor) -> torch.dtype:

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from isoflop.models.ops.backends import check_name
 from isoflop.models.ops.expert_ffn import grouped, reference
+from isoflop.models.ops.expert_ffn.grouped import working_dtype
+from isoflop.models.ops.verify import note, works
 
-BACKENDS = ("auto", "reference", "grouped")
+BACKENDS = ("auto", "reference", "grouped", "loop")
 ACTIVATIONS = ("gelu", "relu", "swiglu")
 
 
@@ -36,7 +38,8 @@ def expert_ffn(
         gate_MK: their weights.
         activation: "gelu" (exact), "relu" or "swiglu".
         backend: "reference" (gather each token's weights: the definition, and the path that is
-            counted), "grouped" (sort rows by expert, `F.grouped_mm`), or "auto": grouped, but the
+            counted), "grouped" (sort rows by expert, `F.grouped_mm`), "loop" (a product for each
+            expert; waits for the device), or "auto": grouped, or loop where grouped fails, but the
             reference on the meta device. Grouped does not wait for the device where `F.grouped_mm`
             has a kernel: bfloat16 on a GPU of compute capability 9 or later.
     Returns:
@@ -59,5 +62,12 @@ def expert_ffn(
         )
     if backend == "auto":
         backend = "reference" if x_MD.device.type == "meta" else "grouped"
-    forward = reference.forward if backend == "reference" else grouped.forward
-    return forward(x_MD, w_in_EDF, w_out_EFD, index_MK, gate_MK, activation).to(x_MD.dtype)
+        dtype = working_dtype(x_MD, w_in_EDF)
+        sizes = (d_model, d_out, activation)
+        if backend == "grouped" and not works("expert_ffn", backend, x_MD.device, dtype, sizes):
+            backend = "loop"
+    note("expert_ffn", backend)
+    operands = (x_MD, w_in_EDF, w_out_EFD, index_MK, gate_MK, activation)
+    if backend == "reference":
+        return reference.forward(*operands).to(x_MD.dtype)
+    return grouped.forward(*operands, loop=backend == "loop").to(x_MD.dtype)

@@ -23,12 +23,13 @@ def _backward(dy: Tensor, h: Tensor, gate: Tensor, activation: str) -> tuple[Ten
 
 
 gated_activation = define(
-    "gated_activation(Tensor h, Tensor gate, str activation) -> Tensor", _forward
+    "gated_activation(Tensor h, Tensor gate, str activation) -> Tensor", _forward, "triton"
 )
 gated_activation_backward = define(
     "gated_activation_backward(Tensor dy, Tensor h, Tensor gate, str activation)"
     " -> (Tensor, Tensor)",
     _backward,
+    "triton",
 )
 
 

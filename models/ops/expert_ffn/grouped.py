@@ -11,12 +11,20 @@ from torch import Tensor
 from isoflop.models.ops.activations import activate
 from isoflop.models.ops.backends import triton_obstacle
 from isoflop.models.ops.expert_ffn.gated_activation import gated_activation
-from isoflop.models.ops.expert_ffn.grouped_mm import grouped_mm
+from isoflop.models.ops.expert_ffn.grouped_mm import grouped_mm, looped
 from isoflop.models.ops.pairs import stable_argsort
+from isoflop.models.ops.verify import works
 
 # FLOPs of one expert's product above which bfloat16 beats float32 on a CPU, whose bfloat16
 # products cost more per call
 CPU_BF16_FROM = 3e6
+
+
+def working_dtype(x_MD: Tensor, w_in_EDF: Tensor) -> torch.dtype:
+    """What the products are computed in, but for small ones in bfloat16 on a CPU."""
+    if torch.is_autocast_enabled(x_MD.device.type):
+        return torch.get_autocast_dtype(x_MD.device.type)
+    return torch.promote_types(x_MD.dtype, w_in_EDF.dtype)
 
 
 def forward(
@@ -26,14 +34,13 @@ def forward(
     index_MK: Tensor,
     gate_MK: Tensor,
     activation: str,
+    loop: bool = False,
 ) -> Tensor:
-    """y [M, D]."""
+    """y [M, D]; by one product for each expert if `loop`, for where grouped ones fail."""
     device = x_MD.device
     E, d_model, d_in = w_in_EDF.shape
     M, K = index_MK.shape
-    dtype = torch.promote_types(x_MD.dtype, w_in_EDF.dtype)
-    if torch.is_autocast_enabled(device.type):
-        dtype = torch.get_autocast_dtype(device.type)
+    dtype = working_dtype(x_MD, w_in_EDF)
     if (
         dtype == torch.bfloat16
         and device.type == "cpu"
@@ -57,14 +64,17 @@ def forward(
         w_in_EDF = _pad(w_in_EDGF, pad_d, 0, pad_f).flatten(2)
         w_out_EFD = _pad(w_out_EFD.to(dtype), pad_f, pad_d)
         x_RD = _Dispatch.apply(x_MD, token_R, row_MK)
-        h_RF = _product(x_RD, w_in_EDF, ends_E)
+        product = looped if loop else _product
+        h_RF = product(x_RD, w_in_EDF, ends_E)
         # the gate on the hidden side leaves a plain sum, and its gradient needs no y_RD
         gate_R = gate_MK.flatten().index_select(0, order_R)
-        if triton_obstacle(h_RF):
+        fused = not loop and not triton_obstacle(h_RF)
+        sizes = (w_out_EFD.shape[1], activation)
+        if not fused or not works("gated_activation", "triton", device, dtype, sizes):
             h_RF = activate(h_RF, activation) * gate_R.unsqueeze(1).to(dtype)
         else:
             h_RF = gated_activation(h_RF, gate_R, activation)
-        y_RD = _product(h_RF, w_out_EFD, ends_E)
+        y_RD = product(h_RF, w_out_EFD, ends_E)
         return _Combine.apply(y_RD, token_R, row_MK)[:, :d_model]
 
 

@@ -15,7 +15,12 @@ from isoflop.models.ops.backends import define
 def _forward(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
     if a.dtype != torch.float64:
         return F.grouped_mm(a, b, offs=ends)
-    stops = ends.tolist()  # grouped_mm knows no float64, which only checks of gradients use
+    return looped(a, b, ends)  # grouped_mm knows no float64, which only checks of gradients use
+
+
+def looped(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
+    """The same by one product for each group, in any dtype; waits for the device."""
+    stops = ends.tolist()
     groups = [slice(*pair) for pair in zip([0, *stops], stops, strict=False)]
     if b.dim() == 3:
         return torch.cat([a[rows] @ w for rows, w in zip(groups, b, strict=True)])
@@ -24,7 +29,7 @@ def _forward(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
 
 # Each group of a's rows times its own matrix of b; where b is a matrix, each group of a's columns
 # times the same rows of b. `ends` has where each group ends, int32.
-grouped_mm = define("grouped_mm(Tensor a, Tensor b, Tensor ends) -> Tensor", _forward)
+grouped_mm = define("grouped_mm(Tensor a, Tensor b, Tensor ends) -> Tensor", _forward, "stock")
 
 
 @torch.library.register_fake("isoflop::grouped_mm")

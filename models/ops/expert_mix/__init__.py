@@ -8,6 +8,7 @@ from torch import Tensor
 from isoflop.models.ops.backends import check_name
 from isoflop.models.ops.expert_mix import dense, op, reference
 from isoflop.models.ops.pairs import choose_pair_backend, working_dtype
+from isoflop.models.ops.verify import note
 
 ACTIVATIONS = ("gelu", "relu")
 
@@ -47,11 +48,13 @@ def expert_mix(
             f"x {tuple(x_MD.shape)}, up {tuple(up_ND.shape)} and down {tuple(down_ND.shape)} "
             "must be [M, D], [N, D] and [N, D]"
         )
-    backend = choose_pair_backend(backend, down_ND, index_MP, gate_MP)
+    tensors = (x_MD, up_ND, down_ND)
+    backend = choose_pair_backend("expert_mix", backend, tensors, index_MP, gate_MP, activation)
     dtype = working_dtype(backend, x_MD, up_ND, down_ND)
     x, up, down = (t.to(dtype) for t in (x_MD, up_ND, down_ND))
     gate = gate_MP.to(torch.promote_types(dtype, torch.float32))
     if backend in ("reference", "dense"):
+        note("expert_mix", backend)
         forward = reference.forward if backend == "reference" else dense.forward
         y_MD = forward(x, up, down, index_MP, gate, activation)
     else:

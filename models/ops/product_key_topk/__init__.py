@@ -11,6 +11,7 @@ from torch import Tensor
 from isoflop.models.layer import full_precision
 from isoflop.models.ops.backends import choose_backend, cpu_obstacle, triton_obstacle
 from isoflop.models.ops.product_key_topk import op, reference
+from isoflop.models.ops.verify import note, works
 
 BACKENDS = ("auto", "reference", "cpu", "triton")
 
@@ -44,11 +45,17 @@ def product_key_topk(
             f"query {tuple(query_SHMC.shape)}, keys {tuple(keys_SHCN.shape)} and k = {k} do not fit"
         )
     obstacles = {"cpu": cpu_obstacle(query_SHMC), "triton": triton_obstacle(query_SHMC)}
-    backend = choose_backend(backend, BACKENDS, obstacles)
+    dtype = torch.promote_types(keys_SHCN.dtype, torch.float32)
+    sizes = (H, keys_SHCN.shape[1], C, n, k)
+
+    def agrees(fast: str) -> bool:
+        return works("product_key_topk", fast, query_SHMC.device, dtype, sizes)
+
+    backend = choose_backend(backend, BACKENDS, obstacles, agrees)
     with full_precision(query_SHMC):
-        dtype = torch.promote_types(keys_SHCN.dtype, torch.float32)
         query, keys = query_SHMC.to(dtype), keys_SHCN.to(dtype)
         if backend == "reference":
+            note("product_key_topk", backend)
             return reference.forward(query, keys, k)
         operands = query.contiguous(), keys.contiguous()
         score_HMk, index_SHMk = op.forward(*operands, k, backend)

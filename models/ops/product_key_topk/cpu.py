@@ -7,7 +7,10 @@ its index: so sorting the packed numbers sorts scores and indices together, exac
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -21,7 +24,7 @@ from isoflop.models.ops.value_sum import cpu as value_sum
 
 SPARE_BITS = 52 - 23  # of a float64's significand over a float32's
 BLOCK = 2**17  # scores packed and sorted at a time, so that they stay in a core's own cache
-THREADS = 8  # torch.topk uses all threads, numpy a single one: from here on torch is faster
+PACK_SINGLE = 256, 1024  # rows longer than the first, up to the second, are packed into float32
 # sub-keys per chosen sub-key (n / k) from which gradients of the chosen alone are faster
 SPARSE_FROM = 8
 
@@ -32,28 +35,78 @@ Rows = Callable[[slice], Tensor]  # computes some rows of a matrix when asked fo
 def largest(rows: Rows, R: int, n: int, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of each of R rows of n finite float32 numbers, in falling order.
 
-    Rows are asked for block by block: no more of a product exists at once than a cache holds.
+    Rows are asked for block by block: no more of a product exists at once than the caches hold.
+    As many blocks are sorted at a time as torch has threads; the result does not depend on them.
 
     Returns:
         the numbers and their indices, [R, k] each.
     """
-    step = max(1, BLOCK // n)
+    step, threads = max(1, BLOCK // n), torch.get_num_threads()
     packed_Rk = np.empty((R, k))
-    for start in range(0, R, step):
-        block = slice(start, start + step)
-        # numpy throughout: torch would start and join its threads in every line
-        top = rows(block).numpy().astype(np.float64)
-        packed = top.view(np.int64)
-        packed |= np.arange(n)
-        if n > 4 * k:
-            top.partition(n - k)
-            top = top[:, n - k :].copy()
-        top.sort()
-        packed_Rk[block] = top[:, -k:][:, ::-1]
+    blocks = [slice(start, start + step) for start in range(0, R, step)]
+
+    def sort(block: slice, score_BN: np.ndarray) -> None:
+        packed_Rk[block] = _largest_packed(score_BN, k)
+
+    if threads == 1:
+        for block in blocks:
+            sort(block, rows(block).numpy())
+    else:  # numpy's sort leaves the interpreter to the other threads
+        for start in range(0, len(blocks), threads):
+            some = blocks[start : start + threads]
+            scores = [rows(block).numpy() for block in some]
+            list(_sorters(os.getpid(), threads).map(sort, some, scores))
     bits = packed_Rk.view(np.int64)
     index_Rk = torch.from_numpy(bits & (2**SPARE_BITS - 1))
     bits &= -(2**SPARE_BITS)
     return torch.from_numpy(packed_Rk.astype(np.float32)), index_Rk
+
+
+@functools.lru_cache(maxsize=1)
+def _sorters(pid: int, threads: int) -> ThreadPoolExecutor:
+    """The threads that sort; a forked process has none of its parent's."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="isoflop-topk")
+
+
+def _largest_packed(score_BN: np.ndarray, k: int) -> np.ndarray:
+    """The k largest of each row, falling, with their indices in the bits that float64 spares.
+
+    numpy throughout: torch would start and join its threads in every line.
+    """
+    n = score_BN.shape[1]
+    if not PACK_SINGLE[0] < n <= PACK_SINGLE[1]:
+        packed = score_BN.astype(np.float64)
+        packed.view(np.int64)[:] |= np.arange(n)
+        return _sorted_top(packed, k, k)[:, ::-1]
+    # Half the bytes: the index in place of the lowest bits of a float32. Where two of the k + 1
+    # largest are equal in the bits that are left, their order is not known: these few rows again.
+    low = 2 ** (n - 1).bit_length() - 1
+    packed = score_BN.copy()
+    bits = packed.view(np.int32)
+    bits &= ~low
+    bits |= np.arange(n, dtype=np.int32)
+    bits = _sorted_top(packed, k, min(n, k + 1)).view(np.int32)
+    index = (bits[:, -k:][:, ::-1] & low).astype(np.int64)
+    top = np.take_along_axis(score_BN, index, 1).astype(np.float64)
+    top.view(np.int64)[:] |= index
+    bits &= ~low
+    unknown = np.flatnonzero((bits[:, 1:] == bits[:, :-1]).any(1))
+    if len(unknown):
+        packed = score_BN[unknown].astype(np.float64)
+        packed.view(np.int64)[:] |= np.arange(n)
+        top[unknown] = _sorted_top(packed, k, k)[:, ::-1]
+    return top
+
+
+def _sorted_top(packed: np.ndarray, k: int, count: int) -> np.ndarray:
+    """The `count` largest of each row, rising; sorts in place."""
+    n = packed.shape[1]
+    # to sort a whole row is faster while it is short: in half the bytes, twice as long
+    if n > max(4 * k, 256 * (8 // packed.itemsize)):
+        packed.partition(n - count)
+        packed = packed[:, n - count :].copy()
+    packed.sort()
+    return packed[:, -count:]
 
 
 def topk(rows: Rows, R: int, n: int, k: int) -> tuple[Tensor, Tensor]:
@@ -67,8 +120,7 @@ def forward(query_SHMC: Tensor, keys_SHCN: Tensor, k: int) -> tuple[Tensor, Tens
     _, H, M, C = query_SHMC.shape
     S, n = keys_SHCN.shape[1], keys_SHCN.shape[-1]
     half = min(k, n)
-    fast = query_SHMC.dtype == torch.float32 and n < 2**SPARE_BITS
-    choose = largest if fast and torch.get_num_threads() < THREADS else topk
+    choose = largest if query_SHMC.dtype == torch.float32 and n < 2**SPARE_BITS else topk
     # a single product for all heads where they share the keys
     tops = [
         choose(partial(_products, query_RC, keys_CN), len(query_RC), n, half)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from isoflop.models.ops.pairs import choose_pair_backend, working_dtype
 from isoflop.models.ops.value_sum import dense, op, reference
+from isoflop.models.ops.verify import note
 
 
 def value_sum(
@@ -28,11 +29,12 @@ def value_sum(
     Raises:
         ValueError: an unknown or impossible back end, or shapes that do not fit.
     """
-    backend = choose_pair_backend(backend, values_ND, index_MP, gate_MP)
+    backend = choose_pair_backend("value_sum", backend, (values_ND,), index_MP, gate_MP)
     dtype = working_dtype(backend, values_ND)
     values = values_ND.to(dtype)
     gate = gate_MP.to(torch.promote_types(dtype, torch.float32))
     if backend in ("reference", "dense"):
+        note("value_sum", backend)
         forward = reference.forward if backend == "reference" else dense.forward
         y_MD = forward(values, index_MP, gate)
     else:

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from isoflop.models.ops import product_key_topk
 from isoflop.models.ops.product_key_topk import cpu, op
+from tests.models.ops.cases import with_other_threads
 from tests.models.ops.devices import DEVICE, TRITON, runs_triton
 
 BACKENDS = ["reference", "cpu", pytest.param("triton", marks=runs_triton)]
@@ -124,6 +125,37 @@ def test_largest_equals_topk(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
         score, index = cpu.largest(x.__getitem__, 7, n, 4)
         assert torch.equal(score, x.topk(4).values)
         assert torch.equal(index, x.topk(4).indices)
+
+
+@pytest.mark.parametrize("kind", ["normal", "whole", "close", "zero"])
+@pytest.mark.parametrize("n", [60, 256, 257, 512, 700, 1024, 1100])
+def test_largest_is_exact_where_scores_are_nearly_equal(
+    n: int, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows packed into float32 are sorted again where the bits that are left do not decide."""
+    monkeypatch.setattr(cpu, "BLOCK", 9 * n)
+    x = torch.randn(40, n, generator=torch.Generator().manual_seed(n))
+    if kind == "whole":
+        x = x.round()
+    elif kind == "close":  # neighbours among float32 numbers, of both signs
+        x = (x.argsort(1).int() + torch.tensor(1.0).view(torch.int32)).view(torch.float32)
+        x[::2] *= -1
+    elif kind == "zero":
+        x = x.clamp(max=0)
+    score, index = cpu.largest(x.__getitem__, 40, n, 16)
+    assert torch.equal(score, x.topk(16).values)
+    assert torch.equal(x.gather(1, index), score)
+    assert all(len(set(row.tolist())) == 16 for row in index)
+    if kind in ("normal", "close"):  # no two are equal
+        assert torch.equal(index, x.topk(16).indices)
+
+
+@pytest.mark.parametrize("n", [64, 600])
+def test_cpu_is_the_same_on_any_number_of_threads(n: int) -> None:
+    query, keys = operands(2, 1, 50, 8, n, seed=5, kind="whole")
+    first = list(product_key_topk(query, keys, 6, "cpu"))
+    second = with_other_threads(lambda: list(product_key_topk(query, keys, 6, "cpu")))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_flops_are_counted_exactly() -> None:
