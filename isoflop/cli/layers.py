@@ -16,6 +16,7 @@ import typer
 from isoflop.cli.console import Json, app, show
 from isoflop.cli.tensorboard import TensorBoard
 from isoflop.cli.time_limit import TimeLimit
+from isoflop.results.errors import printable
 
 if TYPE_CHECKING:
     from isoflop.models import Layer
@@ -124,7 +125,8 @@ def lint(
     else:
         for finding in findings:
             text = finding.fix or finding.note
-            print(f"{'ok' if finding.ok else 'FAIL':5}{finding.check:13}{text}".rstrip())
+            line = f"{'ok' if finding.ok else 'FAIL':5}{finding.check:13}{printable(text)}"
+            print(line.rstrip())
     failed = [finding.check for finding in findings if not finding.ok]
     if failed:
         if not as_json:
@@ -165,7 +167,7 @@ def compare(
     options = read_options(layer, option or [])
     note = refuse(layer, options, shapes_of(load_suite(suite)))
     if note:
-        print(f"{layer}: {note}", file=sys.stderr)
+        print(printable(f"{layer}: {note}"), file=sys.stderr)
     plan = prepare(layer, suite, learning_rate, seeds, options, name)
     print(f"compared with the records in {plan.source}", file=sys.stderr)
     plan.collect()
@@ -196,11 +198,11 @@ def compare(
     show(
         [{key: row[key] for key in ("rank", "variant", "multiplier")} for row in rows], suite, False
     )
-    print(result["sentence"])
+    print(printable(result["sentence"]))
     for row in rows:  # a fault of the baseline matters as much
         if row["variant"] in (result["variant"], result["baseline"]):
             for flag in row["flags"]:
-                print(f"note: {row['variant']}: {flag}")
+                print(printable(f"note: {row['variant']}: {flag}"))
     if learning_rate is None:
         print(
             f"note: learning rate {plan.learning_rate:g} is the suite's for {result['baseline']}, "

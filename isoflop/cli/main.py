@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import NoReturn
 
+import typer
+
 from isoflop.cli import check, fit, layers, reports, suites  # noqa: F401  (each registers its verbs)
 from isoflop.cli.console import app
+from isoflop.cli.usage import UsageError, explain_usage, verb_of
 from isoflop.results.errors import IsoflopError, printable
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
@@ -15,26 +19,49 @@ INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 
 def main() -> None:
     """Run the command line. Bad input is one line on stderr and exit code 2, not a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # in an ASCII locale, say
     try:
         try:
-            app()
+            invoke(sys.argv[1:] or ["--help"])
         finally:
             sys.stdout.flush()
     except IsoflopError as error:
         # A plug-in's own error may have several lines.
         _end(2, " ".join(str(error).split()))
+    except UsageError as error:
+        _end(2, explain_usage(error, sys.argv[1:]))
     except KeyboardInterrupt:
         _end(INTERRUPTED, "interrupted")
-    except SystemExit as end:
-        if _interrupted(end):
-            _end(INTERRUPTED, "interrupted")
-        raise
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
     except BrokenPipeError:
         _forget_output()
         sys.exit(1)
     except OSError as error:
         _forget_output()
         _end(2, describe(error))
+    except MemoryError:
+        _end(2, "not enough memory for this")
+    except UnicodeError as error:
+        _end(2, f"text that is not UTF-8: {error}")
+    except ImportError as error:
+        if not error.name or error.name.partition(".")[0] == "isoflop":
+            raise  # a fault of the program
+        _end(2, _not_importable(error, error.name.partition(".")[0]))
+
+
+def invoke(arguments: list[str]) -> None:
+    """Parse the arguments and run the verb. What typer makes of errors is not used.
+
+    Raises:
+        UsageError: the arguments are not such as the verb takes.
+    """
+    command = typer.main.get_command(app)
+    verb_of(command, arguments)
+    with command.make_context("isoflop", list(arguments)) as context:
+        command.invoke(context)
 
 
 def describe(error: OSError) -> str:
@@ -45,10 +72,13 @@ def describe(error: OSError) -> str:
     return f"{' and '.join(names)}: {reason}" if names else reason
 
 
-def _interrupted(end: SystemExit) -> bool:
-    """Whether typer turned a Ctrl-C into this exit, without a word."""
-    return end.code == INTERRUPTED and isinstance(
-        getattr(end.__context__, "__cause__", None), KeyboardInterrupt
+def _not_importable(error: ImportError, package: str) -> str:
+    """The remedy for a package that a verb needs."""
+    if isinstance(error, ModuleNotFoundError):
+        return f"this needs {package}, which is not installed: `pip install {package}`"
+    return (
+        f"this needs {package}, which cannot be imported ({' '.join(str(error).split())}): "
+        f"`pip install --force-reinstall {package}`"
     )
 
 

@@ -30,10 +30,10 @@ def test_an_error_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def fail() -> None:
+    def fail(arguments: list[str]) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setattr(cli, "invoke", fail)
     monkeypatch.setattr(cli, "_forget_output", lambda: None)
     with pytest.raises(SystemExit) as ended:
         cli.main()
