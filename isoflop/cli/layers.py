@@ -143,9 +143,12 @@ def compare(
     suite: Annotated[str, typer.Option(help="A suite's name, or a TOML file.")] = "quick",
     option: Options = None,
     learning_rate: Annotated[
-        float | None, typer.Option(min=1e-9, help="Peak; that of dense in the suite if not given.")
+        float | None,
+        typer.Option(min=1e-9, max=1e3, help="Peak; that of dense in the suite if not given."),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds per cell of the new layer.")] = 1,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=1000, help="Seeds per cell of the new layer.")
+    ] = 1,
     name: Annotated[
         str | None,
         typer.Option(help="Name of the new variant; the layer with its options if not given."),
@@ -170,6 +173,13 @@ def compare(
         print(printable(f"{layer}: {note}"), file=sys.stderr)
     plan = prepare(layer, suite, learning_rate, seeds, options, name)
     print(f"compared with the records in {plan.source}", file=sys.stderr)
+    few = {cell.seed for cell in plan.cells} - {cell.seed for cell in plan.baseline}
+    if few:
+        print(
+            f"note: {plan.baseline[0].variant} has no records of seeds {sorted(few)}; `isoflop run "
+            f"{suite} --seeds {seeds}` trains them",
+            file=sys.stderr,
+        )
     plan.collect()
     plan.check_text()
     command = ["isoflop", "compare", layer, "--suite", suite, "--seeds", str(seeds)]
