@@ -7,6 +7,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def test_no_file_can_grow(results: Path) -> None:
 
     line = one_line(isoflop(results.parent, "report", results.name, before=limit))
     assert "File too large" in line
-    assert not [path for path in results.rglob(".*")]  # no temporary file
+    assert not list(results.rglob(".*"))  # no temporary file
 
 
 @pytest.fixture
@@ -91,26 +92,32 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_there(small_disk: Path) -> N
     assert (small_disk / "run/index.html").read_text() == "old"
 
 
-@as_root
-def test_another_user_s_folder_is_read_only(results: Path) -> None:
-    for folder in (results.parent, *results.parent.parents):
-        if folder.stat().st_mode & 0o005 != 0o005 and folder != Path("/"):
-            if not folder.is_relative_to("/tmp") or folder == Path("/tmp"):
-                pytest.skip("another user cannot reach the tests' folder")
-            folder.chmod(folder.stat().st_mode | 0o055)
+def test_a_read_only_folder_is_one_line(small_disk: Path) -> None:
+    write_record(small_disk / "run/records", make_record())
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    line = one_line(isoflop(small_disk, "report", "run"))
+    assert line.startswith("isoflop: run/")
+    assert line.endswith(": Read-only file system")
 
+
+@as_root
+def test_another_user_s_folder_is_read_only() -> None:
     def become_nobody() -> None:
         os.setgid(NOBODY)
         os.setuid(NOBODY)
 
-    done = isoflop(results.parent, "report", results.name, before=become_nobody)
-    if "No module named" in done.stderr or "Permission denied: '" in done.stderr:
-        pytest.skip("another user cannot read this Python")
-    line = one_line(done)
-    assert line.startswith(f"isoflop: {results.name}/")
-    assert line.endswith("Permission denied")
-    shown = isoflop(results.parent, "show", "records/x.json", before=become_nobody)
-    assert one_line(shown) == "isoflop: records/x.json: no such file"
+    with tempfile.TemporaryDirectory() as name:  # the tests' own folder is closed to others
+        folder = Path(name)
+        folder.chmod(0o755)
+        write_record(folder / "run/records", make_record())
+        command = [sys.executable, "-c", f"open({str(ROOT / 'tox.ini')!r})"]
+        try:
+            subprocess.run(command, preexec_fn=become_nobody, capture_output=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            pytest.skip("another user can read neither this Python nor the project")
+        line = one_line(isoflop(folder, "report", "run", before=become_nobody, MPLCONFIGDIR=name))
+        assert line.startswith("isoflop: run/")
+        assert line.endswith(": Permission denied")
 
 
 def test_a_run_without_a_home_in_an_ascii_locale_at_an_odd_path(tmp_path: Path) -> None:
