@@ -145,13 +145,15 @@ def prepare(
         name: of the variant; see `variant_name` if None.
         table_rate: learning rate of the layer's tables over that of the rest.
     Raises:
-        CompareError: the suite lacks a dense variant or its records, or has the name or the very
-            cells already.
+        CompareError: the rate is none, or the suite lacks a dense variant, its records or a budget
+            for every variant, or has the name or the very cells already.
         SuiteError: the suite cannot be read, or the layer does not fit it.
     """
+    if learning_rate is not None and not (math.isfinite(learning_rate) and learning_rate > 0):
+        raise CompareError(f"--learning-rate: {learning_rate:g} is no positive number such as 3e-3")
     suite, where = load_suite(suite_name), str(suite_path(suite_name))
     try:
-        variant = name or variant_name(layer, options or {})
+        variant = variant_name(layer, options or {}) if name is None else name
         TypeAdapter(Name).validate_python(variant)
     except ValidationError as error:
         raise CompareError(f"--name: {explain(error)}") from None
@@ -167,7 +169,13 @@ def prepare(
         raise CompareError(
             f"{where}: variants.{dense}: call it `dense`, to be the baseline beside another"
         )
-    rate = learning_rate or suite.variants[dense].learning_rate
+    budgets = [budget for budget in suite.budgets if not budget.variants]
+    if not budgets:
+        raise CompareError(
+            f"{where}: budgets: each is for named variants alone: leave `variants` out of one, and "
+            "a new layer is trained there"
+        )
+    rate = suite.variants[dense].learning_rate if learning_rate is None else learning_rate
     new = {
         variant: Variant(
             layer=layer, learning_rate=rate, table_rate=table_rate, options=options or {}
@@ -177,11 +185,9 @@ def prepare(
         update={
             "variants": new,
             "seeds": first_seeds(suite, seeds),
-            "budgets": [budget for budget in suite.budgets if not budget.variants],
+            "budgets": budgets,
         }
     )
-    if not alone.budgets:
-        raise CompareError(f"{where}: budgets: each is for some variants only; give one for all")
     cells, stored = plan(alone, where), plan(suite, where)
     ids = {cell.id for cell in cells}
     for cell in stored:
@@ -191,6 +197,9 @@ def prepare(
                 "its records are there already, see `isoflop report`"
             )
     baseline = [cell for cell in stored if cell.variant == dense]
+    source = _records_of(suite.name, baseline)
+    further = _of_further_seeds(suite, where, dense, seeds, source)
+    stored, baseline = stored + further, baseline + further
     return Comparison(
         variant=variant,
         suite=suite.model_copy(update={"variants": suite.variants | new}),
@@ -199,7 +208,7 @@ def prepare(
         cells=cells,
         stored=stored,
         baseline=baseline,
-        source=_records_of(suite.name, baseline),
+        source=source,
     )
 
 
@@ -227,6 +236,29 @@ def _records_of(suite: str, baseline: list[Cell]) -> Path:
         f"no finished records of all {len(baseline)} cells of {baseline[0].variant} as suite "
         f"{suite} has them now, in {folders[0]} or {folders[1]}: `isoflop run {suite}` makes them"
     )
+
+
+def _of_further_seeds(suite: Suite, where: str, dense: str, seeds: int, source: Path) -> list[Cell]:
+    """The baseline's cells at seeds that only the new layer is asked for, where they are trained.
+
+    `isoflop run SUITE --seeds N` trains them.
+    """
+    more = [seed for seed in first_seeds(suite, seeds) if seed not in suite.seeds]
+    if not more:
+        return []
+    alone = suite.model_copy(
+        update={
+            "variants": {dense: suite.variants[dense]},
+            "seeds": more,
+            "budgets": [
+                budget.model_copy(update={"variants": []})
+                for budget in suite.budgets
+                if not budget.variants or dense in budget.variants
+            ],
+        }
+    )
+    paths = [(cell, _record_in(source, cell)) for cell in plan(alone, where)]
+    return [cell for cell, path in paths if path and read_record(path).status == "finished"]
 
 
 def _record_in(source: Path, cell: Cell) -> Path | None:

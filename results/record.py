@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from isoflop.results.errors import IsoflopError, explain
+from isoflop.results.errors import IsoflopError, explain, printable
 from isoflop.results.strict import read_json
 
 FLOP_CONVENTION = "full-attention, 3x forward"
@@ -23,6 +23,19 @@ FLOP_CONVENTION = "full-attention, 3x forward"
 
 class RecordError(IsoflopError):
     """A record that cannot be read; the message names the file and what is wrong."""
+
+
+def _shown(text: str) -> str:
+    if printable(text) != text or not text.strip():
+        raise ValueError("must be text without control characters")
+    return text
+
+
+# A name is in file names, tables, pages and figures.
+Shown = Annotated[str, AfterValidator(_shown), Field(max_length=200)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Positive = Annotated[int, Field(gt=0, lt=2**63)]
+Spent = Annotated[float, Field(ge=0)]
 
 
 class Frozen(BaseModel):
@@ -56,20 +69,20 @@ class CellKey(NamedTuple):
 class Size(Frozen):
     """A backbone: `depth` blocks of width `width` with `heads` attention heads."""
 
-    name: str
-    width: Annotated[int, Field(gt=0)]
-    depth: Annotated[int, Field(gt=0)]
-    heads: Annotated[int, Field(gt=0)]
+    name: Shown
+    width: Positive
+    depth: Positive
+    heads: Positive
 
 
 class Parameters(Frozen):
     """Parameter counts. `layer` is the layer under test, summed over the blocks that hold it."""
 
-    embedding: int
-    head: int
-    backbone: int  # attention, norms, and the dense FFN of every block that keeps it
-    layer_active: int  # parameters of the layer that one token uses
-    layer_total: int
+    embedding: Count
+    head: Count
+    backbone: Count  # attention, norms, and the dense FFN of every block that keeps it
+    layer_active: Count  # parameters of the layer that one token uses
+    layer_total: Count
 
     @property
     def active(self) -> int:
@@ -84,10 +97,10 @@ class Parameters(Frozen):
 class Flops(Frozen):
     """Forward FLOPs per token by part, under `FLOP_CONVENTION`."""
 
-    attention: int  # projections and the two full T x T products
-    ffn: int  # every FFN, the layer under test included, less its routing
-    routing: int  # router or retrieval of the layer under test
-    head: int
+    attention: Count  # projections and the two full T x T products
+    ffn: Count  # every FFN, the layer under test included, less its routing
+    routing: Count  # router or retrieval of the layer under test
+    head: Count
 
     @property
     def forward(self) -> int:
@@ -124,12 +137,12 @@ class Measured(Frozen):
     """What depends on the machine and the day. Left out when two records are compared."""
 
     device: str
-    threads: int | None = None  # CPU threads the cell trained with
+    threads: Positive | None = None  # CPU threads the cell trained with
     started: str  # ISO 8601, UTC
-    seconds: float  # wall time of the whole cell
-    train_seconds: float  # of which forward, backward and optimiser
-    tokens_per_second: float | None  # training tokens over train_seconds
-    peak_memory_bytes: int | None
+    seconds: Spent  # wall time of the whole cell
+    train_seconds: Spent  # of which forward, backward and optimiser
+    tokens_per_second: Spent | None  # training tokens over train_seconds
+    peak_memory_bytes: Count | None
     versions: dict[str, str]  # isoflop, torch, python, and what else decides the numbers
     git_revision: str | None
 
@@ -138,40 +151,40 @@ class Record(Frozen):
     """One cell: what was asked, what was spent, what came out."""
 
     schema_version: Literal[1] = 1
-    cell: str  # the cell id, also the file name: a hash of everything that can change the result
+    cell: Shown  # the cell id, also the file name: a hash of everything that can change the result
     status: Literal["finished", "diverged", "failed"]
     message: str | None = None  # for a cell that did not finish: what happened
 
     suite: str
-    variant: str  # name in the suite, such as moe-g4; in an ablation with axis=choice
+    variant: Shown  # name in the suite, such as moe-g4; in an ablation with axis=choice
     ablation: Ablation | None = None
     layer: str  # registered name, such as moe, or file.py:Class wherever the file lay
     options: dict[str, Any]  # the layer's options, defaults included
     placement: str | list[int]
     size: Size
-    seed: int
+    seed: Count
     corpus: str
-    vocabulary: int
-    context: int  # tokens per sequence
-    batch: int  # sequences per optimiser step
+    vocabulary: Positive
+    context: Positive  # tokens per sequence
+    batch: Positive  # sequences per optimiser step
 
-    budget: float  # FLOPs asked for
-    flops: int  # FLOPs spent
+    budget: Annotated[float, Field(gt=0)]  # FLOPs asked for
+    flops: Annotated[int, Field(gt=0)]  # FLOPs spent
     flop_convention: str = FLOP_CONVENTION
-    tokens: int
-    steps: int
-    epochs: float
-    learning_rate: float  # peak
+    tokens: Positive
+    steps: Positive
+    epochs: Spent
+    learning_rate: Annotated[float, Field(gt=0)]  # peak
     table_rate: float = 1.0  # learning rate of the layer's tables over that of the rest
     output_norm: bool = False  # an RMSNorm on the layer's output
     parameters: Parameters
     flops_per_token: Flops
-    layer_bytes_per_token: int  # bytes of the layer's parameters that one token reads, in bf16
+    layer_bytes_per_token: Count  # bytes of the layer's parameters that one token reads, in bf16
 
-    loss: float | None  # validation cross-entropy, nats per token
-    bits_per_byte: float | None
+    loss: Spent | None  # validation cross-entropy, nats per token
+    bits_per_byte: Spent | None
     validation_hash: str | None
-    curve: list[tuple[int, float]]  # (step, mean training loss since the entry before)
+    curve: list[tuple[Count, float]]  # (step, mean training loss since the entry before)
     layers: list[LayerFigures] = []  # in the order of their blocks
 
     measured: Measured
@@ -247,9 +260,27 @@ def read_record(path: Path) -> Record:
     """Read one record.
 
     Raises:
-        RecordError: see `read_stored`.
+        RecordError: see `read_stored`; or its numbers contradict each other.
     """
-    return read_stored(path, Record)
+    record = read_stored(path, Record)
+    problem = contradiction(record)
+    if problem:
+        raise RecordError(f"{path}: {problem}")
+    return record
+
+
+def contradiction(record: Record) -> str:
+    """What cannot be, of numbers that each could be; empty if there is nothing."""
+    if (record.status == "finished") != (record.loss is not None):
+        return f"loss: {record.loss}, of a cell that is {record.status}"
+    most = record.tokens * record.flops_per_token.training
+    if record.flops > most:
+        return f"flops: {record.flops}, more than {most} for {record.tokens} tokens"
+    if record.tokens != record.steps * record.batch * record.context:
+        return f"tokens: {record.tokens}, not steps x batch x context"
+    if record.parameters.layer_active > record.parameters.layer_total:
+        return "parameters.layer_active: more than layer_total"
+    return ""
 
 
 def read_stored(path: Path, schema: type[Stored]) -> Stored:

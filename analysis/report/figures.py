@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from isoflop.analysis.report.charts import CHARTS, noted
 from isoflop.analysis.report.format import flops
 from isoflop.analysis.report.spec import Axis, Chart, Key, Panel, Series, axis, multiple
 from isoflop.analysis.report.style import NEUTRAL, STYLE, Look, looks
+from isoflop.results.errors import printable
 
 SIZES = {"variant": 1.0, "diamond": 1.35, "dot": 0.6, "dash": 1.1}  # of markers, over the usual
 LETTER = 0.068  # inches that a letter of a legend or caption takes, about
@@ -35,7 +37,9 @@ def draw(
         failed: takes the figures that cannot be drawn, and why; if None, they raise.
     """
     files: dict[str, bytes] = {}
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        # A letter that the font lacks is a box in the PNG and whole in the SVG's text.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
         for name, make in FIGURES.items():
             with noted(name, failed):
                 figure = make(analysis)
@@ -87,9 +91,9 @@ def render(chart: Chart, look: Mapping[str, Look]) -> Figure:
 
 def _figure(width: float, height: float, title: str, caption: str) -> Figure:
     """A figure with its title above and its caption below, around `height` inches of panels."""
-    lines = textwrap.wrap(caption, int((width - 2 * MARGIN) / LETTER))
+    lines = textwrap.wrap(printable(caption), int((width - 2 * MARGIN) / LETTER))
     figure = Figure(figsize=(width, height + 0.4 + 0.16 * len(lines)))
-    figure.suptitle(title, x=MARGIN / width, ha="left", fontweight="bold", fontsize=10)
+    figure.suptitle(printable(title), x=MARGIN / width, ha="left", fontweight="bold", fontsize=10)
     figure.supxlabel("\n".join(lines), x=MARGIN / width, ha="left", fontsize=8, color="0.35")
     return figure
 
@@ -97,7 +101,7 @@ def _figure(width: float, height: float, title: str, caption: str) -> Figure:
 def _draw_panel(ax: Axes, panel: Panel, look: Mapping[str, Look]) -> None:
     if panel.title:
         colour = look[panel.variant].colour if panel.variant else NEUTRAL.colour
-        ax.set_title(panel.title, color=colour, fontweight="bold")
+        ax.set_title(printable(panel.title), color=colour, fontweight="bold")
     if panel.y.rule is not None:
         ax.axhline(panel.y.rule, color="0.5", lw=0.8, zorder=0)
     for series in panel.series:
@@ -140,7 +144,8 @@ def _handle(key: Key, look: Mapping[str, Look]) -> Line2D:
     drawn = _line(style, colour, dashed=key.hollow) | _marker(
         style, colour, key.marker, hollow=key.hollow
     )
-    return Line2D([], [], label=key.label, **drawn | ({} if key.line else {"ls": "none"}))
+    line = {} if key.line else {"ls": "none"}
+    return Line2D([], [], label=printable(key.label), **drawn | line)
 
 
 def _set_axis(ax: Axes, name: Literal["x", "y"], axis: Axis, *, labelled: bool = True) -> None:
@@ -175,9 +180,8 @@ def multiplier(analysis: Analysis) -> Figure | None:
                 ax.hlines(at, estimate.low, estimate.high, color=colour, lw=1.5 * style.weight)
                 marker = _marker(style, colour, "variant", hollow=False)
                 ax.plot(estimate.value, at, ls="none", **marker)
-    ax.set_yticks(
-        range(len(shown)), [f"{standing.rank}. {standing.variant}" for standing, _ in shown]
-    )
+    names = [printable(f"{standing.rank}. {standing.variant}") for standing, _ in shown]
+    ax.set_yticks(range(len(shown)), names)
     for label, (standing, _) in zip(ax.get_yticklabels(), shown, strict=True):
         if standing.variant == analysis.highlight:
             label.set_fontweight("bold")

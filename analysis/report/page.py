@@ -6,10 +6,10 @@ charts are data (see `spec`) drawn by Chart.js, which is inlined with its licenc
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from html import escape
 from importlib.resources import files
 from string import Template
 
@@ -22,6 +22,7 @@ from isoflop.analysis.report.leaderboard import Row
 from isoflop.analysis.report.spec import Chart, plain
 from isoflop.analysis.report.style import NEUTRAL, Look, looks
 from isoflop.analysis.report.verdict import result
+from isoflop.results.errors import printable
 
 BARS = ("multiplier", "parabola_multiplier", "time_multiplier")  # columns drawn on one scale
 WEB = files("isoflop.analysis.report") / "web"
@@ -64,7 +65,7 @@ def page(
         + _table(sections.SCALE, sections.scale_header(analysis), sections.scale_rows(analysis))
         + _list(sections.crossings(analysis)),
         checks=_checks(analysis, shown),
-        settings=f"<pre>{escape(suite)}</pre>" if suite else "<p>No copy of the suite file.</p>",
+        settings=_verbatim(suite) if suite else "<p>No copy of the suite file.</p>",
         reproduce=_reproduce(analysis, commands),
         notes=_list(sections.notes(analysis)),
         data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
@@ -72,6 +73,15 @@ def page(
         library=library[: library.index("//# sourceMappingURL")],
         js=_web("page.js"),
     )
+
+
+def escape(text: str) -> str:
+    """Foreign text on one line, as text of HTML or as the value of an attribute in quotes."""
+    return html.escape(printable(text))
+
+
+def _verbatim(text: str) -> str:
+    return f"<pre>{html.escape(text)}</pre>"
 
 
 def _web(name: str) -> str:
@@ -193,7 +203,7 @@ def _reproduce(analysis: Analysis, commands: str) -> str:
         for package, version in record.measured.versions.items():
             made.setdefault(package, set()).add(version)
     rows = [[key, ", ".join(sorted(values))] for key, values in made.items()]
-    return f"<pre>{escape(commands)}</pre>" + _table("", ("what", "which"), rows)
+    return _verbatim(commands) + _table("", ("what", "which"), rows)
 
 
 def _list(lines: Sequence[str]) -> str:

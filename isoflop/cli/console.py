@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from isoflop.results.errors import printable
+
 # Verbs import what they need when they run: `report` must not wait for torch.
 app = typer.Typer(
     name="isoflop",
@@ -19,25 +21,36 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+WIDTH = 200  # columns where the output is no terminal
+NARROWEST = 9  # columns that an entry of a table needs, its frame included
+
 Json = Annotated[bool, typer.Option("--json", help="Print only JSON.")]
 
 
 def show(rows: list[dict[str, Any]], title: str, as_json: bool) -> None:
-    """Print rows as a table, or as JSON alone."""
+    """Print rows as a table, or as JSON alone; one entry a line where no table fits."""
     if as_json:
         print(json.dumps(rows, indent=1))
         return
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH
+    console.print(printable(title), style="bold", highlight=False, markup=False)
     table = Table(header_style="bold")
     for key in rows[0] if rows else []:
         numeric = all(isinstance(row[key], int | float | None) for row in rows)
         table.add_column(key.replace("_", " "), justify="right" if numeric else "left")
     for row in rows:
         # As Text, since a string's [brackets] would be taken for markup.
-        table.add_row(*(Text(readable(value)) for value in row.values()))
-    console = Console()
-    if not console.is_terminal:
-        console.width = 200
-    console.print(title, style="bold", highlight=False, markup=False)
+        table.add_row(*(Text(printable(readable(value))) for value in row.values()))
+    columns = len(table.columns)
+    if columns * NARROWEST > console.width:
+        for row in rows:
+            for key, value in row.items():
+                text = f"{key.replace('_', ' ')}: {printable(readable(value))}"
+                console.print(Text(text), soft_wrap=True)
+            console.print()
+        return
     console.print(table)
 
 

@@ -16,6 +16,7 @@ import typer
 from isoflop.cli.console import Json, app, show
 from isoflop.cli.tensorboard import TensorBoard
 from isoflop.cli.time_limit import TimeLimit
+from isoflop.results.errors import printable
 
 if TYPE_CHECKING:
     from isoflop.bench.compare import Comparison
@@ -125,7 +126,8 @@ def lint(
     else:
         for finding in findings:
             text = finding.fix or finding.note
-            print(f"{'ok' if finding.ok else 'FAIL':5}{finding.check:13}{text}".rstrip())
+            line = f"{'ok' if finding.ok else 'FAIL':5}{finding.check:13}{printable(text)}"
+            print(line.rstrip())
     failed = [finding.check for finding in findings if not finding.ok]
     if failed:
         if not as_json:
@@ -143,12 +145,14 @@ def compare(
     option: Options = None,
     learning_rate: Annotated[
         float | None,
-        typer.Option(min=1e-9, max=1e6, help="Peak; that of dense in the suite if not given."),
+        typer.Option(min=1e-9, max=1e3, help="Peak; that of dense in the suite if not given."),
     ] = None,
     table_rate: Annotated[
         float, typer.Option(min=1e-9, max=1e6, help="Rate of the layer's tables over that.")
     ] = 1.0,
-    seeds: Annotated[int, typer.Option(min=1, help="Seeds per cell of the new layer.")] = 1,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=1000, help="Seeds per cell of the new layer.")
+    ] = 1,
     name: Annotated[
         str | None,
         typer.Option(help="Name of the new variant; the layer with its options if not given."),
@@ -175,9 +179,16 @@ def compare(
     options = read_options(layer, option or [])
     note = refuse(layer, options, shapes_of(load_suite(suite)))
     if note:
-        print(f"{layer}: {note}", file=sys.stderr)
+        print(printable(f"{layer}: {note}"), file=sys.stderr)
     plan = prepare(layer, suite, learning_rate, seeds, options, name, table_rate)
     print(f"compared with the records in {plan.source}", file=sys.stderr)
+    few = {cell.seed for cell in plan.cells} - {cell.seed for cell in plan.baseline}
+    if few:
+        print(
+            f"note: {plan.baseline[0].variant} has no records of seeds {sorted(few)}; `isoflop run "
+            f"{suite} --seeds {seeds}` trains them",
+            file=sys.stderr,
+        )
     plan.collect()
     plan.check_text()
     command = ["isoflop", "compare", layer, "--suite", suite, "--seeds", str(seeds)]
@@ -210,11 +221,11 @@ def compare(
     show(
         [{key: row[key] for key in ("rank", "variant", "multiplier")} for row in rows], suite, False
     )
-    print(result["sentence"])
+    print(printable(result["sentence"]))
     for row in rows:  # a fault of the baseline matters as much
         if row["variant"] in (result["variant"], result["baseline"]):
             for flag in row["flags"]:
-                print(f"note: {row['variant']}: {flag}")
+                print(printable(f"note: {row['variant']}: {flag}"))
     if "rate_check" in result:
         print(f"note: {result['rate_check']['sentence']}")
     elif learning_rate is None:

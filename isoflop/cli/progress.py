@@ -19,6 +19,7 @@ from rich.text import Text
 from isoflop.analysis.report.format import flops
 from isoflop.bench.plan import Cell
 from isoflop.bench.run import Event
+from isoflop.results.errors import printable
 from isoflop.results.record import Record
 
 T = TypeVar("T")
@@ -63,9 +64,8 @@ def watch(
             if event.stored:
                 note = "another process stored its record first; this one's is dropped"
             if note:
-                console.print(
-                    f"{name_of(event.cell)}: {note}", highlight=False, markup=False, soft_wrap=True
-                )
+                text = printable(f"{name_of(event.cell)}: {note}")
+                console.print(text, highlight=False, markup=False, soft_wrap=True)
             if record is None:
                 continue
             records.append(record)
@@ -77,7 +77,7 @@ def watch(
                     f"about {left / 60:.0f} min left"
                 )
             if not live or record.status != "finished":
-                style = "red" if live else ""
+                style, line = "red" if live else "", printable(line)
                 console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
     return records
 

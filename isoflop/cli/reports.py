@@ -16,7 +16,7 @@ from rich.text import Text
 
 from isoflop.analysis.report.format import flops
 from isoflop.cli.console import Json, app, readable, show
-from isoflop.results.errors import IsoflopError
+from isoflop.results.errors import IsoflopError, printable
 from isoflop.results.record import Record, RecordError, read_record
 
 # Where `show` looks for a record; the first folder that has it wins.
@@ -64,7 +64,7 @@ def report(
             show(leaderboard.brief(rows), f"Leaderboard of {where}", False)
         for row in rows:
             if row.get("flags"):
-                print(f"{row['variant']}: {'; '.join(row['flags'])}")
+                print(printable(f"{row['variant']}: {'; '.join(row['flags'])}"))
         page = Path(where) / "index.html"
         print(f"figures, tables{' and a page (index.html)' * page.exists()} are in {where}")
 
@@ -85,15 +85,16 @@ def show_cell(
     console = Console(highlight=False)
     finished = record.status == "finished"
     title = f"{record.variant}, size {record.size.name}, {flops(record.budget)} FLOPs, "
-    console.print(title + f"seed {record.seed}", style="bold", markup=False)
-    console.print(str(path), style="dim", markup=False, soft_wrap=True)
+    console.print(printable(f"{title}seed {record.seed}"), style="bold", markup=False)
+    console.print(printable(str(path)), style="dim", markup=False, soft_wrap=True)
     if not finished:
-        console.print(f"{record.status}: {record.message}", style="bold red", markup=False)
+        outcome = printable(f"{record.status}: {record.message}")
+        console.print(outcome, style="bold red", markup=False)
     table = Table.grid(padding=(0, 2))
     for group, rows in essentials(record).items():
         table.add_row()
         for index, (key, value) in enumerate(rows.items()):
-            table.add_row("" if index else Text(group, style="bold"), key, Text(value))
+            table.add_row("" if index else Text(group, style="bold"), key, Text(printable(value)))
     console.print(table)
     console.print()
     if len(record.curve) > 1:

@@ -21,6 +21,7 @@ from isoflop.bench.suite import suite_path
 from isoflop.bench.train import model_path
 from isoflop.cli.progress import outcome_of, watch
 from isoflop.cli.tensorboard import scalars
+from isoflop.results.errors import printable
 from isoflop.results.record import write_whole
 
 LIMIT_RESERVE = (0.1, 30.0)  # share of a time limit, and most seconds, kept to save and report
@@ -91,7 +92,8 @@ def train(
         raise typer.Exit(143 if isinstance(interrupt, TerminatedError) else 130) from None
     for record in made:
         if record.status != "finished":
-            say(f"not finished: {record.variant} {record.size.name}: {outcome_of(record)}")
+            name = f"{record.variant} {record.size.name}"
+            say(printable(f"not finished: {name}: {outcome_of(record)}"))
     left = len(cells) - len(before) - len(made)
     if left:
         say(f"stopped at the time limit with {left} cells left; the same command goes on")

@@ -33,7 +33,11 @@ class DisagreementError(Exception):
 
 
 def works(
-    operator: str, backend: str, device: torch.device, dtype: torch.dtype, sizes: tuple[Hashable]
+    operator: str,
+    backend: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    sizes: tuple[Hashable, ...],
 ) -> bool:
     """Whether a back end agrees with the definition. Warns, once, if it does not.
 
@@ -66,7 +70,11 @@ works._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _problem(
-    operator: str, backend: str, device: torch.device, dtype: torch.dtype, sizes: tuple[Hashable]
+    operator: str,
+    backend: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    sizes: tuple[Hashable, ...],
 ) -> str:
     from isoflop.models.ops.verify_cases import CASES  # which imports all operators
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.robustness.counts import STORED, store, write_document
 
 COUNTS: dict[str, dict[str, int]] = {}
 
@@ -30,7 +31,10 @@ def counted() -> Callable[..., None]:
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     if COUNTS and config.getoption("--robustness-store"):
-        Path(config.getoption("--robustness-store")).write_text(json.dumps(COUNTS, indent=1) + "\n")
+        path = Path(config.getoption("--robustness-store"))
+        store(path, COUNTS)
+        if path.resolve() == STORED:
+            write_document()
     for kind, counts in COUNTS.items():
         text = ", ".join(f"{count} {name}" for name, count in counts.items())
         terminalreporter.write_line(f"robustness: {kind}: {text}")

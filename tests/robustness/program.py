@@ -36,7 +36,7 @@ class Outcome:
         """What is wrong with how it ended; empty if a user can live with it.
 
         Fine is exit code 0 or 1 without a traceback, or exit code 2 and one line on stderr that
-        names the program. Usage errors of the command line are the option parser's own.
+        names the program.
         """
         if self.crash:
             return self.crash
@@ -45,8 +45,7 @@ class Outcome:
         if self.code in (0, 1):
             return ""
         lines = [line for line in self.err.splitlines() if line.startswith("isoflop: ")]
-        usage = "\u256d\u2500 Error" in self.err  # the option parser's box
-        if self.code == 2 and (len(lines) == 1 or usage):
+        if self.code == 2 and len(lines) == 1:
             return ""
         return f"exit code {self.code}: {self.err.strip()[-300:]!r}"
 
