@@ -15,6 +15,7 @@ from isoflop.bench.suite import Training
 from isoflop.models import Decoder
 
 EVALUATION_TOKENS = 16384  # per forward pass of the evaluation
+LOGITS_TOKENS = 8192  # whose logits exist at a time in the evaluation on a GPU
 
 
 def seed_for(purpose: str, seed: int) -> int:
@@ -104,11 +105,13 @@ class Trainer:
         """
         batch = self.cell.training.micro_batch or self.cell.training.batch
         batch *= max(1, EVALUATION_TOKENS // (batch * self.cell.training.context))
+        # Logits of 32,768 tokens over a vocabulary of 32,768 would take 11 GB.
+        part_tokens = LOGITS_TOKENS if self.device.type == "cuda" else None
         self.model.eval()
         total = 0.0
         for part in self._to_device(windows).split(batch):
             with torch.autocast(self.device.type, dtype=torch.bfloat16):
-                cross_entropy, _ = self.model.loss(part[:, :-1], part[:, 1:])
+                cross_entropy, _ = self.model.loss(part[:, :-1], part[:, 1:], part_tokens)
             total += float(cross_entropy) * len(part)
         self.model.train()
         return total / len(windows)

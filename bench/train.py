@@ -16,7 +16,13 @@ from torch import Tensor
 
 from isoflop.bench import checkpoint
 from isoflop.bench.data import Sampler, Tokens, bits_per_byte, hash_of_windows
-from isoflop.bench.machine import device_name, git_revision, peak_memory, versions
+from isoflop.bench.machine import (
+    device_name,
+    git_revision,
+    peak_memory,
+    reset_peak_memory,
+    versions,
+)
 from isoflop.bench.plan import Cell
 from isoflop.bench.step import Trainer, seed_for
 from isoflop.results.record import Measured, Record
@@ -80,8 +86,11 @@ def train_cell(
     windows = tokens.validation_windows(training.validation_tokens, training.context)
     outcome: dict[str, Any] = {"status": "finished", "loss": None, "bits_per_byte": None}
     run = _Run(cell, device, tokens, checkpoint_path(scratch, cell), hooks)
+    reset_peak_memory(device)
+    peak = None
     try:
         run.train()
+        peak = peak_memory(device)  # of training: the evaluation has other sizes
         loss = run.trainer.evaluate(windows)
         if not math.isfinite(loss):
             raise DivergedError("the validation loss is not finite")
@@ -108,7 +117,7 @@ def train_cell(
             seconds=perf_counter() - begin,
             train_seconds=run.train_seconds,
             tokens_per_second=cell.tokens / run.train_seconds if outcome["loss"] else None,
-            peak_memory_bytes=peak_memory(device),
+            peak_memory_bytes=peak if peak is not None else peak_memory(device),
             versions=versions(),
             git_revision=git_revision(),
         ),
