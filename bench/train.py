@@ -65,6 +65,7 @@ def train_cell(
     scratch: Path,
     hooks: Hooks = Hooks(),
     models: Path | None = None,
+    compiled: bool = False,
 ) -> Record:
     """Train a cell and return its record.
 
@@ -76,6 +77,7 @@ def train_cell(
             caller to remove once the record is stored.
         hooks: `report` is called at entries of the loss curve, at most twice a second.
         models: folder for the trained weights, as `<cell>.safetensors`; they are dropped if None.
+        compiled: train with compiled blocks, if the compiler can; the record says whether it could.
     Raises:
         StoppedError: `hooks.stop` said so.
         DataError: the corpus is too short for the validation tokens or for a batch.
@@ -85,7 +87,7 @@ def train_cell(
     training = cell.training
     windows = tokens.validation_windows(training.validation_tokens, training.context)
     outcome: dict[str, Any] = {"status": "finished", "loss": None, "bits_per_byte": None}
-    run = _Run(cell, device, tokens, checkpoint_path(scratch, cell), hooks)
+    run = _Run(cell, device, tokens, checkpoint_path(scratch, cell), hooks, compiled)
     reset_peak_memory(device)
     peak = None
     try:
@@ -113,6 +115,7 @@ def train_cell(
         measured=Measured(
             device=device_name(device),
             threads=torch.get_num_threads() if device.type == "cpu" else None,
+            compiled=run.compiled if device.type != "cpu" else None,
             started=started.isoformat(timespec="seconds"),
             seconds=perf_counter() - begin,
             train_seconds=run.train_seconds,
@@ -165,8 +168,10 @@ class _Run:
         tokens: Tokens,
         path: Path,
         hooks: Hooks,
+        compiled: bool,
     ) -> None:
         self.cell, self.device, self.path, self.hooks = cell, device, path, hooks
+        self.compiled = compiled
         self.sampler = Sampler(
             tokens.train,
             cell.training.context,
@@ -183,7 +188,8 @@ class _Run:
             DivergedError: at an entry of the loss curve.
             StoppedError: after a step, with the state saved.
         """
-        self.trainer = Trainer(self.cell, self.device)
+        self.trainer = Trainer(self.cell, self.device, self.compiled, self.hooks.warn)
+        self.compiled = self.trainer.compiled
         losses = self._resume()
         every = max(1, self.cell.steps // CURVE_POINTS)
         begin = saved = shown = perf_counter()
@@ -252,7 +258,7 @@ class _Run:
         except (ValueError, RuntimeError, KeyError) as error:
             # Part of it may have been loaded: start over.
             self.hooks.warn(f"{str(error).splitlines()[0]}; the cell starts at step 0")
-            self.trainer = Trainer(self.cell, self.device)
+            self.trainer = Trainer(self.cell, self.device, self.compiled, self.hooks.warn)
             return []
         self.step, self.train_seconds = state["step"], state["train_seconds"]
         self.curve = [(step, loss) for step, loss in state["curve"]]

@@ -104,6 +104,7 @@ class Measured(Frozen):
 
     device: str
     threads: int | None = None  # CPU threads the cell trained with
+    compiled: bool | None = None  # on a GPU: its blocks by torch.compile
     started: str  # ISO 8601, UTC
     seconds: float  # wall time of the whole cell
     train_seconds: float  # of which forward, backward and optimiser
