@@ -45,10 +45,8 @@ def test_equal_blocks_are_compiled_once_and_the_evaluation_not_at_all(graphs: li
     assert len(graphs) == kinds
 
 
-def test_a_process_may_train_more_shapes_than_the_compiler_allows(
-    graphs: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
+@torch._dynamo.config.patch(recompile_limit=2)
+def test_a_process_may_train_more_shapes_than_the_compiler_allows(graphs: list[Any]) -> None:
     for width in range(1, 5):
         sizes = {"s": {"width": 8 * width, "depth": 2, "heads": 2}}
         cell = tiny_cells(sizes=sizes, budgets=[{"flops": 2e9}])[0]
