@@ -24,6 +24,12 @@ def device_name(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory` count from now on, where a process may train several cells: on a GPU."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def peak_memory(device: torch.device) -> int | None:
     """Peak bytes, of the device's allocator on a GPU, of the process on a CPU.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from isoflop.bench import diagnostics
+from isoflop.bench.compiling import compile_blocks, problem_of_compiling
 from isoflop.bench.plan import Cell
 from isoflop.bench.suite import Training
 from isoflop.models import Decoder
 
 EVALUATION_TOKENS = 16384  # per forward pass of the evaluation
+LOGITS_TOKENS = 8192  # whose logits exist at a time in the evaluation on a GPU
 
 
 def seed_for(purpose: str, seed: int) -> int:
@@ -85,21 +89,36 @@ def make_optimizer(
 class Trainer:
     """A model, its optimiser and a step.
 
+    Args:
+        compiled: train with compiled blocks, if the compiler can.
+        warn: is told in a line that it cannot.
+
     Attributes:
         model: the decoder, parameters in float32, on the device.
+        compiled: whether its blocks are.
     """
 
-    def __init__(self, cell: Cell, device: torch.device) -> None:
+    def __init__(
+        self,
+        cell: Cell,
+        device: torch.device,
+        compiled: bool = False,
+        warn: Callable[[str], None] = lambda line: None,
+    ) -> None:
         self.cell, self.device = cell, device
+        self.compiled = compiled
+        if compiled:
+            problem = problem_of_compiling(cell, device)
+            if problem:
+                warn(f"torch.compile failed, so the cell trains without it: {problem}")
+                self.compiled = False
         torch.manual_seed(seed_for("init", cell.seed))
         with torch.device(device):
             self.model = Decoder(cell.config)
         torch.manual_seed(seed_for("dropout", cell.seed))
         self.optimizer = make_optimizer(self.model, cell.training, cell.table_rate)
-        # Compiling costs tens of seconds a cell: it pays on a GPU, never on short CPU cells.
-        self.loss: Any = (
-            torch.compile(self.model.loss) if device.type == "cuda" else self.model.loss
-        )
+        if self.compiled:
+            compile_blocks(self.model)
 
     def step(self, step: int, windows: np.ndarray) -> Tensor:
         """One optimiser step on [batch, context + 1] tokens.
@@ -116,7 +135,7 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         for part in parts:
             with torch.autocast(self.device.type, dtype=torch.bfloat16):
-                cross_entropy, auxiliary = self.loss(part[:, :-1], part[:, 1:])
+                cross_entropy, auxiliary = self.model.loss(part[:, :-1], part[:, 1:])
             ((cross_entropy + auxiliary) / len(parts)).backward()
             total += cross_entropy.detach() / len(parts)
         nn.utils.clip_grad_norm_(self.model.parameters(), training.clip)
@@ -164,11 +183,15 @@ class Trainer:
     def _evaluate(self, windows: np.ndarray) -> float:
         batch = self.cell.training.micro_batch or self.cell.training.batch
         batch *= max(1, EVALUATION_TOKENS // (batch * self.cell.training.context))
+        # Logits of 32,768 tokens over a vocabulary of 32,768 would take 11 GB.
+        part_tokens = LOGITS_TOKENS if self.device.type == "cuda" else None
         self.model.eval()
         total = 0.0
+        # Other shapes and another mode than in training: each would be compiled anew.
+        plain = torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
         for part in self._to_device(windows).split(batch):
-            with torch.autocast(self.device.type, dtype=torch.bfloat16):
-                cross_entropy, _ = self.model.loss(part[:, :-1], part[:, 1:])
+            with plain, torch.autocast(self.device.type, dtype=torch.bfloat16):
+                cross_entropy, _ = self.model.loss(part[:, :-1], part[:, 1:], part_tokens)
             total += float(cross_entropy) * len(part)
         self.model.train()
         return total / len(windows)

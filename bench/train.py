@@ -12,12 +12,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from isoflop.bench import checkpoint
 from isoflop.bench.data import Sampler, Tokens, bits_per_byte, hash_of_windows
-from isoflop.bench.machine import device_name, git_revision, peak_memory, versions
+from isoflop.bench.kept_models import keep_model
+from isoflop.bench.machine import (
+    device_name,
+    git_revision,
+    peak_memory,
+    reset_peak_memory,
+    versions,
+)
 from isoflop.bench.plan import Cell
 from isoflop.bench.step import Trainer, seed_for
 from isoflop.models.decoder import blocks_with_layer
@@ -64,6 +70,7 @@ def train_cell(
     scratch: Path,
     hooks: Hooks = Hooks(),
     models: Path | None = None,
+    compiled: bool = False,
 ) -> Record:
     """Train a cell and return its record.
 
@@ -75,6 +82,7 @@ def train_cell(
             caller to remove once the record is stored.
         hooks: `report` is called at entries of the loss curve, at most twice a second.
         models: folder for the trained weights, as `<cell>.safetensors`; they are dropped if None.
+        compiled: train with compiled blocks, if the compiler can; the record says whether it could.
     Raises:
         StoppedError: `hooks.stop` said so.
         DataError: the corpus is too short for the validation tokens or for a batch.
@@ -84,9 +92,12 @@ def train_cell(
     training = cell.training
     windows = tokens.validation_windows(training.validation_tokens, training.context)
     outcome: dict[str, Any] = {"status": "finished", "loss": None, "bits_per_byte": None}
-    run = _Run(cell, device, tokens, windows, checkpoint_path(scratch, cell), hooks)
+    run = _Run(cell, device, tokens, windows, checkpoint_path(scratch, cell), hooks, compiled)
+    reset_peak_memory(device)
+    peak = None
     try:
         run.train()
+        peak = peak_memory(device)  # of training: the evaluation has other sizes
         loss = run.trainer.evaluate(windows)
         if not math.isfinite(loss):
             raise DivergedError("the validation loss is not finite")
@@ -110,11 +121,12 @@ def train_cell(
         measured=Measured(
             device=device_name(device),
             threads=torch.get_num_threads() if device.type == "cpu" else None,
+            compiled=run.compiled if device.type != "cpu" else None,
             started=started.isoformat(timespec="seconds"),
             seconds=perf_counter() - begin,
             train_seconds=run.train_seconds,
             tokens_per_second=cell.tokens / run.train_seconds if outcome["loss"] else None,
-            peak_memory_bytes=peak_memory(device),
+            peak_memory_bytes=peak if peak is not None else peak_memory(device),
             versions=versions(),
             git_revision=git_revision(),
         ),
@@ -124,24 +136,6 @@ def train_cell(
 def checkpoint_path(scratch: Path, cell: Cell) -> Path:
     """Where the state of a cell in training is saved."""
     return scratch / f"{cell.id}.pt"
-
-
-def model_path(models: Path, cell: str) -> Path:
-    """Where the trained weights of a cell are kept, by its id."""
-    return models / f"{cell}.safetensors"
-
-
-def keep_model(models: Path, cell: Cell, state: dict[str, Tensor]) -> None:
-    """Store weights and buffers, whole or not at all.
-
-    Raises:
-        OSError: the folder is full or not writable.
-    """
-    metadata = {"cell": cell.id, "variant": cell.variant}
-    state = {name: tensor.contiguous() for name, tensor in state.items()}
-    checkpoint.save_whole(
-        model_path(models, cell.id), lambda path: save_file(state, path, metadata=metadata)
-    )
 
 
 def failure(error: Exception) -> str:
@@ -163,9 +157,11 @@ class _Run:
         windows: np.ndarray,
         path: Path,
         hooks: Hooks,
+        compiled: bool,
     ) -> None:
         self.windows = windows  # [windows, context + 1] tokens for validation
         self.cell, self.device, self.path, self.hooks = cell, device, path, hooks
+        self.compiled = compiled
         self.sampler = Sampler(
             tokens.train,
             cell.training.context,
@@ -182,7 +178,8 @@ class _Run:
             DivergedError: at an entry of the loss curve.
             StoppedError: after a step, with the state saved.
         """
-        self.trainer = Trainer(self.cell, self.device)
+        self.trainer = Trainer(self.cell, self.device, self.compiled, self.hooks.warn)
+        self.compiled = self.trainer.compiled
         self.hooks.built(self.trainer.model)
         self.output_rms = self.trainer.output_rms(self.windows[: self.cell.training.batch])
         losses = self._resume()
@@ -268,7 +265,7 @@ class _Run:
         except (ValueError, RuntimeError, KeyError) as error:
             # Part of it may have been loaded: start over.
             self.hooks.warn(f"{str(error).splitlines()[0]}; the cell starts at step 0")
-            self.trainer = Trainer(self.cell, self.device)
+            self.trainer = Trainer(self.cell, self.device, self.compiled, self.hooks.warn)
             return []
         self.step, self.train_seconds = state["step"], state["train_seconds"]
         self.curve = [(step, loss) for step, loss in state["curve"]]

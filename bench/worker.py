@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,17 +79,20 @@ def interrupt_afterwards() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def work(
-    cell: Cell,
-    corpus: Path,
-    device: torch.device,
-    scratch: Path,
-    models: Path | None,
-    pipe: Connection,
-) -> None:
-    """Body of a worker: train, send progress, then the record, or why there is none.
+@dataclass(frozen=True)
+class Order:
+    """A cell to train."""
 
-    SIGTERM asks it to save its state and end. It ends, too, when the parent is gone.
+    cell: Cell
+    compiled: bool
+
+
+def work(
+    corpus: Path, device: torch.device, scratch: Path, models: Path | None, pipe: Connection
+) -> None:
+    """Body of a worker: train each cell that comes; send progress, then the record, or why none.
+
+    SIGTERM asks it to save its state. It ends when the parent closes the pipe, or is gone.
     """
     stop: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: stop.append(number))
@@ -104,12 +108,20 @@ def work(
     hooks = Hooks(report, pipe.send, lambda: bool(stop))
     message: object
     try:
-        try:
-            message = train_cell(cell, open_tokens(corpus), device, scratch, hooks, models)
-        except (StoppedError, IsoflopError) as error:
-            message = error
-        pipe.send(message)
-    except BrokenPipeError:
+        tokens = None
+        while True:
+            order: Order = pipe.recv()
+            try:
+                tokens = tokens or open_tokens(corpus)
+                message = train_cell(
+                    order.cell, tokens, device, scratch, hooks, models, order.compiled
+                )
+            except (StoppedError, IsoflopError) as error:
+                message = error
+            pipe.send(message)
+    except EOFError:
+        return
+    except (BrokenPipeError, ConnectionResetError):
         os._exit(1)
 
 

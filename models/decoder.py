@@ -171,16 +171,34 @@ class Decoder(nn.Module):
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Token ids [batch, time] -> logits [batch, time, vocabulary]; time <= config.context."""
+        return self.head(self.features(tokens_BT))
+
+    def features(self, tokens_BT: Tensor) -> Tensor:
+        """Token ids [batch, time] -> what the head reads, [batch, time, width]."""
         T = tokens_BT.shape[1]
         x_BTD = self.embedding(tokens_BT)
         for block in self.blocks:
             x_BTD = block(x_BTD, self.cos_TK[:T], self.sin_TK[:T])
-        return self.head(self.norm(x_BTD))
+        return self.norm(x_BTD)
 
-    def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy in nats per token, and the sum of the layers' auxiliary losses."""
-        logits_BTV = self(tokens_BT)
-        cross_entropy = F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_BT.flatten())
+    def loss(
+        self, tokens_BT: Tensor, targets_BT: Tensor, part: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy in nats per token, and the sum of the layers' auxiliary losses.
+
+        Args:
+            part: tokens whose logits exist at a time; all if None.
+        """
+        targets = targets_BT.flatten()
+        if part is None:
+            cross_entropy = F.cross_entropy(self(tokens_BT).flatten(0, 1).float(), targets)
+        else:
+            x = self.features(tokens_BT).flatten(0, 1)
+            sums = [
+                F.cross_entropy(self.head(x_part).float(), y_part, reduction="sum")
+                for x_part, y_part in zip(x.split(part), targets.split(part), strict=True)
+            ]
+            cross_entropy = torch.stack(sums).sum() / len(targets)
         auxiliary = [layer.aux_loss for layer in self.tested if layer.aux_loss is not None]
         return cross_entropy, sum(auxiliary, start=cross_entropy.new_zeros(()))
 

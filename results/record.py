@@ -138,6 +138,7 @@ class Measured(Frozen):
 
     device: str
     threads: Positive | None = None  # CPU threads the cell trained with
+    compiled: bool | None = None  # on a GPU: its blocks by torch.compile
     started: str  # ISO 8601, UTC
     seconds: Spent  # wall time of the whole cell
     train_seconds: Spent  # of which forward, backward and optimiser

@@ -287,7 +287,7 @@ def serve(suite: str) -> None:
             return (perf_counter() - begin) / count
 
         def first() -> None:
-            trainers.append(Trainer(cell, device))
+            trainers.append(Trainer(cell, device, compiled=device.type == "cuda"))
             steps(2)
 
         peak = peak_bytes(first)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from isoflop.cli.console import Json, app, show
+from isoflop.cli.engines import EngineOptions, On, find_engine
 from isoflop.cli.tensorboard import TensorBoard
 from isoflop.cli.time_limit import TimeLimit
 from isoflop.results.errors import printable
@@ -163,6 +164,8 @@ def compare(
     ] = True,
     tensorboard: TensorBoard = None,
     time_limit: TimeLimit = None,
+    on: On = "local",
+    engine_options: EngineOptions = None,
     as_json: Json = False,
 ) -> None:
     """Train a new layer's cells beside a suite's stored records: is it better than dense?"""
@@ -175,6 +178,7 @@ def compare(
     from isoflop.cli.training import train
     from isoflop.results.record import write_whole
 
+    engine = find_engine(on, engine_options)
     layer = with_class(layer)
     options = read_options(layer, option or [])
     note = refuse(layer, options, shapes_of(load_suite(suite)))
@@ -209,6 +213,7 @@ def compare(
         str(plan.suite_file),
         tensorboard,
         time_limit=time_limit,
+        engine=engine,
     )
     if rate_check and not missing(plan.cells, plan.records):
         asked["rate_check"] = checked_rates(plan)

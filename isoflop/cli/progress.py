@@ -17,8 +17,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from isoflop.analysis.report.format import flops
+from isoflop.bench.engines.contract import Event
 from isoflop.bench.plan import Cell
-from isoflop.bench.run import Event
 from isoflop.results.errors import printable
 from isoflop.results.record import Record
 

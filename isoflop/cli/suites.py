@@ -11,6 +11,7 @@ import typer
 from isoflop.analysis.report.format import flops as show_flops
 from isoflop.bench.suite import Suite, first_seeds, load_suite, shipped_suites, suite_path
 from isoflop.cli.console import Json, app, show
+from isoflop.cli.engines import EngineOptions, On, find_engine
 from isoflop.cli.fields import suite_fields
 from isoflop.cli.power import show_power
 from isoflop.cli.ready import ready
@@ -121,14 +122,15 @@ def plan(
     if power:
         show_power(*load_cells(suite, seeds), str(suite_path(suite)), noise, as_json)
         return
-    from isoflop.bench.cost import predict_bytes, predict_seconds
     from isoflop.bench.plan import sweep_cells
+    from isoflop.bench.policy import PROCESS_BYTES, need, schedule
     from isoflop.bench.preflight import check, epochs_note
 
     target = find_device(device)
     described, cells = load_cells(suite, seeds)
     # A local corpus is tokenised now; a hub corpus is only looked up in the cache.
     tokens = check(described, cells, str(suite_path(suite)), fetch=False)
+    needs = [(cell, need(cell, target)) for cell in cells]
     rows = [
         {
             "variant": cell.variant,
@@ -140,10 +142,11 @@ def plan(
             "epochs": cell.tokens / len(tokens.train) if tokens else None,
             "active_parameters": cell.parameters.active,
             "total_parameters": cell.parameters.total,
-            "seconds": predict_seconds(cell, target),
-            "memory_bytes": predict_bytes(cell),
+            "seconds": needed.seconds,
+            "memory_bytes": needed.bytes,
+            "compiled": needed.compiled,
         }
-        for cell in cells
+        for cell, needed in needs
     ]
     show(rows, f"{described.name} on {target.name}", as_json)
     if tokens is None:
@@ -154,13 +157,19 @@ def plan(
         print(note, file=sys.stderr)
     if as_json:
         return
-    slots = at_a_time(target)
-    memory = max(predict_bytes(cell) for cell in cells) * slots
+    how = schedule(cells, target, places(target))
+    slots = how.at_a_time * places(target)
+    memory = sum(sorted((needed.bytes for _, needed in needs), reverse=True)[:slots])
     print(
         f"{len(cells)} cells, {show_flops(sum(cell.flops for cell in cells))} FLOPs, about "
-        f"{minutes(cells, target):.0f} min on {target.name} with {slots} at a time (a rough figure)"
-        f", {memory / 2**30:.1f} GiB at most"
+        f"{how.seconds / 60:.0f} min on {target.name} with {slots} at a time (a rough figure), "
+        f"{memory / 2**30:.1f} GiB at most"
     )
+    if target.name != "cpu":
+        print(
+            f"{how.compiled} of {len(cells)} cells compiled: those whose training time repays it; "
+            f"each process takes {PROCESS_BYTES / 2**30:.1f} GiB more"
+        )
     if described.tune:
         sweep = sweep_cells(described, str(suite_path(suite)))
         print(
@@ -168,7 +177,7 @@ def plan(
             f"{show_flops(sum(cell.flops for cell in sweep))} FLOPs, about "
             f"{minutes(sweep, target):.0f} min"
         )
-    if memory > target.memory:
+    if max(needed.bytes for _, needed in needs) > target.memory:
         print(f"more than the {target.memory / 1e9:.0f} GB there: set training.micro_batch")
 
 
@@ -180,6 +189,8 @@ def run(
     shard: Shard = None,
     tensorboard: TensorBoard = None,
     time_limit: TimeLimit = None,
+    on: On = "local",
+    engine_options: EngineOptions = None,
     keep_models: Annotated[
         bool, typer.Option("--keep-models", help="Store trained weights in models/, by cell.")
     ] = False,
@@ -188,6 +199,7 @@ def run(
     """Train the cells that have no record yet, then report."""
     from isoflop.cli.training import train
 
+    engine = find_engine(on, engine_options)
     described, cells = load_cells(suite, seeds)
     directory = out or Path("runs") / described.name
     mine = ready(described, cells, suite, directory / "records", shard)
@@ -199,6 +211,7 @@ def run(
         tensorboard,
         time_limit=time_limit,
         keep_models=keep_models,
+        engine=engine,
     )
     report(directory, as_json)
     say_missing(cells, directory / "records")
@@ -211,6 +224,8 @@ def tune(
     shard: Shard = None,
     tensorboard: TensorBoard = None,
     time_limit: TimeLimit = None,
+    on: On = "local",
+    engine_options: EngineOptions = None,
     as_json: Json = False,
 ) -> None:
     """Train the learning-rate sweep of the suite: one cell of every variant, at several rates."""
@@ -219,11 +234,20 @@ def tune(
     from isoflop.cli.training import train
     from isoflop.results.record import read_record
 
+    engine = find_engine(on, engine_options)
     described = load_suite(suite)
     directory = out or Path("runs") / described.name
     cells = sweep_cells(described, str(suite_path(suite)))
     mine = ready(described, cells, suite, directory / "tune", shard, sweep=True)
-    train(mine, directory, directory / "tune", suite, tensorboard, time_limit=time_limit)
+    train(
+        mine,
+        directory,
+        directory / "tune",
+        suite,
+        tensorboard,
+        time_limit=time_limit,
+        engine=engine,
+    )
     records = []
     losses: dict[tuple[str, str, float, float], list[float | None]] = {}
     for cell in cells:
@@ -272,18 +296,18 @@ def find_device(name: str) -> Device:
     return local_cpu() if name == "cpu" else DEVICES[name]
 
 
-def at_a_time(device: Device) -> int:
-    """Cells that train at a time: as many as this machine has cores, or one on a GPU."""
-    from isoflop.bench.run import devices
+def places(device: Device) -> int:
+    """Devices like this one that a plan counts with: this machine's cores, or one GPU."""
+    from isoflop.bench.engines.local import cores
 
-    return len(devices()) if device.name == "cpu" else 1
+    return cores() if device.name == "cpu" else 1
 
 
 def minutes(cells: list[Cell], device: Device) -> float:
     """The predicted time of cells on a device; a rough figure."""
-    from isoflop.bench.cost import predict_seconds
+    from isoflop.bench.policy import schedule
 
-    return sum(predict_seconds(cell, device) for cell in cells) / at_a_time(device) / 60
+    return schedule(cells, device, places(device)).seconds / 60
 
 
 def load_cells(name: str, seeds: int | None = None) -> tuple[Suite, list[Cell]]:

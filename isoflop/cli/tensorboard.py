@@ -14,8 +14,8 @@ from isoflop.analysis.report.format import flops
 from isoflop.results.errors import IsoflopError
 
 if TYPE_CHECKING:  # the option is checked before torch is loaded
+    from isoflop.bench.engines.contract import Event
     from isoflop.bench.plan import Cell
-    from isoflop.bench.run import Event
 
 
 class TensorBoardError(IsoflopError):

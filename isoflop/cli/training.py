@@ -15,10 +15,11 @@ from typing import Any
 import typer
 from rich.console import Console
 
+from isoflop.bench.engines.contract import Engine, Limits
+from isoflop.bench.kept_models import model_path
 from isoflop.bench.plan import Cell
-from isoflop.bench.run import Limits, run_suite
+from isoflop.bench.run import missing, run_suite
 from isoflop.bench.suite import suite_path
-from isoflop.bench.train import model_path
 from isoflop.cli.progress import outcome_of, watch
 from isoflop.cli.tensorboard import scalars
 from isoflop.results.errors import printable
@@ -54,12 +55,14 @@ def train(
     *,
     time_limit: float | None = None,
     keep_models: bool = False,
+    engine: Engine | None = None,
 ) -> None:
     """Train what is missing under `directory`. Progress is on stderr: stdout is for results.
 
     Args:
         time_limit: seconds from now after which running cells save their state and stop.
         keep_models: store trained weights in `directory/models`.
+        engine: `local` if None.
     """
     began = monotonic()
     console = Console(stderr=True)
@@ -71,7 +74,12 @@ def train(
         share, most = LIMIT_RESERVE
         deadline = began + time_limit - min(share * time_limit, most)
     models = directory / "models" if keep_models else None
-    events = run_suite(cells, records, Limits(models, deadline))
+    limits = Limits(models, deadline)
+    preview = engine.dry_run(missing(cells, records), records, limits) if engine else ""
+    if preview:
+        print(preview, end="")
+        raise typer.Exit
+    events = run_suite(cells, records, limits, engine)
     known = list(islice(events, len(cells)))  # of every cell: stored, or to be trained
     before = [event.record for event in known if event.record is not None]
     unkept = sum(not model_path(models, record.cell).exists() for record in before) if models else 0
@@ -89,6 +97,8 @@ def train(
             made = watch(shown, cells, before, console)
     except KeyboardInterrupt as interrupt:
         say("interrupted; finished records are whole, the same command goes on from them")
+        if engine and engine.left_running:
+            say(engine.left_running)
         raise typer.Exit(143 if isinstance(interrupt, TerminatedError) else 130) from None
     for record in made:
         if record.status != "finished":

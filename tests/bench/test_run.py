@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from isoflop.bench.engines.contract import Event, Limits, RunError
+from isoflop.bench.engines.local import Local
 from isoflop.bench.flops import FlopError
-from isoflop.bench.run import Event, RunError, missing, run_cells, run_suite
+from isoflop.bench.run import missing, run_suite
 from isoflop.bench.worker import ALLOCATOR, interrupt_afterwards
 from isoflop.models import LAYERS
 from isoflop.results.record import load_records
@@ -38,8 +40,9 @@ dense = { layer = "dense", learning_rate = 1e-2 }
 again = { layer = "dense", learning_rate = 2e-2 }
 """
 
-# The program, with cells of the larger budget that wait in their tenth step while a file is there
-# and nobody asks them to stop: so a test acts on a run in a known state, however busy the machine.
+# The program, with cells of the smaller budget, the last to start, that wait in their tenth step
+# while a file is there and nobody asks them to stop: so a test acts on a run in a known state,
+# however busy the machine.
 HELD = """
 import os, time
 from isoflop.bench import train
@@ -50,7 +53,7 @@ def noted(self):
     run(self)
 
 def held(trainer, number, windows):
-    while number >= 10 and trainer.cell.budget > 2e9 and os.path.exists("hold"):
+    while number >= 10 and trainer.cell.budget < 2e9 and os.path.exists("hold"):
         open(f"held-{trainer.cell.id}", "w").close()
         if trainer.stop():
             break
@@ -178,7 +181,7 @@ def test_ctrl_c_while_a_worker_starts_comes_late_and_is_not_lost() -> None:
 
 def finish(records: Path, variants: dict | None = None) -> list[Event]:
     cells = tiny_cells(**({"variants": variants} if variants else {}))
-    return list(run_cells(cells, records))
+    return list(Local().train(cells, records, Limits()))
 
 
 class Suicide(LAYERS["dense"]):  # type: ignore[misc,name-defined]
@@ -248,7 +251,7 @@ def test_a_run_of_a_suite_first_says_what_is_stored_then_verifies_then_trains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dense, peer = cells = tiny_cells()
-    list(run_cells([dense], tmp_path))
+    list(Local().train([dense], tmp_path, Limits()))
     stored, waiting, *later = run_suite(cells, tmp_path)
     assert (stored.cell, stored.record, stored.stored) == (dense, load_records(tmp_path)[0], True)
     assert waiting == Event(peer)

@@ -11,10 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import isoflop.bench.train
 from isoflop.bench.data import Tokens
+from isoflop.bench.kept_models import model_path
 from isoflop.bench.plan import Cell, plan
 from isoflop.bench.step import Trainer
 from isoflop.bench.suite import load_suite
-from isoflop.bench.train import Hooks, Progress, StoppedError, model_path, train_cell
+from isoflop.bench.train import Hooks, Progress, StoppedError, train_cell
 from isoflop.models import LAYERS, Decoder
 from isoflop.results.record import Record, read_record, write_record
 from tests.bench.cells import TINY, tiny_cells

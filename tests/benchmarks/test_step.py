@@ -79,7 +79,7 @@ def test_step_on_a_gpu(benchmark: Any, variant: str) -> None:
     cell = next(
         c for c in plan(load_suite("h100"), "h100") if (c.variant, c.size.name) == (variant, "xl")
     )
-    trainer = Trainer(cell, DEVICE)
+    trainer = Trainer(cell, DEVICE, compiled=True)
     shape = cell.training.batch, cell.training.context + 1
     windows = np.random.default_rng(0).integers(0, cell.corpus.vocabulary, shape)
     losses = [trainer.step(step, windows) for step in range(5)]  # compiles, and warms up

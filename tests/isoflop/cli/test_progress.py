@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from isoflop.bench.engines.contract import Event
 from isoflop.bench.plan import Cell
-from isoflop.bench.run import Event
 from isoflop.bench.train import Progress
 from isoflop.cli.progress import watch
 from isoflop.results.record import Record

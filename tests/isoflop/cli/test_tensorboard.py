@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from isoflop.bench.engines.contract import Event, Limits
+from isoflop.bench.engines.local import Local
 from isoflop.bench.plan import Cell
-from isoflop.bench.run import Event, run_cells
 from isoflop.bench.step import learning_rate_at
 from isoflop.bench.train import Progress
 from isoflop.cli.tensorboard import TensorBoardError, require_tensorboard, run_name, scalars
@@ -46,7 +47,7 @@ def close_to(expected: list[tuple[int, float]]) -> Any:
 
 def test_a_run_writes_every_entry_of_every_curve_once(tmp_path: Path) -> None:
     cells, records = tiny_cells(), tmp_path / "records"
-    events = list(scalars(run_cells(cells, records), tmp_path / "tb"))
+    events = list(scalars(Local().train(cells, records, Limits()), tmp_path / "tb"))
     assert {event.cell.id for event in events if event.record} == {cell.id for cell in cells}
     for cell in cells:
         record = read_record(records / f"{cell.id}.json")

@@ -1,0 +1,1 @@
+"""Where cells run: each engine takes cells and gives events; `find_engine` knows them all."""

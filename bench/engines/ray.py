@@ -1,0 +1,270 @@
+"""The engine `ray`: every cell is a task of a Ray cluster, and its record comes home.
+
+No shared disk is needed: the tokens travel to a node once, records and the states of stopped cells
+travel back to the command, which stores them. A node that is lost costs the steps of its cells.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Generator, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from isoflop.bench import checkpoint
+from isoflop.bench.data import open_tokens
+from isoflop.bench.data import prepare as prepare_tokens
+from isoflop.bench.engines.contract import (
+    EngineError,
+    Event,
+    Limits,
+    read_options,
+    remove_scratch,
+    scratch_of,
+    store,
+    whole_number,
+)
+from isoflop.bench.engines.local import Waiting, places, train_queue
+from isoflop.bench.kept_models import model_path
+from isoflop.bench.plan import Cell
+from isoflop.bench.policy import longest_first
+from isoflop.bench.train import checkpoint_path
+from isoflop.results.errors import IsoflopError
+from isoflop.results.record import write_whole
+
+OPTIONS = {"address": "", "cpus": "1", "gpus": "0"}
+CRASHES = 3  # of a cell's process before the cell counts as one that cannot run
+Files = dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class _Done:
+    """The last that a task says: files of the cell that the command keeps."""
+
+    files: Files  # by suffix: .pt, the state of a stopped cell; .safetensors, its weights
+
+
+@dataclass
+class Ray:
+    """The engine.
+
+    Args:
+        given: options, as key=value.
+    """
+
+    given: list[str] = field(default_factory=list)
+    left_running = ""
+
+    def __post_init__(self) -> None:
+        self.options = read_options("ray", self.given, OPTIONS)
+        self.cpus = whole_number("ray", "cpus", self.options["cpus"])
+        self.gpus = whole_number("ray", "gpus", self.options["gpus"], least=0)
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it reports home by default
+        try:
+            import ray  # noqa: F401
+        except ModuleNotFoundError:
+            raise EngineError(
+                "--on ray: Ray is not installed: pip install 'isoflop[ray]'"
+            ) from None
+
+    def dry_run(self, cells: list[Cell], records: Path, limits: Limits) -> str:
+        """Nothing is submitted."""
+        return ""
+
+    def train(
+        self, cells: list[Cell], records: Path, limits: Limits
+    ) -> Generator[Event, None, None]:
+        """See `contract.Engine`."""
+        import ray
+
+        if not cells:
+            return
+        tokens = prepare_tokens(cells[0].corpus)
+        connected = ray.is_initialized()
+        if not connected:
+            self._connect()
+        try:
+            slots = self._slots()
+            files = ray.put(
+                {path.name: path.read_bytes() for path in tokens.folder.iterdir() if path.is_file()}
+            )
+            task = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=0)(_train_cell)
+            yield from self._run(task, cells, records, limits, str(tokens.folder), files, slots)
+        finally:
+            if not connected:
+                ray.shutdown()
+        remove_scratch(records)
+
+    def _connect(self) -> None:
+        import ray
+
+        address = self.options["address"] or os.environ.get("RAY_ADDRESS")
+        try:
+            ray.init(
+                address=address, log_to_driver=False, include_dashboard=None if address else False
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise EngineError(
+                f"--on ray: no cluster at {address or 'this machine'}: {reason}"
+            ) from None
+
+    def _slots(self) -> int:
+        """Cells that the nodes can train at a time.
+
+        Raises:
+            EngineError: no node can train one: Ray would wait for ever, without a word.
+        """
+        import ray
+
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        slots = 0
+        for resources in nodes:
+            fit = [int(resources.get("CPU", 0) // self.cpus)]
+            fit += [int(resources.get("GPU", 0) // self.gpus)] if self.gpus else []
+            slots += min(fit)
+        if not slots:
+            most = {
+                kind: int(max((resources.get(kind, 0) for resources in nodes), default=0))
+                for kind in ("CPU", "GPU")
+            }
+            raise EngineError(
+                f"--on ray: no node has {self.cpus} CPUs and {self.gpus} GPUs for a cell; the "
+                f"largest has {most['CPU']} and {most['GPU']}: change --engine-options"
+            )
+        return slots
+
+    def _run(
+        self,
+        task: Any,
+        cells: list[Cell],
+        records: Path,
+        limits: Limits,
+        corpus: str,
+        files: Any,
+        slots: int,
+    ) -> Generator[Event, None, None]:
+        import ray
+        from ray import exceptions
+
+        waiting = longest_first(cells, places()[0].like)
+        running: dict[Any, Cell] = {}
+        crashes: dict[str, int] = {}
+        scratch = scratch_of(records)
+        left = None if limits.deadline is None else limits.deadline - time.monotonic()
+        deadline = None if left is None else time.time() + left
+        try:
+            while waiting or running:
+                if deadline is not None and time.time() > deadline:
+                    waiting.clear()
+                while waiting and len(running) < slots:
+                    cell = waiting.pop(0)
+                    state = checkpoint_path(scratch, cell)
+                    saved = state.read_bytes() if state.exists() else None
+                    started = task.options(num_returns="streaming").remote(
+                        cell, corpus, files, saved, deadline, limits.models is not None
+                    )
+                    running[started] = cell
+                if not running:
+                    break
+                ready, _ = ray.wait(list(running), timeout=1.0)
+                for stream in ready:
+                    news: Any = stream
+                    cell = running[news]
+                    try:
+                        message: Any = ray.get(next(news))
+                    except StopIteration:
+                        del running[news]
+                        continue
+                    except exceptions.RayTaskError as error:  # our own code raised
+                        cause = error.cause if isinstance(error.cause, Exception) else error
+                        if isinstance(cause, IsoflopError):
+                            raise EngineError(f"--on ray: {cause}") from None
+                        raise
+                    except exceptions.RayError as error:
+                        del running[news]
+                        lost = isinstance(error, exceptions.NodeDiedError)
+                        crashes[cell.id] = crashes.get(cell.id, 0) + (not lost)
+                        if crashes[cell.id] == CRASHES:
+                            raise EngineError(
+                                f"--on ray: {cell.variant} {cell.size.name}: its process died "
+                                f"{CRASHES} times: {type(error).__name__}"
+                            ) from None
+                        waiting.insert(0, cell)
+                        with suppress(EngineError):  # nodes may come back
+                            slots = self._slots()
+                        yield Event(
+                            cell, warning="its node is gone" if lost else "its process is gone"
+                        )
+                        continue
+                    if isinstance(message, _Done):
+                        _keep(message, cell, scratch, limits)
+                    elif message.record is not None:
+                        yield store(cell, message.record, records, scratch)
+                    else:
+                        yield replace(message, cell=cell)
+        finally:
+            for news in running:
+                with suppress(exceptions.RayError):
+                    ray.cancel(news, force=False)
+
+
+def _keep(done: _Done, cell: Cell, scratch: Path, limits: Limits) -> None:
+    """Store what came home beside the record."""
+    for suffix, content in done.files.items():
+        path = checkpoint_path(scratch, cell)
+        if suffix == ".safetensors":
+            assert limits.models is not None
+            path = model_path(limits.models, cell.id)
+        write_whole(path, content)
+
+
+def _train_cell(
+    cell: Cell,
+    corpus: str,
+    files: Files,
+    saved: bytes | None,
+    deadline: float | None,
+    keep_models: bool,
+) -> Iterator[Event | _Done]:
+    """Body of a task: the local engine with one cell, in a folder of its own.
+
+    Args:
+        corpus: the folder of tokens where the command runs; used if this node has it.
+        files: its content.
+        saved: the state of the cell, if it was stopped.
+        deadline: of `time.time`.
+    """
+    left = None if deadline is None else max(0.0, deadline - time.time())
+    with tempfile.TemporaryDirectory(prefix="isoflop-") as name:
+        records = Path(name) / "records"
+        state = checkpoint_path(scratch_of(records), cell)
+        if saved is not None:
+            write_whole(state, saved)
+        models = Path(name) / "models" if keep_models else None
+        tokens = open_tokens(_tokens_folder(Path(corpus), files))
+        here = places(1)[:1]
+        limits = Limits(models, None if left is None else time.monotonic() + left)
+        yield from train_queue(Waiting([cell]), tokens, cell, records, limits, here)
+        result: Files = {}
+        if state.exists():
+            result[".pt"] = state.read_bytes()
+        if models is not None and model_path(models, cell.id).exists():
+            result[".safetensors"] = model_path(models, cell.id).read_bytes()
+        yield _Done(result)
+
+
+def _tokens_folder(corpus: Path, files: Files) -> Path:
+    """The folder of tokens on this node, made once: several cells may want it at a time."""
+    if (corpus / "meta.json").exists():
+        return corpus
+    folder = Path(tempfile.gettempdir()) / "isoflop-tokens" / corpus.name
+    for name in sorted(files, key=lambda name: name == "meta.json"):  # last: all is there
+        path = folder / name
+        if not path.exists():
+            checkpoint.save_whole(path, lambda file, name=name: file.write_bytes(files[name]))  # type: ignore[misc]
+    return folder

@@ -1,0 +1,108 @@
+"""How cells run on a device: in which order, compiled or not, and how many at a time.
+
+All of it follows from the plan and the device, so that it is known, and tested, without the device.
+The figures for a GPU are estimates: none has been measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from isoflop.bench.cost import DEVICES, Device, predict_bytes, predict_seconds
+from isoflop.bench.plan import Cell
+
+EAGER = 5.0  # seconds per step and block that no FLOP explains: uncompiled over compiled
+COMPILE_SECONDS = 30.0  # of a cell's two kinds of block, forward and backward
+PROCESS_BYTES = 0.6e9  # of a GPU, that each process takes before its first tensor
+MEMORY_SHARE = 0.9  # of a GPU, that predictions may fill
+CORES = 8  # of the host, for each GPU, where it is not known
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a cell takes of a device."""
+
+    seconds: float  # with the device to itself
+    bytes: float
+    load: float  # share of the time in which it keeps the device busy
+    compiled: bool
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How cells run on devices."""
+
+    seconds: float  # until the last one ends
+    at_a_time: int  # cells on one device, at most
+    compiled: int  # cells
+
+
+def need(cell: Cell, device: Device) -> Need:
+    """What a cell takes, compiled if its training time repays that."""
+    memory = predict_bytes(cell)
+    if math.isinf(device.memory):  # a core
+        return Need(predict_seconds(cell, device), memory, 1.0, False)
+    # Where kernels are small, a compiled step is a chain of them: it keeps the GPU busy.
+    overhead = cell.steps * device.step_overhead
+    compiled = predict_seconds(cell, device) + overhead  # of the head and the optimiser, too
+    eager = compiled + (EAGER - 1) * (cell.size.depth + 1) * overhead
+    if compiled + COMPILE_SECONDS < eager:
+        return Need(compiled + COMPILE_SECONDS, memory, 1.0, True)
+    return Need(eager, memory, compiled / eager, False)
+
+
+def fits(new: Need, running: Sequence[Need], device: Device, cores: int = CORES) -> bool:
+    """Whether a cell may start beside those that run on a device.
+
+    Args:
+        cores: of the host, for this device: each process needs one to keep a GPU fed.
+    """
+    together = [*running, new]
+    return not running or (
+        len(together) <= cores
+        and sum(item.load for item in together) <= 1 + 1e-9
+        and sum(item.bytes + PROCESS_BYTES for item in together) <= MEMORY_SHARE * device.memory
+    )
+
+
+def longest_first(cells: Iterable[Cell], device: Device) -> list[Cell]:
+    """The order in which cells start: a long one must not be left for the end."""
+    return sorted(cells, key=lambda cell: -need(cell, device).seconds)
+
+
+def schedule(
+    cells: Iterable[Cell], device: Device, devices: int = 1, cores: int = CORES
+) -> Schedule:
+    """Play a run on equal devices through: whenever there is room, the longest cell that fits."""
+    waiting = [need(cell, device) for cell in longest_first(cells, device)]
+    compiled = sum(item.compiled for item in waiting)
+    running: list[list[tuple[float, Need]]] = [[] for _ in range(devices)]
+    now, most = 0.0, 0
+    while waiting or any(running):
+        for place in running:
+            while True:
+                beside = [item for _, item in place]
+                if sum(item.load for item in beside) >= 1:
+                    break
+                start = next(
+                    (n for n, item in enumerate(waiting) if fits(item, beside, device, cores)),
+                    None,
+                )
+                if start is None:
+                    break
+                item = waiting.pop(start)
+                place.append((now + item.seconds, item))
+            most = max(most, len(place))
+        now = min(end for place in running for end, _ in place)
+        for place in running:
+            place[:] = [entry for entry in place if entry[0] > now]
+    return Schedule(now, most, compiled)
+
+
+def card(name: str, memory: float) -> Device:
+    """A GPU by the name and the bytes that its driver states; an unknown one as an A100."""
+    plain = "".join(name.lower().split())
+    known = next((device for key, device in DEVICES.items() if key in plain), DEVICES["a100"])
+    return replace(known, name=name, memory=memory)

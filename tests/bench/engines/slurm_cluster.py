@@ -1,0 +1,107 @@
+"""A real SLURM on one machine: a controller and four nodes, without systemd or accounting."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+NEEDED = ("munged", "slurmctld", "slurmd", "sbatch")
+SETTINGS = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={port}
+AuthType=auth/munge
+SlurmUser=root
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+MpiDefault=none
+ReturnToService=2
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SlurmdParameters=config_overrides
+SlurmdTimeout=30
+SchedulerParameters=sched_interval=2
+NodeName=n[1-4] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=1 RealMemory=2000
+PartitionName=small Nodes=n[1-4] Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+def missing() -> str:
+    """Why no SLURM can be started here; empty if one can."""
+    if os.environ.get("ISOFLOP_ENGINES") != "1":
+        return "a SLURM is started by `tox -e engines` alone"
+    absent = [name for name in NEEDED if shutil.which(name, path=_path()) is None]
+    if absent:
+        return f"{', '.join(absent)} not installed: apt-get install slurm-wlm munge"
+    return "" if os.geteuid() == 0 else "SLURM's daemons are started by root"
+
+
+@contextmanager
+def slurm(folder: Path) -> Iterator[dict[str, str]]:
+    """The environment in which SLURM's commands find the cluster."""
+    host, port = socket.gethostname().split(".")[0], 20000 + os.getpid() % 20000
+    (folder / "state").mkdir(parents=True)
+    configuration = folder / "slurm.conf"
+    text = SETTINGS.format(host=host, folder=folder, port=port, first=port + 1, last=port + 4)
+    configuration.write_text(text)
+    environment = os.environ | {"SLURM_CONF": str(configuration), "PATH": _path()}
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*command: str) -> None:
+        with (folder / "daemons.log").open("ab") as log:
+            started.append(
+                subprocess.Popen(
+                    command, env=environment, stdout=log, stderr=log, start_new_session=True
+                )
+            )
+
+    def states() -> str:
+        command = ["sinfo", "--noheader", "--format=%T %D"]
+        return subprocess.run(command, env=environment, capture_output=True, text=True).stdout
+
+    try:
+        if not Path("/run/munge/munge.socket.2").is_socket():
+            start("runuser", "-u", "munge", "--", "munged", "--foreground", "--force")
+            wait_for(Path("/run/munge/munge.socket.2").is_socket)
+        start("slurmctld", "-D", "-f", str(configuration))
+        for node in range(1, 5):
+            start("slurmd", "-D", "-N", f"n{node}", "-f", str(configuration))
+        wait_for(lambda: states().split() == ["idle", "4"])
+        yield environment
+    finally:
+        subprocess.run(["scancel", "--user=root"], env=environment, check=False, timeout=30)
+        time.sleep(1)  # the tasks' own processes are ended by their slurmd
+        for process in reversed(started):
+            process.send_signal(signal.SIGTERM)
+        for process in started:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(10)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.2)
+
+
+def _path() -> str:
+    return f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
