@@ -56,4 +56,10 @@ def run_suite(
             waiting.append(cell)
     for cell in distinct_models(waiting):
         verify_flops(cell.config, cell.training.micro_batch or cell.training.batch)
-    yield from (engine or Local()).train(waiting, records, limits)
+    # An engine trains cells of one text; the choices of an ablation may have several.
+    by_text: dict[str, list[Cell]] = {}
+    for cell in waiting:
+        text = f"{cell.corpus} {cell.training.validation_tokens} {cell.training.context}"
+        by_text.setdefault(text, []).append(cell)
+    for group in by_text.values():
+        yield from (engine or Local()).train(group, records, limits)

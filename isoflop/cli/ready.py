@@ -40,13 +40,14 @@ def ready(
     from isoflop.results.record import load_records
 
     mine = cells if shard is None else share(cells, shard)
+    own_text = [cell for cell in mine if cell.corpus == suite.corpus]  # an ablation may have more
     stored = load_records(records)
     refuse_other_settings(suite, cells, records, stored, sweep=sweep)
     notes = refuse_files(mine)
     if missing(mine, records):
-        tokens = check(suite, mine, str(suite_path(name)), fetch=True)
+        tokens = check(suite, own_text, str(suite_path(name)), fetch=True)
         assert tokens is not None  # it was to be fetched
-        refuse_other_text(suite, cells, records, stored, tokens)
+        refuse_other_text(suite, own_text, records, stored, tokens)
         notes.append(epochs_note(mine, tokens))
     for note in filter(None, notes):
         print(note, file=sys.stderr)

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from isoflop.bench import data
-from isoflop.bench.plan import plan
+from isoflop.bench.plan import plan, sweep_cells
 from isoflop.bench.suite import Corpus, load_suite
+from isoflop.results.record import write_record
+from tests.bench.test_other_settings import record_of
 from tests.robustness.program import Outcome, run
 
 WORDS = "the of a model loss scale data token layer width expert key value budget curve".split()
@@ -54,6 +56,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: list[str]) ->
     """A corpus, and an empty cache."""
     monkeypatch.setenv("ISOFLOP_CACHE", str(tmp_path / "cache"))
     (tmp_path / "docs.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    (tmp_path / "int.jsonl").write_text('{"text": 5}\n' * 60)
     return tmp_path
 
 
@@ -120,6 +123,11 @@ REFUSED = {
         'source = "docs.jsonl"',
         'source = "docs.jsonl"\ntext = "body"',
         "corpus.text: docs.jsonl: line 1: no column 'body'; it has text",
+    ),
+    "column of integers": (
+        "docs.jsonl",
+        "int.jsonl",
+        "corpus.text: int.jsonl: line 1: column 'text' holds an integer, not text",
     ),
     "expert choice": (
         "dense = {",
@@ -255,3 +263,33 @@ def test_without_the_unix_modules_a_suite_is_planned(
     for name in ("resource", "fcntl"):
         monkeypatch.setitem(sys.modules, name, None)  # importing it fails, as on Windows
     assert call(folder, "plan", SUITE).code == 0
+
+
+@pytest.mark.parametrize(("verb", "records"), [("run", "records"), ("tune", "tune")])
+def test_records_of_another_setting_are_named_before_training(
+    folder: Path, verb: str, records: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "suite.toml").write_text(SUITE)
+    suite = load_suite("suite.toml")
+    cells = plan(suite, "") if verb == "run" else sweep_cells(suite, "")
+    for cell in cells:
+        write_record(folder / "runs" / "suite" / records, record_of(cell))
+    text = SUITE.replace("batch = 4", "batch = 8")
+    outcome = call(folder, verb, text)
+    assert outcome.code == 2
+    start = f"isoflop: runs/suite/{records}: {len(cells)} records are of another setting (batch 4,"
+    assert outcome.err.startswith(start)
+    assert not (folder / "runs" / "suite" / "suite.toml").exists()
+
+
+def test_text_that_has_changed_since_is_named_before_training(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "suite.toml").write_text(SUITE)
+    cell = plan(load_suite("suite.toml"), "")[0]
+    write_record(folder / "runs" / "suite" / "records", record_of(cell))
+    outcome = call(folder, "run", SUITE)
+    assert outcome.code == 2
+    assert "1 record is of other text: docs.jsonl has changed since" in outcome.err
