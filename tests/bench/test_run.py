@@ -210,6 +210,20 @@ def test_a_worker_that_dies_is_recorded_and_the_rest_goes_on(tmp_path: Path) -> 
     assert [cell.variant for cell in left] == ["killed"]
 
 
+def test_cells_of_an_ablation_train_on_their_own_corpus(tmp_path: Path) -> None:
+    """Records of a run with two corpora are those of each corpus alone."""
+    choices = {"small": {"corpus": {"documents": 20}, "variants": ["dense"]}}
+    dense, _, small = tiny_cells(axes={"text": choices})
+    assert (dense.corpus.documents, small.corpus.documents) == (40, 20)
+    list(run_suite([dense, small], tmp_path / "both"))
+    list(run_suite([small], tmp_path / "alone"))
+    both = {record.cell: record for record in load_records(tmp_path / "both")}
+    (alone,) = load_records(tmp_path / "alone")
+    assert both[small.id].model_dump(exclude={"measured"}) == alone.model_dump(exclude={"measured"})
+    assert both[small.id].validation_hash != both[dense.id].validation_hash
+    assert both[small.id].epochs > both[dense.id].epochs
+
+
 def test_a_full_disk_is_one_line_and_keeps_finished_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
