@@ -60,12 +60,13 @@ def expert_ffn(
         raise ValueError(
             f"index {tuple(index_MK.shape)} and gate {tuple(gate_MK.shape)} must both be [M, K]"
         )
-    if backend == "auto":
-        backend = "reference" if x_MD.device.type == "meta" else "grouped"
-        dtype = working_dtype(x_MD, w_in_EDF)
-        sizes = (d_model, d_out, activation)
-        if backend == "grouped" and not works("expert_ffn", backend, x_MD.device, dtype, sizes):
-            backend = "loop"
+    device = x_MD.device
+    if backend == "auto" and device.type == "meta":
+        backend = "reference"
+    elif backend == "auto":
+        dtype, sizes = working_dtype(x_MD, w_in_EDF), (d_model, d_out, activation)
+        agrees = works("expert_ffn", "grouped", device, dtype, sizes)
+        backend = "grouped" if agrees else "loop"
     note("expert_ffn", backend)
     operands = (x_MD, w_in_EDF, w_out_EFD, index_MK, gate_MK, activation)
     if backend == "reference":
