@@ -7,9 +7,8 @@ absolute value, and its minimum jumps from sample to sample.
 
 With three budgets the three constants fit the minima exactly, which leaves no residual to check the
 law with. Two give a power law without a floor. With three a pure power law (E = 0) would leave a
-residual but has the wrong shape: on a surface with E = 1.8 and three budgets a factor of 4 apart,
-it gives 1.40 for a multiplier of 1.5 and 2.15 for one of 2.5, with intervals that exclude the
-truth.
+residual but the wrong shape: on a surface with E = 1.8 and three budgets a factor of 4 apart, it
+gives 1.40 for a multiplier of 1.5 and 2.15 for one of 2.5, with intervals that exclude the truth.
 """
 
 from __future__ import annotations
