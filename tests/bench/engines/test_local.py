@@ -96,7 +96,7 @@ def test_a_cell_without_memory_beside_others_trains_again_by_itself(
 
 def test_engines_are_known_by_name() -> None:
     assert isinstance(find_engine("local", None), Local)
-    with pytest.raises(EngineError, match="no engine 'slrum' .did you mean 'slurm'"):
+    with pytest.raises(EngineError, match=r"no engine 'slrum' .did you mean 'slurm'"):
         find_engine("slrum", None)
     with pytest.raises(EngineError, match="local has no option 'workers'; it has none"):
         find_engine("local", ["workers=3"])
