@@ -79,7 +79,7 @@ class Cell:
 
 
 def plan(suite: Suite, where: str) -> list[Cell]:
-    """The cells of a suite, in the order they run: cheapest budgets first, large cells first.
+    """The cells of a suite, cheapest budgets first, large cells first.
 
     Args:
         where: the suite's file, for messages.

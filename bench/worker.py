@@ -119,6 +119,8 @@ def work(
             except (StoppedError, IsoflopError) as error:
                 message = error
             pipe.send(message)
+            if stop:  # the parent waits for the end, and sends no more
+                return
     except EOFError:
         return
     except (BrokenPipeError, ConnectionResetError):

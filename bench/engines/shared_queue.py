@@ -182,8 +182,6 @@ class SharedQueue:
         if event.record is not None:
             line |= {"kind": "record"}
             write_whole(self._claim(event.cell), "done")
-            if event.stored:
-                line |= {"kind": "record", "second": True}
         elif event.progress is not None:
             line |= {"kind": "progress", "progress": asdict(event.progress)}
         elif event.warning:

@@ -76,6 +76,8 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
 
     try:
         if not Path("/run/munge/munge.socket.2").is_socket():
+            Path("/run/munge").mkdir(exist_ok=True)  # systemd would
+            shutil.chown("/run/munge", "munge", "munge")
             start("runuser", "-u", "munge", "--", "munged", "--foreground", "--force")
             wait_for(Path("/run/munge/munge.socket.2").is_socket)
         start("slurmctld", "-D", "-f", str(configuration))
