@@ -12,9 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from isoflop.models.ops import expert_ffn, expert_mix, product_key_topk, value_sum
 from isoflop.models.ops.activations import activate
+from isoflop.models.ops.expert_ffn import expert_ffn
 from isoflop.models.ops.expert_ffn.gated_activation import gated_activation
+from isoflop.models.ops.expert_mix import expert_mix
+from isoflop.models.ops.product_key_topk import product_key_topk
+from isoflop.models.ops.value_sum import value_sum
 
 Case = Iterator[tuple[str, Tensor, Tensor]]
 PAIRS = 1200  # half of them of one row, more than Triton's kernels sum in one program
