@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -162,7 +162,7 @@ class Trainer:
         """`routing_gradient` of each layer under test, in evaluation, on these windows."""
         tokens = self._to_device(windows)
         self.model.eval()
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+        with self._plain(), torch.autocast(self.device.type, dtype=torch.bfloat16):
             cross_entropy, _ = self.model.loss(tokens[:, :-1], tokens[:, 1:])
         cross_entropy.backward()
         self.model.train()
@@ -187,14 +187,16 @@ class Trainer:
         part_tokens = LOGITS_TOKENS if self.device.type == "cuda" else None
         self.model.eval()
         total = 0.0
-        # Other shapes and another mode than in training: each would be compiled anew.
-        plain = torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
         for part in self._to_device(windows).split(batch):
-            with plain, torch.autocast(self.device.type, dtype=torch.bfloat16):
+            with self._plain(), torch.autocast(self.device.type, dtype=torch.bfloat16):
                 cross_entropy, _ = self.model.loss(part[:, :-1], part[:, 1:], part_tokens)
             total += float(cross_entropy) * len(part)
         self.model.train()
         return total / len(windows)
+
+    def _plain(self) -> AbstractContextManager[object]:
+        """Without compiled blocks: evaluation has other shapes, each of which would compile anew."""
+        return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
 
     def _to_device(self, windows: np.ndarray) -> Tensor:
         tokens = torch.from_numpy(windows)

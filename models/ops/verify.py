@@ -9,7 +9,7 @@ by name is not checked.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}  # of a result's norm
 TOLERANCE_HALF = 3e-2  # bfloat16 and float16
 
-_problems: dict[tuple[Hashable, ...], str] = {}  # by what was checked; empty: it agreed
+_problems: dict[tuple[object, ...], str] = {}  # by what was checked; empty: it agreed
 _replaced: dict[str, str] = {}
 _used: dict[str, set[str]] = {}
 
@@ -33,11 +33,7 @@ class DisagreementError(Exception):
 
 
 def works(
-    operator: str,
-    backend: str,
-    device: torch.device,
-    dtype: torch.dtype,
-    sizes: tuple[Hashable, ...],
+    operator: str, backend: str, device: torch.device, dtype: torch.dtype, sizes: tuple[object, ...]
 ) -> bool:
     """Whether a back end agrees with the definition. Warns, once, if it does not.
 
@@ -70,11 +66,7 @@ works._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _problem(
-    operator: str,
-    backend: str,
-    device: torch.device,
-    dtype: torch.dtype,
-    sizes: tuple[Hashable, ...],
+    operator: str, backend: str, device: torch.device, dtype: torch.dtype, sizes: tuple[object, ...]
 ) -> str:
     from isoflop.models.ops.verify_cases import CASES  # which imports all operators
 
