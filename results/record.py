@@ -273,7 +273,7 @@ def read_record(path: Path) -> Record:
 def contradiction(record: Record) -> str:
     """What cannot be, of numbers that each could be; empty if there is nothing."""
     if (record.status == "finished") != (record.loss is not None):
-        return f"loss: {record.loss}, of a cell that is {record.status}"
+        return f"loss: {record.loss} of a cell that {record.status}"
     most = record.tokens * record.flops_per_token.training
     if record.flops > most:
         return f"flops: {record.flops}, more than {most} for {record.tokens} tokens"

@@ -20,7 +20,7 @@ from isoflop.bench.submissions.recompute import against_cells, impossible, witho
 from isoflop.bench.suite import Suite, SuiteError, load_suite
 from isoflop.results.errors import IsoflopError
 from isoflop.results.manifest import MANIFEST, Entry, Manifest, out_of_place, read_manifest
-from isoflop.results.record import Record, RecordError, read_record
+from isoflop.results.record import Record, RecordError, read_stored
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ def read_folder(directory: Path) -> tuple[Folder, list[str]]:
     for kind, records in contents.items():
         for path in sorted((directory / kind).glob("[!.]*.json")):
             try:
-                record = read_record(path)
+                # By its schema alone: what contradicts itself is told beside the right value.
+                record = read_stored(path, Record)
             except RecordError as error:
                 lines.append(str(error))
                 continue

@@ -26,6 +26,7 @@ COMMANDS = {
     "compare": ["compare", "moe", "--suite", "tiny.toml", "--option", "granularity=4"],
 }
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+GENERATED = "runs/tiny"
 LEAST = 50  # --robustness below which these are left out
 SECONDS = 300  # for one command, on a busy machine
 
@@ -70,10 +71,13 @@ def complete(folder: Path, verb: str) -> str:
     return "" if process.returncode == 0 else f"exit code {process.returncode}: {error!r}"[-400:]
 
 
-def outcome(folder: Path) -> dict[str, Any]:
-    """All records without what is measured; the generated files follow from these."""
+def outcome(folder: Path, verb: str) -> dict[str, Any]:
+    """All records without what is measured, and what `report` generates from the same records."""
     places = sorted(path for path in folder.rglob("*") if path.name in ("records", "tune"))
-    return {
+    files = (folder / GENERATED / name for name in ("index.html", "LEADERBOARD.md", "figures"))
+    generated = [path for top in files for path in (top, *top.rglob("[!.]*")) if path.is_file()]
+    texts = {str(path.relative_to(folder)): path.read_bytes() for path in generated}
+    return (texts if verb == "report" else {}) | {
         f"{place.relative_to(folder)}/{record.cell}": record.model_dump(exclude={"measured"})
         for place in places
         for record in load_records(place)
@@ -100,12 +104,17 @@ def test_a_kill_at_a_random_state_loses_nothing(
 ) -> None:
     if verb in ("run", "tune"):
         shutil.rmtree(prepared / "runs")
+    if verb == "report":
+        for path in (prepared / GENERATED).glob("*"):
+            if path.is_file() and path.name != "suite.toml":
+                path.unlink()
+        shutil.rmtree(prepared / GENERATED / "figures")
     plain = tmp_path / "plain"
     shutil.copytree(prepared, plain)
     process = start(plain, verb)
     most = states(process, plain, lambda count: False)
     assert process.wait() == 0
-    right = outcome(plain)
+    right = outcome(plain, verb)
     assert right
     faults, early, kills = [], 0, robustness // LEAST
     for case in range(kills):
@@ -121,13 +130,13 @@ def test_a_kill_at_a_random_state_loses_nothing(
             process.communicate(timeout=60)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # workers of a killed parent end later
-        kept = outcome(folder)
+        kept = outcome(folder, verb)
         fault = complete(folder, verb)
-        after = {} if fault else outcome(folder)
+        after = {} if fault else outcome(folder, verb)
         if not fault and after != right:
-            fault = f"{len(after)} records, {len(right)} right ones, not equal"
-        if not fault and any(after[key] != record for key, record in kept.items()):
-            fault = "a record that was there has changed"
+            fault = f"{len(after)} results, {len(right)} right ones, not equal"
+        if not fault and any(after.get(key) != result for key, result in kept.items()):
+            fault = "a result that was there has changed, or was not whole"
         if fault:
             faults.append(f"{verb}, case {case}, {kind.name} at state {at} of {most}: {fault}")
         shutil.rmtree(folder)
