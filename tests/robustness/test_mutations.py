@@ -15,7 +15,7 @@ import pytest
 
 from isoflop.results.record import write_record
 from tests.bench.cells import make_record
-from tests.robustness.mutate import WORDS, mutate, mutate_json
+from tests.robustness.mutate import mutate, mutate_json
 from tests.robustness.program import Outcome, run
 
 SUITE = """description = "tiny"
@@ -43,16 +43,6 @@ factors = [0.5, 1.0]
 dense = { layer = "dense", learning_rate = 1e-2 }
 moe = { layer = "moe", learning_rate = 1e-2, options = { granularity = 2, expansion = 2 } }
 """
-VERBS = {
-    "plan": ["SUITE", "--device", "--seeds", "--json"],
-    "suites": ["--device", "--fields", "--json"],
-    "layers": ["--json"],
-    "flops": ["SUITE", "--json"],
-    "fit": ["table.csv", "--law", "--delta", "--bootstrap", "--column", "--json"],
-    "show": ["record.json", "--json"],
-    "report": ["folder", "--json"],
-    "lint": ["dense", "--option"],
-}
 
 
 def corpus() -> str:
@@ -93,23 +83,11 @@ def an_option(folder: Path, r: random.Random) -> tuple[str, ...]:
     return ("lint", "moe", "--option", mutate(text, r).decode("utf-8", "replace").replace("\0", ""))
 
 
-def arguments(folder: Path, r: random.Random) -> tuple[str, ...]:
-    verb = r.choice(list(VERBS))
-    (folder / "suite.toml").write_text(SUITE)
-    (folder / "table.csv").write_text(table())
-    write_record(folder, make_record()).rename(folder / "record.json")
-    words = [word.replace("SUITE", "suite.toml") for word in VERBS[verb]]
-    chosen = [word for word in words if r.random() < 0.7]
-    chosen.insert(r.randrange(len(chosen) + 1), r.choice(WORDS).replace("\0", ""))
-    return (verb, *chosen)
-
-
 KINDS: dict[str, Callable[[Path, random.Random], tuple[str, ...]]] = {
     "suite": a_suite,
     "table": a_table,
     "record": a_record,
     "option": an_option,
-    "arguments": arguments,
 }
 
 
