@@ -165,10 +165,10 @@ class Ray:
                     cell = waiting.pop(0)
                     state = checkpoint_path(scratch, cell)
                     saved = state.read_bytes() if state.exists() else None
-                    started = task.options(num_returns="streaming").remote(
+                    begun = task.options(num_returns="streaming").remote(
                         cell, corpus, files, saved, deadline, limits.models is not None
                     )
-                    running[started] = cell
+                    running[begun] = cell
                 if not running:
                     break
                 ready, _ = ray.wait(list(running), timeout=1.0)
