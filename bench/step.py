@@ -195,7 +195,7 @@ class Trainer:
         return total / len(windows)
 
     def _plain(self) -> AbstractContextManager[object]:
-        """Without compiled blocks: evaluation has other shapes, each of which would compile anew."""
+        """Without compiled blocks: evaluation has other shapes, which would compile anew."""
         return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
 
     def _to_device(self, windows: np.ndarray) -> Tensor:

@@ -51,8 +51,9 @@ def parse(path: Path, text: str) -> pd.DataFrame:
             hint = match[1]  # Excel's own hint
         else:
             lines.append((i, line))
+    none = TableError(f"{path}: no rows; a table needs a header and one run per row")
     if all(not line.strip() for _, line in lines):
-        raise TableError(f"{path}: no rows; a table needs a header and one run per row")
+        raise none
     lines = [(i, line) for i, line in lines if line.strip() or '"' in text]
     while not lines[0][1].strip():
         lines.pop(0)
@@ -60,7 +61,9 @@ def parse(path: Path, text: str) -> pd.DataFrame:
     if separator == "|":
         lines = _unbarred(lines)
     rows = _split(path, lines, separator)
-    line, header = next(rows)
+    line, header = next(rows, (0, []))
+    if not header:
+        raise none  # separators alone
     if all(NUMBER.fullmatch(cell) for cell in header):
         header = _header_in_comment(path, line, header, comments, separator)
         rows = _split(path, lines, separator)

@@ -8,6 +8,7 @@ from isoflop.analysis.estimate import Array
 from isoflop.analysis.laws.law import Columns
 
 MOST_NATS = 15.0  # no untrained model of a million words is worse
+LEAST_NATS = 1e-6  # nor is any trained one better: text learned by heart has more
 RANGES = {  # of one run's value
     "C": (1.0, 1e36, "training FLOPs"),
     "N": (1.0, 1e18, "parameters"),
@@ -32,6 +33,8 @@ def unlikely(name: str, value: float) -> str:
             f"is {value:g}, over {MOST_NATS:g} nats per token: it looks like perplexity (take its "
             "logarithm), or a run that diverged (leave it out)"
         )
+    if name == "L" and value < LEAST_NATS:
+        return f"is {value:g}, under {LEAST_NATS:g} nats per token, which no model reaches"
     if name in RANGES:
         low, high, what = RANGES[name]
         if not low <= value <= high:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.robustness.counts import STORED, store, write_document
 
-COUNTS: dict[str, dict[str, int]] = {}
+PROPERTY = "robustness"  # of a test's report, which also comes from a worker of pytest-xdist
 
 
 @pytest.fixture
@@ -20,21 +20,27 @@ def robustness(pytestconfig: pytest.Config) -> int:
 
 
 @pytest.fixture
-def counted() -> Callable[..., None]:
+def counted(request: pytest.FixtureRequest) -> Callable[..., None]:
     """Note the counts of a kind of case, for the summary."""
 
     def note(kind: str, **counts: int) -> None:
-        COUNTS[kind] = counts
+        request.node.user_properties.append((PROPERTY, {kind: counts}))
 
     return note
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    if COUNTS and config.getoption("--robustness-store"):
+    counts: dict[str, dict[str, int]] = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for name, value in getattr(report, "user_properties", ()):
+                if name == PROPERTY:
+                    counts |= value
+    if counts and config.getoption("--robustness-store"):
         path = Path(config.getoption("--robustness-store"))
-        store(path, COUNTS)
+        store(path, counts)
         if path.resolve() == STORED:
             write_document()
-    for kind, counts in COUNTS.items():
-        text = ", ".join(f"{count} {name}" for name, count in counts.items())
+    for kind, count in sorted(counts.items()):
+        text = ", ".join(f"{number} {what}" for what, number in count.items())
         terminalreporter.write_line(f"robustness: {kind}: {text}")

@@ -37,10 +37,10 @@ def store(path: Path, counts: dict[str, dict[str, int]]) -> None:
 def shown(stored: dict[str, Any]) -> str:
     """The counts as a Markdown table."""
     rows = [
-        (kind, str(count["tried"]), str(count.get("ended_before", "-")), str(count["faults"]))
+        (kind, *(str(count.get(key, "-")) for key in ("tried", "accepted", "early", "faults")))
         for kind, count in stored["counts"].items()
     ]
-    header = ("kind", "tried", "ended before the signal", "faults")
+    header = ("kind", "tried", "still right", "ended before the signal", "faults")
     return (
         table(header, rows, left=("kind",)) + f"\nCounted on the code with hash {stored['code']}. "
         "The seed of a case is its kind and number.\n"

@@ -140,5 +140,5 @@ def test_a_kill_at_a_random_state_loses_nothing(
         if fault:
             faults.append(f"{verb}, case {case}, {kind.name} at state {at} of {most}: {fault}")
         shutil.rmtree(folder)
-    counted(f"kills of {verb}", tried=kills, ended_before=early, faults=len(faults))
+    counted(f"kills of {verb}", tried=kills, early=early, faults=len(faults))
     assert not faults, "\n".join(faults)

@@ -62,7 +62,7 @@ def one_value(table: dict, r: random.Random) -> None:
     if r.random() < 0.5:  # a number that may well do
         target, key = r.choice([(t, k) for t, k in places if type(t[k]) in (int, float)])
         target[key] = r.choice([2, 3, 4, 8, 0.5]) * target[key]
-        if r.random() < 0.8 and target[key] == int(target[key]) < 2**40:
+        if r.random() < 0.8 and abs(target[key]) < 2**40 and target[key] == int(target[key]):
             target[key] = int(target[key])
     elif r.random() < 0.15:
         del target[key]

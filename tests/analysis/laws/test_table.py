@@ -164,6 +164,7 @@ def test_a_budget_column_of_flops_is_both(table):
         ("1e999", "is inf; leave out runs without a finite value"),
         ("-3.2", "is -3.2, where only positive values make sense"),
         ("0", "is 0, where only positive values make sense"),
+        ("1e-320", "is 9.99989e-321, under 1e-06 nats per token, which no model reaches"),
         ("3.2M", "is '3.2M', not a number"),
         (
             "33.1",

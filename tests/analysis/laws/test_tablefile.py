@@ -103,6 +103,8 @@ def refusal(path):
     ("text", "message"),
     [
         ("", "runs: no rows; a table needs a header and one run per row"),
+        ("|", "runs: no rows; a table needs a header and one run per row"),
+        (",,,\n,,,", "runs: no rows; a table needs a header and one run per row"),
         ("# nothing\n\n", "runs: no rows; a table needs a header and one run per row"),
         ("N,D,L\n", "runs: no rows; a table needs a header and one run per row"),
         ("N,L,L\n1,2,3\n", "runs: column 'L' stands twice in the header; rename one"),

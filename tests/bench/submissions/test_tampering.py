@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from isoflop.bench import isolate
 from isoflop.bench.submissions import verify
 from isoflop.bench.submissions.verify import hashes, problems, read_folder
 from isoflop.bench.suite import load_suite, to_toml
@@ -188,13 +189,17 @@ ENDINGS = {
     "os._exit(0)": "import os; os._exit(0)",
     "a crash": "import os; os.kill(os.getpid(), 11)",
     "an exception": "raise RuntimeError('no')",
+    "no end": "while True: pass",
 }
 
 
 @pytest.mark.usefixtures("not_built")
 @pytest.mark.parametrize("ending", ENDINGS)
-def test_a_layer_file_that_ends_the_process_fails(here: Path, ending: str) -> None:
-    """Executed in a child, of which the result counts and not the exit code."""
+def test_a_layer_file_that_ends_the_process_fails(
+    here: Path, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Executed in a child with a time limit, of which the result counts and not the exit code."""
+    monkeypatch.setattr(isolate, "SECONDS", 5.0)
     folder = here / "submissions" / BASELINES
     (folder / "layers").mkdir()
     (folder / "layers/mine.py").write_text(ENDINGS[ending] + "\n")
