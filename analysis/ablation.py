@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from isoflop.analysis.curves import AnalysisError
 from isoflop.analysis.estimate import Estimate
@@ -69,7 +69,7 @@ class Ablation:
         """The difference in nats that these seeds tell from 0 with 80% power."""
         if not self.degrees:
             return np.nan
-        quantiles = student.ppf(0.975, self.degrees) + student.ppf(0.8, self.degrees)
+        quantiles = stdtrit(self.degrees, 0.975) + stdtrit(self.degrees, 0.8)
         return float(quantiles * self.deviation / np.sqrt(len(self.seeds)))
 
 
@@ -114,7 +114,7 @@ def ablation(records: Sequence[Record], baseline: str) -> Ablation:
         mean = float(np.mean(values))
         half = np.nan
         if degrees:
-            half = float(student.ppf(0.975, degrees)) * deviation / np.sqrt(len(values))
+            half = float(stdtrit(degrees, 0.975)) * deviation / np.sqrt(len(values))
         return Estimate(mean, mean - half, mean + half)
 
     def multiplier(runs: Losses, dense: Losses) -> Estimate:

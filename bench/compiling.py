@@ -48,5 +48,5 @@ def problem_of_compiling(cell: Cell, device: torch.device) -> str:
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # the compiler, and a layer's code under it, raise many kinds
-        return describe(error)
+        return describe(getattr(error, "inner_exception", error))  # what the compiler met
     return ""

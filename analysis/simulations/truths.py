@@ -23,7 +23,8 @@ SIZES = 2001  # at which a true frontier is searched
 BEYOND = 4.0  # the factor outside the trained sizes up to which it is
 
 # Near dense in the published records of `quick`, at whose largest budgets the loss is 2.6 to 2.8.
-QUICK_LAW = chinchilla(1.98, 130.0, 0.49, 3050.0, 0.66)
+QUICK = (1.98, 130.0, 0.49, 3050.0, 0.66)
+QUICK_LAW = chinchilla(*QUICK)
 QUICK_MIDDLE = (11.26, 13.91)  # log N and log D where a layer's own exponents leave the loss alone
 QUICK_KAPLAN = (18.06, 16.80, 0.139, 0.254)
 PAPER_LAW = chinchilla(1.69, 406.4, 0.34, 410.7, 0.28)  # arXiv 2203.15556, approach 3
@@ -109,10 +110,11 @@ def scaled_layers(
 
 def _own_exponents(index: int) -> Law:
     """The law of `quick` with exponents of a layer's own, and the same loss at the middle."""
-    n, d = QUICK_MIDDLE
-    alpha, beta = 0.54 * (1.2, 0.85, 1.2, 0.85)[index], 0.79 * (0.85, 0.85, 1.2, 1.2)[index]
-    a, b = 195.0 * np.exp((alpha - 0.54) * n), 27600.0 * np.exp((beta - 0.79) * d)
-    return chinchilla(1.95, float(a), alpha, float(b), beta)
+    (n, d), (floor, a, alpha, b, beta) = QUICK_MIDDLE, QUICK
+    own_alpha = alpha * (1.2, 0.85, 1.2, 0.85)[index]
+    own_beta = beta * (0.85, 0.85, 1.2, 1.2)[index]
+    own_a, own_b = a * np.exp((own_alpha - alpha) * n), b * np.exp((own_beta - beta) * d)
+    return chinchilla(floor, float(own_a), own_alpha, float(own_b), own_beta)
 
 
 def _own_kaplan(index: int) -> Law:

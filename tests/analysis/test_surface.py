@@ -9,7 +9,7 @@ from scipy.optimize import least_squares
 
 from isoflop.analysis.simulate import Law, RunNoise, chinchilla, retrain
 from isoflop.analysis.simulations.layouts import Layout, quick
-from isoflop.analysis.simulations.truths import QUICK_LAW, calibrated, frontier, quick_truths
+from isoflop.analysis.simulations.truths import QUICK, QUICK_LAW, calibrated, frontier, quick_truths
 from isoflop.analysis.surface import Cells, cells_group, fit_surfaces, gather
 from isoflop.analysis.surface_holdout import hold_out_surface
 from isoflop.analysis.surface_noise import pooled_noise
@@ -35,7 +35,7 @@ def suite(
 def test_losses_without_noise_give_the_law_back() -> None:
     fits = fit_surfaces(suite(noise=0), samples=0)
     expected = {
-        "dense": (1.95, 195.0, 0.54, 27600.0, 0.79),
+        "dense": QUICK,
         "moe-g1": (1.5, 60.0, 0.4, 3000.0, 0.6),
         "moe-g4": (2.0, 195.0, 0.55, 20000.0, 0.8),
         "peer": (0.0, 20.0, 0.25, 90.0, 0.3),
@@ -54,14 +54,15 @@ def test_a_shared_floor_is_found_by_all_variants_together() -> None:
     laws = calibrated(LAYOUT, QUICK_LAW, lambda index, cells, scale: _scaled(scale))
     fits = fit_surfaces(suite(laws, noise=0), "shared floor", samples=0)
     for surface in fits.surfaces.values():
-        assert surface.floor[0] == pytest.approx(1.95, abs=1e-4)
-        np.testing.assert_allclose(surface.exponents[0], (0.54, 0.79), rtol=1e-3)
+        assert surface.floor[0] == pytest.approx(QUICK[0], abs=1e-4)
+        np.testing.assert_allclose(surface.exponents[0], (QUICK[2], QUICK[4]), rtol=1e-3)
     separate = fit_surfaces(suite(laws, noise=0.024), samples=0)
     assert len({float(surface.floor[0]) for surface in separate.surfaces.values()}) == 5
 
 
 def _scaled(scale: float) -> Law:
-    return chinchilla(1.95, 195.0 * scale**-0.27, 0.54, 27600.0 * scale**-0.395, 0.79)
+    floor, a, alpha, b, beta = QUICK
+    return chinchilla(floor, a * scale ** (-alpha / 2), alpha, b * scale ** (-beta / 2), beta)
 
 
 def test_no_start_of_many_finds_a_lower_sum_of_squares() -> None:
@@ -89,7 +90,7 @@ def test_no_start_of_many_finds_a_lower_sum_of_squares() -> None:
 def test_the_frontier_is_the_lowest_loss_over_sizes_at_the_variants_own_cost() -> None:
     cells = suite(noise=0)
     fits = fit_surfaces(cells, samples=0)
-    log_compute = np.log([2e11, 4.5e11, 1e12])
+    log_compute = np.log([1.5e11, 5e11, 1.5e12])
     for variant in ("dense", "moe-g1", "pkm"):
         loss, log_n = fits.surfaces[variant].frontier(log_compute)
         expected = [frontier(LAWS[variant], cells[variant], log_c) for log_c in log_compute]
@@ -126,12 +127,12 @@ def test_the_same_records_in_any_order_give_the_same_fit() -> None:
 def test_too_few_cells_have_no_surface_and_a_reason() -> None:
     cells = suite()
     cells["pkm"] = cells["pkm"].where(np.arange(12) < 5)
-    cells["peer"] = cells["peer"].where(cells["peer"].budget == 4.5e11)
+    cells["peer"] = cells["peer"].where(cells["peer"].budget == LAYOUT.budget)
     fits = fit_surfaces(cells, samples=0)
     assert set(fits.surfaces) == {"dense", "moe-g1", "moe-g4"}
     assert fits.unfitted["pkm"] == "5 finished cells; a surface needs 6"
     assert fits.unfitted["peer"] == "4 finished cells; a surface needs 6"
-    one_budget = replace(cells["dense"], budget=np.full(20, 2e11))
+    one_budget = replace(cells["dense"], budget=np.full(20, 1.5e11))
     assert one_budget.why_unfitted == "1 budget; a surface needs 2"
     assert fit_surfaces({"pkm": cells["pkm"]}).noise is None
 
@@ -151,9 +152,10 @@ def test_noise_is_recovered_with_its_slope_and_the_part_of_seeds() -> None:
         generator = np.random.default_rng(random)
         cells = gather(retrain(layout.records, LAWS, noise, generator))
         fitted.append(fit_surfaces(cells, samples=0).noise)
-    at = np.array([4.5e11]), np.array([1.0])
+    middle = np.median([record.budget for record in layout.records])
+    at = np.array([2 * middle]), np.array([1.0])
     one_run = np.sqrt(np.mean([noise.deviation(*at)[0] ** 2 for noise in fitted if noise]))
-    assert one_run == pytest.approx(0.02 * (4.5 / 3) ** -0.5, rel=0.05)
+    assert one_run == pytest.approx(0.02 * 2**-0.5, rel=0.05)
     assert np.mean([noise.slope for noise in fitted if noise]) == pytest.approx(0.45, abs=0.06)
     pooled = [noise.degrees for noise in fitted if noise and noise.fit == 0]
     assert pooled  # no departure from the law: seeds count too, less one for the slope
@@ -200,7 +202,7 @@ def test_the_held_out_budget_is_predicted_by_a_law_and_not_by_another() -> None:
         false += [test.failed for test in tests if test]
         if random < 20:
             dense = cells["dense"]
-            bent = dense.loss + 0.08 * (dense.budget == 1.1e12)
+            bent = dense.loss + 0.08 * (dense.budget == dense.budget.max())
             fits = fit_surfaces(cells | {"dense": replace(dense, loss=bent)}, samples=100)
             test = hold_out_surface(fits, "dense")
             assert test
@@ -214,7 +216,7 @@ def test_the_held_out_budget_is_predicted_by_a_law_and_not_by_another() -> None:
 
 def test_a_variant_with_two_budgets_is_not_judged() -> None:
     cells = suite()
-    cells["pkm"] = cells["pkm"].where(cells["pkm"].budget < 4e11)
+    cells["pkm"] = cells["pkm"].where(cells["pkm"].budget < LAYOUT.budget)
     assert hold_out_surface(fit_surfaces(cells, samples=0), "pkm") is None
 
 

@@ -45,7 +45,7 @@ def test_the_parabola_is_shown_where_the_law_does_not_fit() -> None:
 
     def bump(log_n: np.ndarray, log_d: np.ndarray) -> np.ndarray:
         near = np.exp(-(((size.cost(log_n) + log_d - budget) / 0.1) ** 2))
-        return law(log_n, log_d) - 0.3 * near * (np.abs(log_n - 10.3) < 0.4)
+        return law(log_n, log_d) - 0.3 * near * (np.abs(log_n - 10.8) < 0.4)
 
     truth = replace(EXACT, laws={**EXACT.laws, "peer": bump})
     assert _chosen(truth, "peer").source == "parabola"

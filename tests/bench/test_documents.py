@@ -150,7 +150,7 @@ def test_the_cache_knows_the_files_of_a_folder_by_content_and_name(tmp_path: Pat
         ("docs.parqet", "no such file docs.parqet"),
         ("~/docs.jsonl", "no such file ~/docs.jsonl: there is no folder ~"),
         ("a b", "no such file a b"),
-        ("", "is empty; give sotu, a file"),
+        ("", "is empty; give sotu, recall, a file"),
         ("a\0.jsonl", "no such file"),
         ("*\0", "no such file"),
         ("a" * 5000 + ".txt", "no such file"),

@@ -17,6 +17,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("moe", {"granularity": 1}),
     ("moe", {"granularity": 4, "expansion": 4}),
     ("moe_ec", {"granularity": 4, "expansion": 8}),
+    ("moe_shared", {"granularity": 4, "expansion": 8}),
     ("pkm", {"n_slots": 128**2}),
     ("pkm", {"n_slots": 64**2, "shared_keys": True, "heads": 2, "top_k": 8}),
     ("peer", {"n_experts": 128**2}),

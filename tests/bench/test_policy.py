@@ -33,10 +33,10 @@ def large() -> list[Cell]:
 
 
 def test_quick_on_one_gpu_takes_less_than_on_two_cores(quick: list[Cell]) -> None:
-    """Uncompiled, since seconds of training do not repay it, and several at a time."""
+    """Hardly compiled, since seconds of training do not repay it, and several at a time."""
     gpu, cpu = schedule(quick, H100), schedule(quick, CORE, devices=2)
     assert gpu.seconds < 0.5 * cpu.seconds
-    assert gpu.compiled == 0
+    assert gpu.compiled <= 1
     assert gpu.at_a_time > 2
     alone = schedule(quick, H100, cores=1)
     assert alone.at_a_time == 1

@@ -63,7 +63,7 @@ def test_the_loss_is_one_graph(name: str) -> None:
     with FakeTensorMode(allow_non_fake_inputs=True) if CUDA else nullcontext():
         device = "cuda" if CUDA else "meta"
         model.to_empty(device=device)
-        tokens = torch.empty(8, config.context, dtype=torch.int64, device=device)
+        tokens = torch.empty(16, config.context, dtype=torch.int64, device=device)
         loss, _ = torch.compile(model.loss, fullgraph=True, backend=collect)(tokens, tokens)
     assert loss.device.type == device
     assert len(graphs) == 1

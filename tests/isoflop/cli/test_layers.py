@@ -78,7 +78,7 @@ def test_new_writes_a_layer_that_lints_clean_and_never_overwrites(folder: Path) 
     assert "class GatedThing(Layer):" in text
     assert "MyLayer" not in text
     findings = json.loads(invoke("lint", "gated_thing.py", "--json"))
-    assert len(findings) == 10
+    assert len(findings) == 12
     assert all(finding["ok"] for finding in findings)
     assert "fit to be trained" in invoke("lint", "gated_thing.py:GatedThing")
     with pytest.raises(LintError, match="exists already"):

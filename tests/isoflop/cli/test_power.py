@@ -31,7 +31,7 @@ def test_it_is_the_resolution_of_the_planned_cells() -> None:
         if row["variant"] == "pkm"
     )  # fmt: skip
     cells = gather(load_records(QUICK))
-    expected = resolution(cells, "dense", "pkm", 4.5e11, assumed)
+    expected = resolution(cells, "dense", "pkm", 7.5e11, assumed)
     assert row["resolves"] == pytest.approx(expected.smallest_ratio, rel=1e-3)
     assert 1 < row["interval"] < row["resolves"]
     for what in ("one_more_seed", "one_more_size", "one_larger_budget"):
@@ -44,7 +44,7 @@ def test_the_verb_prints_it_and_what_is_assumed() -> None:
     assert done.exit_code == 0
     assert "Assumed: 0.02 nats between runs of a cell and 0 nats that no seed" in done.stdout
     assert "exponents as Chinchilla's: exponents 0.34 and 0.28" in done.stdout
-    assert "one more seed 2.62e13" in done.stdout
+    assert "one more seed 3.74e13" in done.stdout
     halved, twice = (
         json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)[0]["resolves"]
         for command in (
@@ -92,7 +92,10 @@ def test_several_seeds_tell_noise_from_departures() -> None:
     [
         (lambda cell: cell.variant == "dense", "mine.toml: variants: dense alone"),
         (lambda cell: cell.variant != "dense", "mine.toml: variants: no dense variant"),
-        (lambda cell: cell.budget == 2e11, "mine.toml: dense: 4 finished cells; a surface needs 6"),
+        (
+            lambda cell: cell.budget == 7.5e11,
+            "mine.toml: dense: 4 finished cells; a surface needs 6",
+        ),
     ],
 )
 def test_what_has_no_power_is_refused(kept, reason: str) -> None:

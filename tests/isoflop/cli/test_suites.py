@@ -30,10 +30,10 @@ def test_every_shipped_suite_is_listed_with_its_price() -> None:
     planned = rows("plan", "quick", "--device", "h100")
     alone = sum(row["seconds"] for row in planned) / 60
     assert alone / 8 < quick["minutes"] < alone / 2  # several at a time
-    assert not any(row["compiled"] for row in planned)
+    assert sum(row["compiled"] for row in planned) <= 1  # training in seconds does not repay it
     text = CliRunner().invoke(app, ["plan", "quick", "--device", "h100"]).stdout
-    assert "min on h100 with 5 at a time" in text
-    assert "0 of 68 cells compiled" in text
+    assert "min on h100 with 4 at a time" in text
+    assert "1 of 68 cells compiled" in text
 
 
 def test_fields_are_listed_with_type_default_and_meaning() -> None:
@@ -42,7 +42,7 @@ def test_fields_are_listed_with_type_default_and_meaning() -> None:
     assert table["training.batch"]["default"] == "required"
     assert table["corpus.documents"] == {
         "key": "corpus.documents",
-        "type": "integer > 0",
+        "type": "integer > 0, <= 1099511627776",
         "default": None,
         "meaning": "Take only this many documents, from the first on.",
     }
