@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from isoflop.analysis.ablation import Ablation
 from isoflop.analysis.curves import Noise, fit_curves
 from isoflop.analysis.granularity import GranularitySweep, granularity_sweeps
 from isoflop.analysis.learning_rates import RateSweep, Sensitivity, rate_sweeps, sensitivity
@@ -42,6 +43,7 @@ class Analysis:
     rate_sweeps: tuple[RateSweep, ...]
     table_sweeps: tuple[RateSweep, ...]  # of the rate of tables over the learning rate
     sensitivity: dict[str, Sensitivity]  # by variant
+    choices: Ablation | None  # what one other choice at a time does to the multipliers
 
     @property
     def dense_name(self) -> str:
@@ -81,6 +83,7 @@ def analyse(
     highlight: str | None = None,
     margin: float = MARGIN,
     samples: int = 1000,
+    choices: Ablation | None = None,
 ) -> Analysis:
     """Fit, compare, rank and test every variant of `records`.
 
@@ -90,6 +93,7 @@ def analyse(
         highlight: the candidate, if this is a comparison.
         margin: see `Analysis`.
         samples: number of bootstrap samples.
+        choices: an ablation on the same text.
 
     Raises:
         AnalysisError: the records may not be compared (see `curves.check`).
@@ -138,6 +142,7 @@ def analyse(
             tune, records, of_laws.seed or of_laws.fit, samples, of="table_rate"
         ),
         sensitivity=sensitivity(standings, fits, sweeps),
+        choices=choices,
     )
 
 

@@ -84,8 +84,11 @@ def generate(
         made = ablations.files(study, digest)
         return ablations.as_rows(study), {directory / name: made[name] for name in made}
     comparison = read_comparison(directory / COMPARISON)
+    choices = _choices(directory, records)
     try:
-        analysis = analyse(records, tune, highlight=comparison.get("variant"), margin=margin)
+        analysis = analyse(
+            records, tune, highlight=comparison.get("variant"), margin=margin, choices=choices
+        )
     except AnalysisError as error:
         raise AnalysisError(f"{directory}: {error}") from None
     rows = leaderboard.rows(analysis)
@@ -133,6 +136,16 @@ def _ablation(directory: Path, records: Sequence[Record]) -> Ablation:
         return ablation(records, baseline)
     except (AnalysisError, ValueError) as error:
         raise AnalysisError(f"{directory}: {error}") from None
+
+
+def _choices(directory: Path, records: Sequence[Record]) -> Ablation | None:
+    """The ablation beside a directory, if it is of the same text."""
+    other = directory.resolve().parent / ABLATIONS
+    if not (other / "records").is_dir():
+        return None
+    changed, _ = sources(other)
+    hashes = {record.validation_hash for record in (*records, *changed)}
+    return _ablation(other, changed) if changed and len(hashes) == 1 else None
 
 
 def read_comparison(path: Path) -> dict[str, Any]:

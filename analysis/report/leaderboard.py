@@ -52,6 +52,9 @@ def _row(analysis: Analysis, standing: Standing) -> Row:
     if gain and gain.trend != "not stated" and standing.variant != analysis.baseline:
         slope = estimate(gain.slope)
     row |= _rounded("trend_per_decade", slope)
+    if analysis.choices:
+        low, high = analysis.choices.sensitivity(standing.variant)
+        row |= _ends("choices", low, high)
     for budget in analysis.budgets:
         row |= _rounded(f"loss_{flops(budget)}", standing.loss(budget))
     seeds = standing.nearest
@@ -77,6 +80,14 @@ def _rounded(name: str, value: Estimate | None) -> Row:
     }
 
 
+def _ends(name: str, low: float, high: float) -> Row:
+    known = np.isfinite(low)
+    return {
+        f"{name}_low": float(f"{low:.5g}") if known else None,
+        f"{name}_high": float(f"{high:.5g}") if known else None,
+    }
+
+
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(f"{np.mean(known):.5g}") if known else None
@@ -99,7 +110,11 @@ def flags(analysis: Analysis, standing: Standing) -> list[str]:
     holdout = analysis.holdouts.get(standing.variant)
     if holdout and holdout.failed:
         error = interval(holdout.error, "+.3f", " nats")
-        result.append(f"its law fails to predict the held-out budget: error {error}")
+        if holdout.error.low <= 0 <= holdout.error.high:  # then the F-test found it
+            error = f"cells depart from it by more than noise, p = {holdout.p:.2g}; mean {error}"
+        else:
+            error = f"error {error}"
+        result.append(f"its law fails to predict the held-out budget: {error}")
     sweeps = [sweep for sweep in analysis.rate_sweeps if sweep.variant == standing.variant]
     for sweep in sweeps:
         if sweep.at_edge:
@@ -193,6 +208,7 @@ def columns(analysis: Analysis) -> dict[str, str]:
         "parabola_multiplier": "by parabolas",
         "time_multiplier": "time multiplier",
         "verdict": "verdict",
+        **({"choices_low": "under other choices"} if analysis.choices else {}),
         **{f"loss_{flops(budget)}": f"loss at {flops(budget)}" for budget in analysis.budgets},
         "bits_per_byte": "bits per byte",
         "active_parameters": "active parameters",
@@ -221,6 +237,8 @@ def cell(row: Row, key: str) -> str:
         )
     if key == "verdict":
         return _verdict(row)
+    if key == "choices_low":
+        return "-" if row["baseline"] else f"{value:.2f} to {row['choices_high']:.2f}x"
     if key == "flags":
         return "; ".join(value)
     if key == "bits_per_byte" or key.startswith("loss_"):
@@ -239,7 +257,7 @@ def _verdict(row: Row) -> str:
 
 def legend(analysis: Analysis) -> str:
     """How to read the table, in a paragraph."""
-    return (
+    text = (
         "Compute multiplier (also called effective compute or efficiency gain): the FLOPs that "
         f"{analysis.dense_name} needs to reach the loss of the layer's compute-optimal model, "
         "divided by the FLOPs of that model, with a 95% interval; from one law of all cells of a "
@@ -252,6 +270,13 @@ def legend(analysis: Analysis) -> str:
         "token of the best size at each budget. Bits per byte to seeds: of the cell nearest to the "
         f"best size at {flops(analysis.headline)} FLOPs."
     )
+    if analysis.choices:
+        text += (
+            " Under other choices: the least and the largest multiplier that one change at a time "
+            "of placement, norms, rates, decay, batch and initialisation gives at size "
+            f"{analysis.choices.size} and {flops(analysis.choices.budget)} FLOPs."
+        )
+    return text
 
 
 def table(analysis: Analysis) -> str:
