@@ -58,8 +58,8 @@ class Ablation:
     reversals: tuple[tuple[str, str, str, str], ...]  # axis, choice, variants now behind, ahead
 
     def sensitivity(self, variant: str) -> tuple[float, float]:
-        """The least and the largest multiplier of a variant over all choices."""
-        values = [self.as_it_is[variant].value]
+        """The least and the largest multiplier of a variant over all choices; nan if unknown."""
+        values = [self.as_it_is.get(variant, NOTHING).value]
         values += [e.multiplier.value for e in self.effects if e.variant == variant]
         values = [value for value in values if np.isfinite(value)]
         return (min(values), max(values)) if values else (np.nan, np.nan)

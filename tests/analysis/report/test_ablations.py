@@ -1,0 +1,64 @@
+"""What an ablation's directory holds, and what the board beside it shows."""
+
+from pathlib import Path
+
+import pytest
+
+from isoflop.analysis.ablation import ablation
+from isoflop.analysis.report.derive import report, stale
+from isoflop.analysis.simulate import simulate
+from isoflop.results.record import Record, write_record
+from tests.analysis.test_ablation import simulated
+
+BUDGETS = (1e14, 4e14, 1.6e15)
+
+
+def write(folder: Path, records: list[Record]) -> None:
+    for record in records:
+        write_record(folder / "records", record)
+
+
+@pytest.fixture
+def changed() -> list[Record]:
+    return [
+        record.model_copy(update={"cell": f"{number:012x}"})
+        for number, record in enumerate(simulated(0))
+    ]
+
+
+def test_a_directory_of_choices_has_tables_and_a_figure(
+    tmp_path: Path, changed: list[Record]
+) -> None:
+    write(tmp_path, changed)
+    rows = report(tmp_path)
+    assert {(row["axis"], row["choice"]) for row in rows} == {("batch", "small")}
+    made = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("abl*.*")}
+    assert made == {"ablation.csv", "ablation.tex", "figures/ablation.png", "figures/ablation.svg"}
+    text = (tmp_path / "ABLATION.md").read_text(encoding="utf-8")
+    assert "3 paired seeds" in text
+    assert "A difference of 0.0" in text
+    assert stale(tmp_path) == []
+
+
+@pytest.mark.parametrize("same_text", [True, False])
+def test_the_board_beside_it_shows_the_range(
+    tmp_path: Path, changed: list[Record], same_text: bool
+) -> None:
+    plain = simulate({"dense": 1.0, "peer": 1.5, "pkm": 1.2}, BUDGETS)
+    if same_text:
+        text = changed[0].validation_hash
+        plain = [record.model_copy(update={"validation_hash": text}) for record in plain]
+    write(tmp_path / "board", plain)
+    write(tmp_path / "robustness", changed)
+    rows = {row["variant"]: row for row in report(tmp_path / "board")}
+    board = (tmp_path / "board/LEADERBOARD.md").read_text(encoding="utf-8")
+    assert ("under other choices" in board) is same_text
+    if same_text:
+        least, largest = ablation(changed, "dense").sensitivity("peer")
+        shown = rows["peer"]["choices_low"], rows["peer"]["choices_high"]
+        assert shown == pytest.approx((least, largest), rel=1e-4)
+        assert f"{least:.2f} to {largest:.2f}x" in board
+        assert rows["pkm"]["choices_low"] is None  # the ablation has no such variant
+        assert "and 1e12 FLOPs" in board
+    else:
+        assert "choices_low" not in rows["peer"]
