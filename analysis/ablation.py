@@ -35,6 +35,7 @@ class Effect:
     variant: str
     difference: Estimate  # nats, under the choice minus as it is; nan on another validation set
     multiplier: Estimate  # over dense under the same choice; nan without a slope
+    detuned: bool  # the choice is another rate than the tuned one
 
     @property
     def significant(self) -> bool:
@@ -54,13 +55,18 @@ class Ablation:
     deviation: float  # nats, pooled standard deviation of a paired difference
     degrees: int  # of freedom it is known with
     as_it_is: dict[str, Estimate]  # multiplier of each variant of the suite as it is
-    effects: tuple[Effect, ...]  # by axis and choice in the order of the suite
+    effects: tuple[Effect, ...]  # by axis, choice and variant
     reversals: tuple[tuple[str, str, str, str], ...]  # axis, choice, variants now behind, ahead
 
     def sensitivity(self, variant: str) -> tuple[float, float]:
-        """The least and the largest multiplier of a variant over all choices; nan if unknown."""
+        """The least and the largest multiplier of a variant over all choices; nan if unknown.
+
+        Other rates are left out: the suite's are tuned, so that another is a mistake, no choice.
+        """
         values = [self.as_it_is.get(variant, NOTHING).value]
-        values += [e.multiplier.value for e in self.effects if e.variant == variant]
+        values += [
+            e.multiplier.value for e in self.effects if e.variant == variant and not e.detuned
+        ]
         values = [value for value in values if np.isfinite(value)]
         return (min(values), max(values)) if values else (np.nan, np.nan)
 
@@ -82,7 +88,10 @@ def ablation(records: Sequence[Record], baseline: str) -> Ablation:
     Raises:
         AnalysisError: no record has a choice, or they are of several sizes or budgets.
     """
-    finished = [r for r in records if r.status == "finished"]
+    finished = sorted(
+        (r for r in records if r.status == "finished"),
+        key=lambda r: (r.variant != baseline, r.variant),
+    )
     changed = [r for r in finished if r.ablation]
     points = {(r.size.name, r.budget) for r in changed}
     if len(points) != 1:
@@ -122,7 +131,7 @@ def ablation(records: Sequence[Record], baseline: str) -> Ablation:
         return Estimate(*(float(np.exp(value / slope)) for value in gain))
 
     effects, reversals = [], []
-    for (axis, choice), variants in under.items():
+    for (axis, choice), variants in sorted(under.items()):
         dense = variants.get(baseline, plain.get(baseline, {}))
         for variant, runs in variants.items():
             if variant == baseline:
@@ -130,7 +139,8 @@ def ablation(records: Sequence[Record], baseline: str) -> Ablation:
             else:
                 against_dense = multiplier(runs, dense)
             difference = interval(_differences(runs, plain.get(variant, {})))
-            effects.append(Effect(axis, choice, variant, difference, against_dense))
+            detuned = _rates(runs) != _rates(plain.get(variant, runs))
+            effects.append(Effect(axis, choice, variant, difference, against_dense, detuned))
         for ahead, behind in _reversed(plain, plain | variants):
             reversals.append((axis, choice, behind, ahead))
     return Ablation(
@@ -150,6 +160,10 @@ def ablation(records: Sequence[Record], baseline: str) -> Ablation:
         tuple(effects),
         tuple(reversals),
     )
+
+
+def _rates(runs: Losses) -> set[tuple[float, float]]:
+    return {(run.learning_rate, run.table_rate) for run in runs.values()}
 
 
 def _differences(runs: Losses, others: Losses) -> list[float]:

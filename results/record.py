@@ -194,6 +194,11 @@ class Record(Frozen):
     def key(self) -> CellKey:
         return CellKey(self.variant, self.size.name, self.budget, self.seed)
 
+    @property
+    def of_variant(self) -> str:
+        """The variant of the suite that this is, as it is or under a choice of an ablation."""
+        return self.ablation.variant if self.ablation else self.variant
+
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write to `path` so that a kill at any moment leaves the old file or the new one.

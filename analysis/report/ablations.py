@@ -73,11 +73,13 @@ def markdown(ablation: Ablation) -> str:
         for variant, value in ablation.as_it_is.items()
         if variant != ablation.baseline and np.isfinite(value.value)
     ]
+    if ablation.degrees:
+        text += ". An interval that excludes 0 is marked, without a correction for their number"
     parts = [
         f"{text}.\n",
         table(HEADER, rows(ablation), LEFT),
-        "## Design sensitivity\n\nThe least and the largest multiplier over all choices above.\n\n"
-        + table(RANGE_HEADER, ranges, LEFT)
+        "## Design sensitivity\n\nThe least and the largest multiplier over the choices above but "
+        "those of other rates: the suite's are tuned.\n\n" + table(RANGE_HEADER, ranges, LEFT)
         if ranges
         else "",
         "## Order\n\n" + "".join(f"- {line}\n" for line in _order(ablation)),

@@ -141,8 +141,6 @@ def _ablation(directory: Path, records: Sequence[Record]) -> Ablation:
 def _choices(directory: Path, records: Sequence[Record]) -> Ablation | None:
     """The ablation beside a directory, if it is of the same text."""
     other = directory.resolve().parent / ABLATIONS
-    if not (other / "records").is_dir():
-        return None
     changed, _ = sources(other)
     hashes = {record.validation_hash for record in (*records, *changed)}
     return _ablation(other, changed) if changed and len(hashes) == 1 else None

@@ -273,7 +273,7 @@ def legend(analysis: Analysis) -> str:
     if analysis.choices:
         text += (
             " Under other choices: the least and the largest multiplier that one change at a time "
-            "of placement, norms, rates, decay, batch and initialisation gives at size "
+            "of the design or the training, tuned rates apart, gives at size "
             f"{analysis.choices.size} and {flops(analysis.choices.budget)} FLOPs."
         )
     return text

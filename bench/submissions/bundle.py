@@ -90,7 +90,7 @@ def _chosen(source: Path, variants: Sequence[str], top: Path) -> tuple[Suite, li
     if not records:
         raise SubmissionError(f"{source / 'records'}: no records here; run a suite first")
     suite = load_suite(str(source / "suite.toml"))
-    present = {record.variant for record in records}
+    present = {record.of_variant for record in records}
     known = [name for name in suite.variants if name in present]
     for variant in variants:
         if variant not in known:
@@ -98,9 +98,9 @@ def _chosen(source: Path, variants: Sequence[str], top: Path) -> tuple[Suite, li
                 f"--variant: {source} has no records of a variant {variant!r} of its suite.toml"
                 f"{did_you_mean(variant, known)}; it has them of: {', '.join(known)}"
             )
-    of = _suite_of(source, [r for r in records if r.variant in (variants or known)])
+    of = _suite_of(source, [r for r in records if r.of_variant in (variants or known)])
     chosen = set(_open_variants(source, variants or known, of, top, asked=bool(variants)))
-    records = [record for record in records if record.variant in chosen]
+    records = [record for record in records if record.of_variant in chosen]
     pairs = {(record.variant, record.seed) for record in records}
     most = max(Counter(variant for variant, _ in pairs).values())
     changes = {"name": of, "seeds": first_seeds(suite, most)}

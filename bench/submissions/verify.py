@@ -46,7 +46,7 @@ class Folder:
         return Folder(
             self.directory,
             only(self.suite, variants),
-            [record for record in self.records if record.variant in variants],
+            [record for record in self.records if record.of_variant in variants],
             [record for record in self.tune if record.variant in variants],
         )
 
@@ -65,14 +65,24 @@ class Folder:
 
 
 def only(suite: Suite, variants: set[str]) -> Suite:
-    """The suite with these variants alone, and the budgets that any of them has."""
+    """The suite with these variants alone, and the budgets and choices that any of them has."""
     budgets = [
         budget.model_copy(update={"variants": [n for n in budget.variants if n in variants]})
         for budget in suite.budgets
         if not budget.variants or variants.intersection(budget.variants)
     ]
     kept = {name: variant for name, variant in suite.variants.items() if name in variants}
-    return suite.model_copy(update={"variants": kept, "budgets": budgets})
+    axes = {
+        axis: {
+            name: choice.model_copy(
+                update={"variants": [n for n in choice.variants if n in variants]}
+            )
+            for name, choice in of_axis.items()
+            if not choice.variants or variants.intersection(choice.variants)
+        }
+        for axis, of_axis in suite.axes.items()
+    }
+    return suite.model_copy(update={"variants": kept, "budgets": budgets, "axes": axes})
 
 
 def read_folder(directory: Path) -> tuple[Folder, list[str]]:
@@ -95,8 +105,9 @@ def read_folder(directory: Path) -> tuple[Folder, list[str]]:
             records.append(record)
             if path.stem != record.cell:
                 lines.append(f"{path}: cell: says {record.cell}, unlike the file's name")
-            if record.variant not in suite.variants:
-                lines.append(f"{path}: of no cell of suite.toml: no variant {record.variant!r}")
+            if record.of_variant not in suite.variants:
+                name = record.of_variant
+                lines.append(f"{path}: of no cell of suite.toml: no variant {name!r}")
     folder = Folder(directory, suite, **contents)
     _ = folder.foreign  # raises for a file from elsewhere
     return folder, lines
@@ -234,7 +245,7 @@ def manifest_of(folder: Folder, options: dict[str, dict[str, object]]) -> Manife
 
 def options_of(folder: Folder) -> dict[str, dict[str, object]]:
     """The options of every variant, defaults included. Layer files are executed."""
-    return {cell.variant: cell.options for cell in folder.cells()[0]}
+    return {cell.variant: cell.options for cell in folder.cells()[0] if not cell.ablation}
 
 
 def hashes(directory: Path) -> dict[str, str]:

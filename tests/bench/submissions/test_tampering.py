@@ -36,7 +36,7 @@ def not_built(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout's results, in which the baselines are submitted."""
-    shutil.copytree(ROOT / "results/submissions", tmp_path / "results/submissions")
+    shutil.copytree(PUBLISHED, tmp_path / "results/submissions" / BASELINES)
     shutil.copytree(ROOT / "results/quick", tmp_path / "results/quick")
     monkeypatch.chdir(tmp_path)
     return Path("results")
