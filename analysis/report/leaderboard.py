@@ -53,8 +53,7 @@ def _row(analysis: Analysis, standing: Standing) -> Row:
         slope = estimate(gain.slope)
     row |= _rounded("trend_per_decade", slope)
     if analysis.choices:
-        low, high = analysis.choices.sensitivity(standing.variant)
-        row |= _ends("choices", low, high)
+        row |= _ends("choices", analysis.choices.sensitivity(standing.variant))
     for budget in analysis.budgets:
         row |= _rounded(f"loss_{flops(budget)}", standing.loss(budget))
     seeds = standing.nearest
@@ -80,11 +79,10 @@ def _rounded(name: str, value: Estimate | None) -> Row:
     }
 
 
-def _ends(name: str, low: float, high: float) -> Row:
-    known = np.isfinite(low)
+def _ends(name: str, ends: tuple[float, float]) -> Row:
     return {
-        f"{name}_low": float(f"{low:.5g}") if known else None,
-        f"{name}_high": float(f"{high:.5g}") if known else None,
+        f"{name}_{which}": None if np.isnan(end) else float(f"{end:.5g}")
+        for which, end in zip(("low", "high"), ends, strict=True)
     }
 
 
