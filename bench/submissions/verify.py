@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from isoflop.bench.flops import FlopError, verify_flops
 from isoflop.bench.isolate import ChildError, stream
@@ -66,23 +67,21 @@ class Folder:
 
 def only(suite: Suite, variants: set[str]) -> Suite:
     """The suite with these variants alone, and the budgets and choices that any of them has."""
-    budgets = [
-        budget.model_copy(update={"variants": [n for n in budget.variants if n in variants]})
-        for budget in suite.budgets
-        if not budget.variants or variants.intersection(budget.variants)
-    ]
-    kept = {name: variant for name, variant in suite.variants.items() if name in variants}
-    axes = {
-        axis: {
-            name: choice.model_copy(
-                update={"variants": [n for n in choice.variants if n in variants]}
-            )
-            for name, choice in of_axis.items()
-            if not choice.variants or variants.intersection(choice.variants)
-        }
-        for axis, of_axis in suite.axes.items()
+
+    def chosen(part: Any) -> list[Any]:
+        """Its variants cut to the chosen; nothing if it names others alone."""
+        left = [name for name in part.variants if name in variants]
+        return [part.model_copy(update={"variants": left})] if left or not part.variants else []
+
+    changes = {
+        "variants": {name: v for name, v in suite.variants.items() if name in variants},
+        "budgets": [kept for budget in suite.budgets for kept in chosen(budget)],
+        "axes": {
+            axis: {name: kept for name, choice in choices.items() for kept in chosen(choice)}
+            for axis, choices in suite.axes.items()
+        },
     }
-    return suite.model_copy(update={"variants": kept, "budgets": budgets, "axes": axes})
+    return suite.model_copy(update=changes)
 
 
 def read_folder(directory: Path) -> tuple[Folder, list[str]]:
