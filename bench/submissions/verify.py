@@ -36,10 +36,8 @@ class Folder:
     @property
     def foreign(self) -> dict[str, str]:
         """Variant -> layer as the manifest names it, of the variants whose layer is a file here."""
-        named = {
-            name: _file_of(variant.layer, self.directory)
-            for name, variant in self.suite.variants.items()
-        }
+        variants = self.suite.variants.items()
+        named = {name: _file_of(variant.layer, self.directory) for name, variant in variants}
         return {name: layer for name, layer in named.items() if layer}
 
     def only(self, variants: set[str]) -> Folder:
@@ -104,8 +102,7 @@ def read_folder(directory: Path) -> tuple[Folder, list[str]]:
             records.append(record)
             if path.stem != record.cell:
                 lines.append(f"{path}: cell: says {record.cell}, unlike the file's name")
-            if record.of_variant not in suite.variants:
-                name = record.of_variant
+            if (name := record.of_variant) not in suite.variants:
                 lines.append(f"{path}: of no cell of suite.toml: no variant {name!r}")
     folder = Folder(directory, suite, **contents)
     _ = folder.foreign  # raises for a file from elsewhere
