@@ -9,8 +9,9 @@ from scipy.stats import binom
 
 from isoflop.analysis.simulations import stored
 from isoflop.analysis.simulations.coverage import analyse_suite, count
+from isoflop.analysis.simulations.layouts import quick
 from isoflop.analysis.simulations.tables import embedded
-from isoflop.analysis.simulations.truths import Truth
+from isoflop.analysis.simulations.truths import Truth, rank_truths
 
 ROOT = Path(__file__).parents[2]
 STORE = ROOT / stored.STORED
@@ -18,7 +19,6 @@ TRUTHS = {truth.name: truth for truth in stored.truths()}
 RARE = 1e-4
 SUITES = int(os.environ.get("ISOFLOP_SIMULATED_SUITES", "40"))  # of a truth; 8 s for 40
 SAMPLES = 200
-ERROR = {"exact": 0.053, "own floor": 0.053, "noise by size and budget": 0.047}  # of 1,000 suites
 
 
 def simulated(truth: Truth, suites: int = SUITES, samples: int = SAMPLES) -> dict:
@@ -38,8 +38,9 @@ def test_intervals_of_surfaces_cover_at_their_nominal_rate(name: str) -> None:
     for layer, (inside, total) in result["surface"]["covered"].items():
         assert total == SUITES, "a surface gives every layer a multiplier"
         assert not too_rare(inside, total), layer
-    if name in ERROR:  # within three standard errors: layers share dense's noise
-        assert result["surface"]["rmse"] < ERROR[name] * (1 + 3 / np.sqrt(4 * SUITES))
+    # The error of many suites, within three standard errors: layers share dense's noise.
+    error = stored.read(STORE)[name]["surface"]["rmse"]
+    assert result["surface"]["rmse"] < error * (1 + 3 / np.sqrt(4 * SUITES))
     if name == "exact":
         assert result["surface"]["rmse"] < 0.9 * result["parabola"]["rmse"]
         assert result["switched"] < 0.1
@@ -54,15 +55,19 @@ def test_the_surface_reads_two_budgets_where_parabolas_are_wrong() -> None:
     assert all(not too_rare(*counts) for counts in result["surface"]["covered"].values())
 
 
-def test_pairs_are_told_apart_and_ties_are_not() -> None:
-    """1.2x over dense and 1.25x between layers in 85% of suites or more, ties in 5% or less."""
-    result = simulated(TRUTHS["1.2x and 1.25x, ties"])
+@pytest.mark.parametrize(("seeds", "power"), [(1, 0.3), (3, 0.85)])
+def test_pairs_are_told_apart_and_ties_are_not(seeds: int, power: float) -> None:
+    """1.2x over dense and 1.25x between layers with the stated power, ties in 5% or less.
+
+    The power of one seed is low: that is the price of a suite of a quarter of an hour.
+    """
+    result = simulated(rank_truths(quick(seeds=seeds))[0])
     told = {
         (pair["first"], pair["second"]): (pair["first_better"], pair["second_better"])
         for pair in result["pairs"]
     }
     for pair in (("moe-g1", "dense"), ("moe-g4", "moe-g1"), ("peer", "moe-g1")):
-        assert binom.cdf(told[pair][0], SUITES, 0.85) > 0.01
+        assert binom.cdf(told[pair][0], SUITES, power) > 0.01
         assert told[pair][1] == 0
     for pair in (("dense", "pkm"), ("moe-g4", "peer")):
         assert binom.sf(sum(told[pair]) - 1, SUITES, 0.05) > 0.01
@@ -82,8 +87,8 @@ def test_what_is_stored_covers_its_truths() -> None:
         assert suites >= 100
         assert not too_rare(round(result["surface"]["coverage"] * suites), suites), name
         assert 0.88 <= result["headline"]["coverage"] <= 1, name
-    assert stored.read(STORE)["exact"]["surface"]["rmse"] < 0.058
-    assert stored.read(STORE)["exact"]["parabola"]["rmse"] > 0.064
+    exact = stored.read(STORE)["exact"]
+    assert exact["surface"]["rmse"] < 0.8 * exact["parabola"]["rmse"]
 
 
 @pytest.mark.parametrize("name", TRUTHS)

@@ -34,4 +34,4 @@ main()
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "84 cells, " in done.stdout
+    assert "63 cells, " in done.stdout
