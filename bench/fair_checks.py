@@ -8,7 +8,7 @@ import math
 import torch
 
 from isoflop.bench.diagnostics import rms, routing_gradient
-from isoflop.bench.subject import BATCH, TIME, Subject, random_input
+from isoflop.bench.subject import BATCH, TIME, Subject, random_input, tokens_of
 from isoflop.models import Dense
 
 LEARNS = 1e-3  # gradient of what routes over that of the rest, root mean squares, at least
@@ -18,13 +18,13 @@ WIDTHS = (32, 64, 128)  # at which the output at the start is measured
 def routing(subject: Subject) -> str:
     """What routes learns from the loss, not from an auxiliary loss alone; a load can be read."""
     module, x_BTD = subject.build().eval(), random_input()
+    module.zero_grad()
+    (module(x_BTD) * random_input().flip(0)).mean().backward()
     load = module.load(x_BTD)
     if load is not None and (
         load.dim() != 1 or not bool((load >= 0).all()) or not 0 < float(load.sum()) < math.inf
     ):
         return "load() must return how much each expert is used: [experts], 0 or more, not all 0"
-    module.zero_grad()
-    (module(x_BTD) * random_input().flip(0)).mean().backward()
     ratio = routing_gradient(module)
     if ratio is None:
         return ""
@@ -45,8 +45,10 @@ def output_at_the_start(subject: Subject) -> str:
             torch.manual_seed(0)
             layer = kind(width, **options).eval()
             generator = torch.Generator().manual_seed(1)
+            x_BTD = torch.randn(BATCH, TIME, width, generator=generator)
+            layer.see_tokens(tokens_of(x_BTD))
             with torch.no_grad():
-                values.append(rms(layer(torch.randn(BATCH, TIME, width, generator=generator))))
+                values.append(rms(layer(x_BTD)))
     mine, dense = (", ".join(f"{v:.2g}" for v in part) for part in (values[:3], values[3:]))
     widths = ", ".join(map(str, WIDTHS))
     subject.note = f"at the start {mine} at widths {widths}; dense {dense}"

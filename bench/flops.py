@@ -89,7 +89,8 @@ FREE = {
     f"aten::{name}"
     for name in (
         "abs add add_ addcmul amax amin argmax atan avg_pool1d batch_norm bernoulli bernoulli_ "
-        "bitwise_and ceil celu clamp_max clamp_min cos cross_entropy_loss cummax cumsum div div_ "
+        "bitwise_and bitwise_xor "
+        "ceil celu clamp_max clamp_min cos cross_entropy_loss cummax cumsum div div_ "
         "elu embedding erf exp expand_as expm1 fill_ flip frac gelu glu group_norm hardsigmoid "
         "hardswish hardtanh index_add index_add_ index_copy index_select layer_norm le leaky_relu "
         "lerp lift_fresh log log1p log_sigmoid log_softmax logical_and logical_not logical_or "

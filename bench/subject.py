@@ -31,6 +31,8 @@ class Subject:
         torch.manual_seed(seed)
         module = self.layer(width, **self.options)
         stir(module)
+        if type(module).see_tokens is not Layer.see_tokens:  # in a model the decoder calls it
+            module.register_forward_pre_hook(lambda layer, x: layer.see_tokens(tokens_of(*x)))
         return module
 
     def config(self, width: int) -> Config:
@@ -42,6 +44,12 @@ def stir(module: torch.nn.Module) -> None:
         for parameter in module.parameters():
             if parameter.numel() and bool((parameter == parameter.flatten()[0]).all()):
                 parameter.add_(0.2 * torch.randn_like(parameter))
+
+
+def tokens_of(x_BTD: Tensor) -> Tensor:
+    """Token ids below 32 that depend on the input of the same position alone."""
+    signs = (x_BTD[..., :5] > 0).long()
+    return (signs * 2 ** torch.arange(signs.shape[-1], device=x_BTD.device)).sum(-1)
 
 
 def random_input(dtype: torch.dtype = torch.float32, time: int = TIME) -> Tensor:

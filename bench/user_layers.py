@@ -137,6 +137,7 @@ def _pass_problem(layer: type[Layer], options: str, shape: tuple[int, int, int])
     with torch.device("meta"), torch.no_grad():
         module = layer(shape[-1], **json.loads(options))
         try:
+            module.see_tokens(torch.zeros(shape[:2], dtype=torch.int64))
             module(torch.zeros(shape))
         except ValueError as error:
             return isolate.one_line(str(error))

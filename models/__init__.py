@@ -5,6 +5,7 @@ if __name__ != "isoflop.models":  # imported twice, its classes and operators wo
 
 from isoflop.models.decoder import Config, Decoder
 from isoflop.models.dense import Dense
+from isoflop.models.engram import Engram
 from isoflop.models.layer import LAYERS, Layer, ParameterGroup, full_precision, register
 from isoflop.models.moe import ExpertChoiceMoE, MoE
 from isoflop.models.moe_shared import SharedMoE
@@ -18,6 +19,7 @@ __all__ = [
     "Config",
     "Decoder",
     "Dense",
+    "Engram",
     "ExpertChoiceMoE",
     "Layer",
     "MoE",

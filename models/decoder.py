@@ -177,6 +177,8 @@ class Decoder(nn.Module):
         """Token ids [batch, time] -> what the head reads, [batch, time, width]."""
         T = tokens_BT.shape[1]
         x_BTD = self.embedding(tokens_BT)
+        for layer in self.tested:
+            layer.see_tokens(tokens_BT)
         for block in self.blocks:
             x_BTD = block(x_BTD, self.cos_TK[:T], self.sin_TK[:T])
         return self.norm(x_BTD)

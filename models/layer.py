@@ -48,6 +48,12 @@ class Layer(nn.Module):
         """[batch, time, d_model] -> [batch, time, d_model]."""
         raise NotImplementedError
 
+    def see_tokens(self, tokens_BT: Tensor) -> None:
+        """Called before the blocks with the ids of the tokens that `forward` will get.
+
+        For a layer that looks something up by token; the others need not see them.
+        """
+
     def flops_per_token(self) -> int:
         """Forward FLOPs per token of the reference path; 1 multiply-add = 2 FLOPs.
 

@@ -14,6 +14,8 @@ from isoflop.models import LAYERS, Config, Layer
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("dense", {}),
     ("dense", {"activation": "swiglu"}),
+    ("engram", {}),
+    ("engram", {"table_size": 1, "heads": 4, "longest": 4, "memory_ratio": 0.25, "ratio": 2.0}),
     ("moe", {"granularity": 1}),
     ("moe", {"granularity": 4, "expansion": 4}),
     ("moe_ec", {"granularity": 4, "expansion": 8}),

@@ -4,6 +4,9 @@ import pytest
 
 from isoflop.bench.checks import CHECKS, ESSENTIAL
 from isoflop.bench.lint import LintError, lint, read_options, refuse, refuse_files, with_class
+from isoflop.bench.shape_checks import Shape, at_shape
+from isoflop.bench.subject import Subject
+from isoflop.models import LAYERS
 from tests.bench.cells import tiny_cells
 from tests.bench.faulty_layers import FAULTS, GOOD
 
@@ -75,9 +78,37 @@ def test_there_are_five_examples() -> None:
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("layer", ["dense", "moe", "moe_ec"])
+@pytest.mark.parametrize("layer", ["dense", "engram", "moe", "moe_ec"])
 def test_registered_layers_pass_too(layer: str) -> None:
     assert all(finding.ok for finding in lint(layer))
+
+
+LOOKS_UP = (
+    ("(d_model, d_model, bias=False)", "(d_model, d_model, bias=False)\n"
+     "        self.rows = nn.Embedding(50, d_model)\n\n"
+     "    def see_tokens(self, tokens):\n        self.tokens = tokens"),
+    ("self.linear(x)", "self.linear(x) + self.rows(self.tokens)"),
+)  # fmt: skip
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("later", [0, 1])
+def test_a_layer_may_see_tokens_yet_none_that_come_later(tmp_path: Path, later: int) -> None:
+    text = GOOD
+    for right, wrong in LOOKS_UP:
+        assert right in text
+        text = text.replace(right, wrong)
+    text = text.replace("self.tokens = tokens", f"self.tokens = tokens.roll(-{later}, 1)")
+    findings = lint(write(tmp_path, text), shapes=[Shape(24, 16, 4)])
+    failed = {finding.check for finding in findings if not finding.ok}
+    assert failed == ({"causality"} if later else set())
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("check", ["causality", "batch", "flops"])
+def test_what_sees_tokens_is_asked_at_a_shape_too(check: str) -> None:
+    subject = Subject("engram", {}, layer=LAYERS["engram"])
+    assert at_shape(check, subject, Shape(24, 16, 4), []) == ""
 
 
 @pytest.mark.usefixtures("here")

@@ -10,6 +10,7 @@ from isoflop.models.decoder import blocks_with_layer, causal_attention
 # One small set of options per registered layer; a new layer must be added here.
 OPTIONS = {
     "dense": {},
+    "engram": {"table_size": 64, "heads": 2},
     "moe": {"granularity": 2, "expansion": 4},
     "moe_ec": {"granularity": 2, "expansion": 4},
     "moe_shared": {"granularity": 2, "expansion": 4},
@@ -62,6 +63,7 @@ def test_in_evaluation_a_later_token_never_changes_an_earlier_logit(layer: str) 
     ("layer", "options"),
     [
         ("dense", {}),
+        ("engram", {}),
         ("moe", {}),
         ("moe_ec", {}),
         ("pkm", {"query_norm": "layer"}),
@@ -116,6 +118,7 @@ def test_gradients_in_float64(layer: str) -> None:
     torch.manual_seed(3)
     module = LAYERS[layer](8, **OPTIONS[layer]).double()
     x_BTD = torch.randn(4, 2, 8, dtype=torch.float64, requires_grad=True)
+    module.see_tokens(torch.randint(V, (4, 2)))
     names = [name for name, _ in module.named_parameters()]
 
     def call(x: Tensor, *values: Tensor) -> Tensor:

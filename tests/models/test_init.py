@@ -33,6 +33,17 @@ CASES: dict[str, tuple[str, dict[str, object], Stated]] = {
         {},
         {"up.weight": lambda d: d**-0.5, "down.weight": lambda d: (4 * d) ** -0.5},
     ),
+    "engram": (
+        "engram",
+        {"table_size": 500},
+        {
+            "ffn.up.weight": lambda d: d**-0.5,
+            "ffn.down.weight": lambda d: (4 * d) ** -0.5,
+            "table_RW": lambda d: 1.0,
+            "key.weight": lambda d: d**-0.5,  # the memory is as wide as the model
+            "value.weight": lambda d: d**-0.5,
+        },
+    ),
     "moe": (
         "moe",
         {"granularity": 4},
@@ -109,6 +120,8 @@ QUICK = {"heads": 2, "top_k": 16, "d_key": 16}
 OUTPUTS: list[tuple[str, dict[str, object]]] = [
     ("dense", {"activation": "swiglu"}),
     ("dense", {"activation": "relu2"}),
+    ("engram", {}),
+    ("engram", {"table_size": 1}),
     *(("moe", {"granularity": g, "expansion": e}) for g in (1, 4, 32) for e in (4, 8)),
     ("moe_ec", {"granularity": 4}),
     ("moe_shared", {"granularity": 4}),
@@ -121,6 +134,7 @@ OUTPUTS: list[tuple[str, dict[str, object]]] = [
 def first_output(name: str, options: dict[str, object], width: int) -> float:
     torch.manual_seed(0)
     layer, x_BTD = LAYERS[name](width, **options).eval(), torch.randn(8, 32, width)
+    layer.see_tokens(torch.randint(1024, (8, 32)))
     with torch.no_grad():
         return float(layer(x_BTD).square().mean().sqrt())
 

@@ -34,6 +34,7 @@ RIGHT = {  # of arguments that have no default, or a default that trains for an 
     "show": ["record.json"],
     "report": ["folder"],
     "check": ["folder"],
+    "eval": ["folder", "--data", "text.txt"],
     "submit": ["mine", "--from", "folder"],
     "new": ["new.py"],
 }
