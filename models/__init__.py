@@ -7,6 +7,7 @@ from isoflop.models.decoder import Config, Decoder
 from isoflop.models.dense import Dense
 from isoflop.models.layer import LAYERS, Layer, ParameterGroup, full_precision, register
 from isoflop.models.moe import ExpertChoiceMoE, MoE
+from isoflop.models.moe_latent import LatentMoE
 from isoflop.models.moe_shared import SharedMoE
 from isoflop.models.peer import PEER
 from isoflop.models.pkm import PKM
@@ -19,6 +20,7 @@ __all__ = [
     "Decoder",
     "Dense",
     "ExpertChoiceMoE",
+    "LatentMoE",
     "Layer",
     "MoE",
     "ParameterGroup",
