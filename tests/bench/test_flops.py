@@ -20,6 +20,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("moe_shared", {"granularity": 4, "expansion": 8}),
     ("moe_latent", {"granularity": 4, "expansion": 8, "latent_norm": True}),
     ("moe_latent", {"granularity": 2, "shared": 0, "reduction": 2}),
+    ("remoe", {"granularity": 4, "expansion": 8}),
     ("pkm", {"n_slots": 128**2}),
     ("pkm", {"n_slots": 64**2, "shared_keys": True, "heads": 2, "top_k": 8}),
     ("peer", {"n_experts": 128**2}),
