@@ -7,6 +7,7 @@ with which dense reaches that loss, over those with which the variant does.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -79,11 +80,15 @@ def conventions(fits: SurfaceMultipliers, records: Sequence[Record]) -> list[Con
 def _priced(
     surface: Surface, records: Sequence[Record], forward: Callable[[Record], int]
 ) -> Surface:
-    """The surface with what a token costs by a convention, forward and backward."""
-    costs: dict[int, int] = {
-        record.parameters.active: 3 * forward(record)
-        for record in records
-        if record.variant == surface.cells.variant
-    }
-    log_cost = np.log([costs[size] for size in sorted(costs)])
+    """The surface with what a token costs by a convention, forward and backward.
+
+    Where FLOPs are measured, what they exceed the planned ones by costs as much in all conventions.
+    """
+    costs: dict[int, list[float]] = defaultdict(list)
+    for record in records:
+        if record.variant == surface.cells.variant:
+            planned = record.flops if record.planned_flops is None else record.planned_flops
+            more = (record.flops - planned) / record.tokens
+            costs[record.parameters.active].append(3 * forward(record) + more)
+    log_cost = np.log([np.mean(costs[size]) for size in sorted(costs)])
     return replace(surface, cells=replace(surface.cells, log_cost=log_cost))

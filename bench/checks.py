@@ -19,7 +19,7 @@ from isoflop.bench.flops import FlopError, verify_flops
 from isoflop.bench.isolate import describe
 from isoflop.bench.layers import complete_options, counts_problem, find_layer
 from isoflop.bench.subject import BATCH, TIME, VOCABULARY, WIDTHS, Subject, random_input, stir
-from isoflop.models import LAYERS, Decoder, Layer
+from isoflop.models import LAYERS, Decoder, Layer, measures_flops
 
 CAUSAL = 1e-5  # change of an earlier logit, over the largest logit, that rounding may explain
 ALONE = 1e-4  # change of an output without its batch, over the largest, that rounding may explain
@@ -141,18 +141,25 @@ def _flops(subject: Subject) -> str:
 
 
 def real_flops(module: Layer, x_BTD: Tensor) -> str:
-    """Does the layer do more work on real tensors, in training or evaluation, than it states?"""
-    tokens, formula = x_BTD.shape[0] * x_BTD.shape[1], module.flops_per_token()
+    """Does the layer do more work on real tensors, in training or evaluation, than it states?
+
+    Args:
+        module: as built: one that measures its work has measured nothing else.
+    """
+    tokens = x_BTD.shape[0] * x_BTD.shape[1]
     for training in (True, False):
         module.train(training)
         try:
             flops = executed_flops(lambda: module(x_BTD), module.name)
         except FlopError as error:
             return str(error)
-        if flops > formula * tokens:
+        stated = module.measured_flops_per_token()
+        if flops > round(stated * tokens):
+            where = "by measured_flops_per_token" if measures_flops(module) else "in the trace"
             return (
-                f"forward does {flops / tokens:.10g} FLOPs per token on real tensors, {formula} in "
-                f"the trace{'' if training else ', in evaluation'}: it must not do less there"
+                f"forward does {flops / tokens:.10g} FLOPs per token on real tensors, "
+                f"{stated:.10g} {where}{'' if training else ', in evaluation'}: it must not do "
+                "less there"
             )
     return ""
 

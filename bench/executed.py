@@ -45,6 +45,18 @@ def _attention(output: Any, q: Tensor, k: Tensor, v: Tensor, *args: Any) -> int:
     return 2 * q.numel() * k.shape[-2] + 2 * math.prod(q.shape[:-1]) * math.prod(v.shape[-2:])
 
 
+def _grouped(output: Tensor, a: Tensor, b: Tensor, *args: Any) -> int:
+    """Each group of a's rows times its own matrix of b, but for what only fills up 16 bytes."""
+    return 2 * a.shape[0] * (b.shape[1] - _padding(b, 1)) * (b.shape[2] - _padding(b, 2))
+
+
+def _padding(b: Tensor, dim: int) -> int:
+    """How many zeros end a dimension of all matrices, that alignment may ask for."""
+    used = (b != 0).movedim(dim, 0).flatten(1).any(dim=1).nonzero()
+    unused = b.shape[dim] - (int(used[-1]) + 1 if len(used) else 0)
+    return unused if unused < 16 // b.itemsize else 0
+
+
 def _bag(output: Any, weight: Tensor, indices: Tensor, *args: Any) -> int:
     """Rows weighted and summed are a product; rows that are only summed are free."""
     weights = args[4] if len(args) > 4 else None
@@ -65,6 +77,7 @@ COUNTED: dict[str, Callable[..., int]] = {
     "convolution": _convolution,
     "_scaled_dot_product_flash_attention_for_cpu": _attention,
     "_scaled_dot_product_fused_attention_overrideable": _attention,
+    "_grouped_mm": _grouped,
     "_embedding_bag": _bag,
     "_embedding_bag_forward_only": _bag,
 }

@@ -16,7 +16,7 @@ from isoflop.bench import diagnostics
 from isoflop.bench.compiling import compile_blocks, problem_of_compiling
 from isoflop.bench.plan import Cell
 from isoflop.bench.suite import Training
-from isoflop.models import Decoder
+from isoflop.models import Decoder, measures_flops
 
 EVALUATION_TOKENS = 16384  # per forward pass of the evaluation
 LOGITS_TOKENS = 8192  # whose logits exist at a time in the evaluation on a GPU
@@ -157,6 +157,22 @@ class Trainer:
             diagnostics.load_figures(self.loads[i]) if i in self.loads else {}
             for i in range(len(self.model.tested))
         ]
+
+    def flops(self) -> int | None:
+        """FLOPs of the whole training; None if they are the planned ones, since no layer measures.
+
+        Raises:
+            ValueError: what it measured cannot be.
+        """
+        if not any(measures_flops(layer) for layer in self.model.tested):
+            return None
+        more = 0.0
+        for layer in self.model.tested:
+            measured = layer.measured_flops_per_token()
+            if not 0 <= measured < math.inf:
+                raise ValueError(f"measured_flops_per_token() is {measured}")
+            more += measured - layer.flops_per_token()
+        return self.cell.flops + round(3 * more * self.cell.tokens)
 
     def routing_gradients(self, windows: np.ndarray) -> list[float | None]:
         """`routing_gradient` of each layer under test, in evaluation, on these windows."""

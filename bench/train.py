@@ -94,7 +94,7 @@ def train_cell(
     outcome: dict[str, Any] = {"status": "finished", "loss": None, "bits_per_byte": None}
     run = _Run(cell, device, tokens, windows, checkpoint_path(scratch, cell), hooks, compiled)
     reset_peak_memory(device)
-    peak = None
+    peak, spent = None, None
     try:
         run.train()
         peak = peak_memory(device)  # of training: the evaluation has other sizes
@@ -103,6 +103,7 @@ def train_cell(
             raise DivergedError("the validation loss is not finite")
         outcome["loss"] = loss
         outcome["layers"] = run.layers()
+        spent = run.trainer.flops()
         outcome["bits_per_byte"] = bits_per_byte(loss, windows, tokens.bytes_of_token)
         if models is not None:
             keep_model(models, cell, run.trainer.model.state_dict())
@@ -115,6 +116,7 @@ def train_cell(
     return describe(
         cell,
         outcome,
+        spent=spent,
         tokens_in_corpus=len(tokens.train),
         validation_hash=hash_of_windows(windows),
         curve=run.curve,
@@ -279,8 +281,12 @@ def describe(
     validation_hash: str | None,
     curve: list[tuple[int, float]],
     measured: Measured,
+    spent: int | None = None,
 ) -> Record:
-    """The record of a cell: its settings and counts, and an outcome (status, loss, message)."""
+    """The record of a cell: its settings and counts, and an outcome (status, loss, message).
+
+    FLOPs are the planned ones unless `spent` has measured ones.
+    """
     return Record(
         cell=cell.id,
         suite=cell.suite,
@@ -296,7 +302,8 @@ def describe(
         context=cell.training.context,
         batch=cell.training.batch,
         budget=cell.budget,
-        flops=cell.flops,
+        flops=cell.flops if spent is None else spent,
+        planned_flops=None if spent is None else cell.flops,
         tokens=cell.tokens,
         steps=cell.steps,
         epochs=cell.tokens / tokens_in_corpus,

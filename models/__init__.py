@@ -6,11 +6,20 @@ if __name__ != "isoflop.models":  # imported twice, its classes and operators wo
 from isoflop.models.decoder import Config, Decoder
 from isoflop.models.dense import Dense
 from isoflop.models.engram import Engram
-from isoflop.models.layer import LAYERS, Layer, ParameterGroup, full_precision, register
+from isoflop.models.layer import (
+    LAYERS,
+    Layer,
+    ParameterGroup,
+    full_precision,
+    measures_flops,
+    register,
+)
 from isoflop.models.moe import ExpertChoiceMoE, MoE
+from isoflop.models.moe_latent import LatentMoE
 from isoflop.models.moe_shared import SharedMoE
 from isoflop.models.peer import PEER
 from isoflop.models.pkm import PKM
+from isoflop.models.remoe import ReMoE
 
 __all__ = [
     "LAYERS",
@@ -21,10 +30,13 @@ __all__ = [
     "Dense",
     "Engram",
     "ExpertChoiceMoE",
+    "LatentMoE",
     "Layer",
     "MoE",
     "ParameterGroup",
+    "ReMoE",
     "SharedMoE",
     "full_precision",
+    "measures_flops",
     "register",
 ]

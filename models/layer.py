@@ -61,6 +61,14 @@ class Layer(nn.Module):
         """
         raise NotImplementedError
 
+    def measured_flops_per_token(self) -> float:
+        """Forward FLOPs per token of all training so far; written where they depend on the data.
+
+        `flops_per_token` is then what the layer aims at: a cell is planned by that, and charged
+        this. `forward` counts in training, in buffers, which a checkpoint holds.
+        """
+        return float(self.flops_per_token())
+
     def routing_flops_per_token(self) -> int:
         """The part of `flops_per_token` spent on choosing experts or slots."""
         return 0
@@ -115,6 +123,12 @@ def register(name: str) -> Callable[[L], L]:
         return layer
 
     return add
+
+
+def measures_flops(layer: Layer | type[Layer]) -> bool:
+    """Whether the work of a layer depends on the data: it writes `measured_flops_per_token`."""
+    kind = layer if isinstance(layer, type) else type(layer)
+    return kind.measured_flops_per_token is not Layer.measured_flops_per_token
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[object]:

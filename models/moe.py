@@ -37,8 +37,8 @@ class MoEOptions(Layer.Options):
             )
 
 
-class _MoE(Layer):
-    """The router and the experts of both: GELU experts of width d_ff / G, without biases."""
+class MoEBase(Layer):
+    """The router and the experts of both and of ReMoE: GELU experts of width d_ff / G."""
 
     Options = MoEOptions
 
@@ -92,7 +92,7 @@ def gate_norm(experts: int, chosen: int) -> float:
 
 
 @register("moe")
-class MoE(_MoE):
+class MoE(MoEBase):
     """Token choice, dropless: y = sum over the token's top G experts of p_e FFN_e(x).
 
     p is the softmax over all experts, not renormalised over the chosen, as in Switch Transformer
@@ -134,7 +134,7 @@ class MoE(_MoE):
 
 
 @register("moe_ec")
-class ExpertChoiceMoE(_MoE):
+class ExpertChoiceMoE(MoEBase):
     """Expert choice (arXiv 2202.09368): each expert takes the tokens that score it highest.
 
     Tokens compete only with those at the same position of the batch's other sequences, as in the

@@ -59,18 +59,25 @@ class SharedMoE(Layer):
         if d_ff % o.granularity:
             raise ValueError(f"granularity {o.granularity} must divide the FFN width {d_ff}")
         self.d_expert = d_ff // o.granularity
-        self.n_experts = o.granularity * o.expansion - o.shared
-        self.chosen = o.granularity - o.shared
+        self.n_experts = (o.granularity * o.expansion - o.shared) * self.reduction
+        self.chosen = (o.granularity - o.shared) * self.reduction
+        d_in = d_model // self.reduction
         self.router = nn.Linear(d_model, self.n_experts, bias=False)
-        self.up_EDF = nn.Parameter(torch.empty(self.n_experts, d_model, self.d_expert))
-        self.down_EFD = nn.Parameter(torch.empty(self.n_experts, self.d_expert, d_model))
+        self.up_EDF = nn.Parameter(torch.empty(self.n_experts, d_in, self.d_expert))
+        self.down_EFD = nn.Parameter(torch.empty(self.n_experts, self.d_expert, d_in))
         share = o.shared / o.granularity * o.ratio
         self.shared = Dense(d_model, ratio=share) if o.shared else None
         self.register_buffer("bias_E", torch.zeros(self.n_experts))
         self.register_buffer("counts_E", torch.zeros(self.n_experts))  # since the last step
         init_linear(self.router.weight)
-        nn.init.normal_(self.up_EDF, std=d_model**-0.5)
+        nn.init.normal_(self.up_EDF, std=d_in**-0.5)
         nn.init.normal_(self.down_EFD, std=(self.chosen / self.d_expert) ** 0.5)
+
+    @property
+    def reduction(self) -> int:
+        """Width of the model over that of an expert's input and output; as many times the experts
+        there are, and are chosen."""
+        return 1
 
     def route(self, x_MD: Tensor) -> tuple[Tensor, Tensor]:
         """Gates and indices of the chosen experts, [M, chosen] each."""
@@ -80,13 +87,17 @@ class SharedMoE(Layer):
             gate_MK = score_ME.gather(-1, index_MK)
             return gate_MK / gate_MK.sum(-1, keepdim=True), index_MK
 
+    def chosen_experts(self, x_MD: Tensor, index_MK: Tensor, gate_MK: Tensor) -> Tensor:
+        """The sum of g_i E_i(x) over the chosen, [M, D]."""
+        return expert_ffn(x_MD, self.up_EDF, self.down_EFD, index_MK, gate_MK)
+
     def forward(self, x_BTD: Tensor) -> Tensor:
         x_MD = x_BTD.flatten(0, 1)
         gate_MK, index_MK = self.route(x_MD)
         if self.training:
             with torch.no_grad():
                 self.counts_E.index_add_(0, index_MK.flatten(), torch.ones_like(gate_MK).flatten())
-        y_MD = expert_ffn(x_MD, self.up_EDF, self.down_EFD, index_MK, gate_MK)
+        y_MD = self.chosen_experts(x_MD, index_MK, gate_MK)
         if self.shared is not None:
             y_MD = y_MD + self.shared(x_MD)
         return y_MD.to(x_BTD.dtype).view_as(x_BTD)

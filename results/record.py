@@ -171,6 +171,7 @@ class Record(Frozen):
 
     budget: Annotated[float, Field(gt=0)]  # FLOPs asked for
     flops: Annotated[int, Field(gt=0)]  # FLOPs spent
+    planned_flops: Positive | None = None  # None if those; else a layer's work depends on the data
     flop_convention: str = FLOP_CONVENTION
     tokens: Positive
     steps: Positive
@@ -280,7 +281,10 @@ def contradiction(record: Record) -> str:
     if (record.status == "finished") != (record.loss is not None):
         return f"loss: {record.loss} of a cell that {record.status}"
     most = record.tokens * record.flops_per_token.training
-    if record.flops > most:
+    if record.planned_flops is not None:
+        if record.planned_flops != most:
+            return f"planned_flops: {record.planned_flops}, not {most} for {record.tokens} tokens"
+    elif record.flops > most:
         return f"flops: {record.flops}, more than {most} for {record.tokens} tokens"
     if record.tokens != record.steps * record.batch * record.context:
         return f"tokens: {record.tokens}, not steps x batch x context"

@@ -11,6 +11,7 @@ from isoflop.analysis.ranking import Standing
 from isoflop.results.record import LayerFigures, Record
 
 COLLAPSED = 0.5  # of ln(experts), a load's KL from uniform above which a router has collapsed
+OFF_BUDGET = 0.01  # of the budget, by which the FLOPs spent may differ from it
 LEARNS = 1e-3  # of the gradient of the other parameters, below which a router learns nothing
 
 TEXT = (
@@ -51,6 +52,20 @@ def flags(records: Sequence[Record]) -> list[str]:
     if any(f.routing_gradient is not None and f.routing_gradient < LEARNS for f in figures):
         result.append("its router learns nothing from the loss")
     return result
+
+
+def off_budget(records: Sequence[Record]) -> list[str]:
+    """Which of a variant's records missed their budget, where the layer's work depends on data."""
+    measured = [record for record in records if record.planned_flops is not None]
+    spent = [record.flops / record.budget for record in measured]
+    missed = sorted(ratio for ratio in spent if abs(ratio - 1) > OFF_BUDGET)
+    if not missed:
+        return []
+    times = " to ".join(dict.fromkeys(f"{ratio:.2f}" for ratio in (missed[0], missed[-1])))
+    return [
+        f"{len(missed)} of {len(measured)} cells spent {times} times their budget: what a token "
+        "costs was measured, which its law is charged for and its parabolas are not"
+    ]
 
 
 def _figures(records: Sequence[Record]) -> list[LayerFigures]:

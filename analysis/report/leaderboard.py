@@ -125,6 +125,9 @@ def flags(analysis: Analysis, standing: Standing) -> list[str]:
         kinds = ", ".join(sorted({record.status for record in missing}))
         cells = "cell" if len(missing) == 1 else "cells"
         result.append(f"{len(missing)} {cells} did not finish ({kinds})")
+    result += layer_figures.off_budget(
+        [r for r in analysis.records if r.variant == standing.variant]
+    )
     return result
 
 

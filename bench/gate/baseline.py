@@ -119,7 +119,7 @@ def write_baseline(
                 variant=variant,
                 size=size,
                 budget=budget,
-                flops=group[0].flops,
+                flops=group[0].planned_flops or group[0].flops,
                 flops_per_token=group[0].flops_per_token,
                 parameters=group[0].parameters,
                 losses=[float(f"{record.loss:.6g}") for record in group],

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from isoflop.bench.plan import Cell
 from isoflop.bench.suite import Suite
 from isoflop.bench.train import describe
+from isoflop.models import measures_flops
 from isoflop.results.record import FLOP_CONVENTION, Record
 
 if TYPE_CHECKING:
@@ -155,7 +156,8 @@ def _decided(record: Record, suite: Suite, rate: float) -> Iterator[tuple[str, A
     yield "batch", record.batch, batch
     yield "learning_rate", record.learning_rate, rate
     yield "tokens", record.tokens, tokens
-    yield "flops", record.flops, tokens * per_token
+    planned = record.flops if record.planned_flops is None else record.planned_flops
+    yield "flops", planned, tokens * per_token
     yield "flop_convention", record.flop_convention, FLOP_CONVENTION
 
 
@@ -166,7 +168,17 @@ def _short(layer: str) -> str:
 def _recomputed(record: Record, cell: Cell) -> Record:
     """The record with all that its cell decides written anew."""
     outcome = record.model_dump(include={"status", "message", "loss", "bits_per_byte", "layers"})
-    again = describe(cell, outcome, 1, record.validation_hash, record.curve, record.measured)
+    # Of a layer that measures its FLOPs they are part of the outcome.
+    measured = record.loss is not None and measures_flops(cell.config.layer)
+    again = describe(
+        cell,
+        outcome,
+        1,
+        record.validation_hash,
+        record.curve,
+        record.measured,
+        spent=record.flops if measured else None,
+    )
     return again.model_copy(update={"epochs": record.epochs})
 
 

@@ -153,7 +153,8 @@ def essentials(record: Record) -> dict[str, dict[str, str]]:
             "learning rate": f"{record.learning_rate:.4g} at its peak",
         },
         "spent": {
-            "FLOPs": f"{record.flops:.4g}",
+            "FLOPs": f"{record.flops:.4g}"
+            + (f", {record.planned_flops:.4g} planned" if record.planned_flops else ""),
             "tokens": f"{record.tokens:,} in {record.steps:,} steps, {record.epochs:.3g} epochs",
             "time": f"{measured.seconds:,.1f} s, of which training {measured.train_seconds:,.1f} s",
         },

@@ -39,6 +39,13 @@ def test_cells_are_asked_as_they_train(tmp_path: Path) -> None:
     assert refuse_files(tiny_cells(variants=variants, seeds=[0, 1])) == []
 
 
+@pytest.mark.parametrize(("layer", "options"), [("moe", {"granularity": 32}), ("moe_latent", {})])
+def test_zeros_that_align_the_experts_are_no_work(layer: str, options: dict) -> None:
+    """Experts of an odd width, or of odd inputs, are filled up to 16 bytes on real tensors."""
+    # widths 2 and 3 of the experts, and 4 and 6 of their inputs
+    refuse(layer, options, [Shape(width=width, context=16, batch=4) for width in (16, 24)])
+
+
 def test_a_huge_shape_is_reduced() -> None:
     huge = Shape(width=4096, context=2048, batch=64)
     asked = reduced(huge, 16 * 4096**2, mixes_batch=False)

@@ -14,6 +14,8 @@ OPTIONS = {
     "moe": {"granularity": 2, "expansion": 4},
     "moe_ec": {"granularity": 2, "expansion": 4},
     "moe_shared": {"granularity": 2, "expansion": 4},
+    "moe_latent": {"granularity": 2, "expansion": 4, "reduction": 2},
+    "remoe": {"granularity": 2, "expansion": 4},
     "pkm": {"n_slots": 64, "heads": 2, "top_k": 4, "d_key": 8},
     "peer": {"n_experts": 64, "heads": 2, "top_k": 4, "d_key": 8},
 }

@@ -60,6 +60,24 @@ CASES: dict[str, tuple[str, dict[str, object], Stated]] = {
             "shared.down.weight": lambda d: d**-0.5,
         },
     ),
+    "moe_latent": (
+        "moe_latent",
+        {"granularity": 4},
+        MOE
+        | {
+            "up_EDF": lambda d: (d / 4) ** -0.5,  # the latent width is d / 4
+            "down_EFD": lambda d: (12 / d) ** 0.5,  # twelve chosen experts of width d
+            "compress.weight": lambda d: d**-0.5,
+            "expand.weight": lambda d: (d / 4) ** -0.5,
+            "shared.up.weight": lambda d: d**-0.5,
+            "shared.down.weight": lambda d: d**-0.5,
+        },
+    ),
+    "remoe": (
+        "remoe",
+        {"granularity": 4},
+        MOE | {"down_EFD": lambda d: (2 / 32 / d) ** 0.5},  # 32 experts of width d
+    ),
     "pkm": (
         "pkm",
         {"n_slots": 64**2, "heads": 2, "top_k": 4, "d_key": 32},
@@ -126,6 +144,10 @@ OUTPUTS: list[tuple[str, dict[str, object]]] = [
     ("moe_ec", {"granularity": 4}),
     ("moe_shared", {"granularity": 4}),
     ("moe_shared", {"granularity": 8, "shared": 0}),
+    ("moe_latent", {"granularity": 4}),
+    ("moe_latent", {"granularity": 4, "latent_norm": True}),
+    ("moe_latent", {"granularity": 1, "shared": 0, "latent_norm": True}),
+    *(("remoe", {"granularity": g, "expansion": e}) for g in (1, 4, 32) for e in (4, 8)),
     ("pkm", QUICK | {"n_slots": 64**2, "initial_output": "dense"}),
     ("peer", QUICK | {"n_experts": 64**2, "initial_output": "dense"}),
 ]
