@@ -59,6 +59,17 @@ CASES: dict[str, tuple[str, dict[str, object], Stated]] = {
         PRODUCT_KEYS,
         KEYS | {"up_ND": lambda d: d**-0.5, "down_ND": lambda d: d**-0.5},
     ),
+    "omnimoe": (
+        "omnimoe",
+        {},
+        {
+            "router.weight": lambda d: d**-0.5,
+            "up_ND": lambda d: d**-0.5,
+            "down_ND": lambda d: d**-0.5,
+            "shared.up.weight": lambda d: d**-0.5,
+            "shared.down.weight": lambda d: (round(d / 3) * 8) ** -0.5,  # 8/3 d, by eights
+        },
+    ),
 }  # fmt: skip
 
 
@@ -115,6 +126,7 @@ OUTPUTS: list[tuple[str, dict[str, object]]] = [
     ("moe_shared", {"granularity": 8, "shared": 0}),
     ("pkm", QUICK | {"n_slots": 64**2, "initial_output": "dense"}),
     ("peer", QUICK | {"n_experts": 64**2, "initial_output": "dense"}),
+    ("omnimoe", {}),
 ]
 
 

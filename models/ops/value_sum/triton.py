@@ -36,7 +36,5 @@ def backward(
     dy_MD: Tensor, values_ND: Tensor, index_MP: Tensor, gate_MP: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The gradients of values and gate."""
-    dvalues_ND, dgate_MP, _, _ = row_gradients(
-        dy_MD, None, values_ND, index_MP, gate_MP, None, ""
-    )
+    dvalues_ND, dgate_MP, _, _ = row_gradients(dy_MD, None, values_ND, index_MP, gate_MP, None, "")
     return dvalues_ND, dgate_MP
