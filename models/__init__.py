@@ -11,6 +11,7 @@ from isoflop.models.moe_shared import SharedMoE
 from isoflop.models.omnimoe import OmniMoE
 from isoflop.models.peer import PEER
 from isoflop.models.pkm import PKM
+from isoflop.models.ultramem import UltraMem
 
 __all__ = [
     "LAYERS",
@@ -25,6 +26,7 @@ __all__ = [
     "OmniMoE",
     "ParameterGroup",
     "SharedMoE",
+    "UltraMem",
     "full_precision",
     "register",
 ]

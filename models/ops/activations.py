@@ -12,7 +12,9 @@ def activate(a: Tensor, activation: str) -> Tensor:
     if activation == "swiglu":
         gate, value = a.chunk(2, dim=-1)
         return F.silu(gate) * value
-    return {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}[activation](a)
+    if activation == "silu":
+        return F.silu(a)
+    return F.gelu(a) if activation == "gelu" else F.relu(a)
 
 
 def activate_backward(grad: Tensor, a: Tensor, activation: str) -> Tensor:

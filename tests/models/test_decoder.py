@@ -16,6 +16,7 @@ OPTIONS = {
     "pkm": {"n_slots": 64, "heads": 2, "top_k": 4, "d_key": 8},
     "peer": {"n_experts": 64, "heads": 2, "top_k": 4, "d_key": 8},
     "omnimoe": {"n_experts": 64, "top_k": 4},
+    "ultramem": {"n_slots": 64, "top_k": 4, "d_key": 8},
 }
 B, T, V = 4, 12, 40
 
@@ -71,6 +72,7 @@ def test_in_evaluation_a_later_token_never_changes_an_earlier_logit(layer: str) 
         ("peer", {"query_norm": "none"}),
         ("omnimoe", {"logit_norm": "layer"}),
         ("omnimoe", {"logit_norm": "none"}),
+        ("ultramem", {}),
     ],
 )
 def test_in_training_neither_wherever_the_layer_allows_it(layer: str, options: dict) -> None:
