@@ -8,6 +8,7 @@ from isoflop.models.dense import Dense
 from isoflop.models.layer import LAYERS, Layer, ParameterGroup, full_precision, register
 from isoflop.models.moe import ExpertChoiceMoE, MoE
 from isoflop.models.moe_shared import SharedMoE
+from isoflop.models.monet import Monet
 from isoflop.models.omnimoe import OmniMoE
 from isoflop.models.peer import PEER
 from isoflop.models.pkm import PKM
@@ -23,6 +24,7 @@ __all__ = [
     "ExpertChoiceMoE",
     "Layer",
     "MoE",
+    "Monet",
     "OmniMoE",
     "ParameterGroup",
     "SharedMoE",

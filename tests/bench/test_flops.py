@@ -24,6 +24,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("peer", {"n_experts": 64**2, "shared_keys": False, "query_norm": "layer"}),
     ("omnimoe", {"n_experts": 64**2}),
     ("omnimoe", {"n_experts": 32**2, "top_k": 40, "ratio": 2.0, "logit_norm": "layer"}),
+    ("monet", {"n_experts": 64**2, "heads": 4, "top_k": 4}),
+    ("monet", {"n_experts": 16**2, "heads": 1, "top_k": 3, "ratio": 2.0, "logit_norm": "layer"}),
     ("ultramem", {"n_slots": 64**2}),
     ("ultramem", {"n_slots": 32**2, "top_k": 8, "rank": 3, "d_key": 32, "ratio": 0.0}),
 ]

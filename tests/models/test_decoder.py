@@ -17,6 +17,7 @@ OPTIONS = {
     "peer": {"n_experts": 64, "heads": 2, "top_k": 4, "d_key": 8},
     "omnimoe": {"n_experts": 64, "top_k": 4},
     "ultramem": {"n_slots": 64, "top_k": 4, "d_key": 8},
+    "monet": {"n_experts": 64, "heads": 2, "top_k": 2},
 }
 B, T, V = 4, 12, 40
 
@@ -73,6 +74,7 @@ def test_in_evaluation_a_later_token_never_changes_an_earlier_logit(layer: str) 
         ("omnimoe", {"logit_norm": "layer"}),
         ("omnimoe", {"logit_norm": "none"}),
         ("ultramem", {}),
+        ("monet", {"logit_norm": "layer"}),
     ],
 )
 def test_in_training_neither_wherever_the_layer_allows_it(layer: str, options: dict) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from isoflop.models import LAYERS, Config, Decoder
+from isoflop.models.monet import hidden_square
 from isoflop.models.ultramem import score_norm
 
 # name of the parameter -> its standard deviation at width d, and for a uniform one its bound
@@ -71,6 +72,15 @@ CASES: dict[str, tuple[str, dict[str, object], Stated]] = {
             "down_ND": lambda d: d**-0.5,
             "shared.up.weight": lambda d: d**-0.5,
             "shared.down.weight": lambda d: (round(d / 3) * 8) ** -0.5,  # 8/3 d, by eights
+        },
+    ),
+    "monet": (
+        "monet",
+        {"n_experts": 32**2, "heads": 4, "top_k": 2},
+        {
+            "router.weight": lambda d: d**-0.5,
+            "up.weight": lambda d: d**-0.5,
+            "down.weight": lambda d: (0.425 / (d / 8) / hidden_square(32, 2, 4)) ** 0.5,
         },
     ),
     "ultramem": (
@@ -145,6 +155,9 @@ OUTPUTS: list[tuple[str, dict[str, object]]] = [
     ("pkm", QUICK | {"n_slots": 64**2, "initial_output": "dense"}),
     ("peer", QUICK | {"n_experts": 64**2, "initial_output": "dense"}),
     ("omnimoe", {}),
+    ("monet", {}),
+    ("monet", {"n_experts": 64**2, "heads": 4, "top_k": 4}),
+    ("monet", {"n_experts": 16**2, "heads": 1, "top_k": 4}),
     ("ultramem", {"ratio": 0.0}),
     ("ultramem", {"n_slots": 32**2, "top_k": 32, "d_key": 32}),
 ]
