@@ -17,9 +17,12 @@ from isoflop.models.layer import (
 from isoflop.models.moe import ExpertChoiceMoE, MoE
 from isoflop.models.moe_latent import LatentMoE
 from isoflop.models.moe_shared import SharedMoE
+from isoflop.models.monet import Monet
+from isoflop.models.omnimoe import OmniMoE
 from isoflop.models.peer import PEER
 from isoflop.models.pkm import PKM
 from isoflop.models.remoe import ReMoE
+from isoflop.models.ultramem import UltraMem
 
 __all__ = [
     "LAYERS",
@@ -33,9 +36,12 @@ __all__ = [
     "LatentMoE",
     "Layer",
     "MoE",
+    "Monet",
+    "OmniMoE",
     "ParameterGroup",
     "ReMoE",
     "SharedMoE",
+    "UltraMem",
     "full_precision",
     "measures_flops",
     "register",

@@ -86,7 +86,7 @@ class ProductKeys(nn.Module):
         return 2 * d_model * self.heads * self.d_key + 2 * self.heads * self.n_sub * self.d_key
 
 
-def check_product_keys(n_keys: int, top_k: int, d_key: int) -> int:
+def check_product_keys(n_keys: int, top_k: int, d_key: int = 2) -> int:
     """The number of sub-keys, sqrt(n_keys).
 
     Raises:

@@ -12,11 +12,15 @@ def activate(a: Tensor, activation: str) -> Tensor:
     if activation == "swiglu":
         gate, value = a.chunk(2, dim=-1)
         return F.silu(gate) * value
+    if activation == "silu":
+        return F.silu(a)
     return F.gelu(a) if activation == "gelu" else F.relu(a)
 
 
 def activate_backward(grad: Tensor, a: Tensor, activation: str) -> Tensor:
-    """The gradient of `a` for "gelu" or "relu", given that of the activation."""
+    """The gradient of `a` for "gelu", "relu" or "silu", given that of the activation."""
     if activation == "gelu":
         return torch.ops.aten.gelu_backward(grad, a)
+    if activation == "silu":
+        return torch.ops.aten.silu_backward(grad, a)
     return torch.ops.aten.threshold_backward(grad, a, 0)

@@ -31,18 +31,23 @@ _INV_SQRT_2PI: tl.constexpr = tl.constexpr(0.3989422804014327)
 
 
 @triton.jit
-def activate(a, GELU: tl.constexpr):
-    if GELU:
+def activate(a, ACTIVATION: tl.constexpr):
+    if ACTIVATION == "gelu":
         return 0.5 * a * (1.0 + tl.math.erf(a * _INV_SQRT_2))
+    elif ACTIVATION == "silu":
+        return a * tl.sigmoid(a)
     else:
         return tl.maximum(a, 0.0)
 
 
 @triton.jit
-def activate_derivative(a, GELU: tl.constexpr):
-    if GELU:
+def activate_derivative(a, ACTIVATION: tl.constexpr):
+    if ACTIVATION == "gelu":
         density = _INV_SQRT_2PI * tl.exp(-0.5 * a * a)
         return 0.5 * (1.0 + tl.math.erf(a * _INV_SQRT_2)) + a * density
+    elif ACTIVATION == "silu":
+        share = tl.sigmoid(a)
+        return share * (1.0 + a * (1.0 - share))
     else:
         return tl.where(a > 0.0, 1.0, 0.0)
 
@@ -59,7 +64,7 @@ def token_major(
     P: tl.constexpr,
     D: tl.constexpr,
     MIX: tl.constexpr,
-    GELU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
@@ -82,7 +87,7 @@ def token_major(
             up = tl.load(up_ptr + place, mask=mask, other=0.0).to(tl.float32)
             hidden = tl.sum(up * x[None, :], axis=1)
             tl.store(hidden_ptr + m * P + p, hidden, mask=in_p)
-            weight *= activate(hidden, GELU)
+            weight *= activate(hidden, ACTIVATION)
         y += tl.sum(weight[:, None] * down, axis=0)
     tl.store(y_ptr + m * D + d, y.to(y_ptr.dtype.element_ty), mask=in_d)
 
@@ -109,7 +114,7 @@ def expert_major(
     P: tl.constexpr,
     D: tl.constexpr,
     MIX: tl.constexpr,
-    GELU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     SPLIT: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -146,10 +151,10 @@ def expert_major(
         if MIX:
             x = tl.load(x_ptr + place, mask=mask, other=0.0).to(tl.float32)
             hidden = tl.load(hidden_ptr + pair, mask=in_p, other=0.0)
-            dhidden = dgate * weight * activate_derivative(hidden, GELU)
+            dhidden = dgate * weight * activate_derivative(hidden, ACTIVATION)
             tl.store(dhidden_ptr + pair, dhidden, mask=in_p)
             dup += tl.sum(dhidden[:, None] * x, axis=0)
-            h = activate(hidden, GELU)
+            h = activate(hidden, ACTIVATION)
             weight *= h
             dgate *= h
         tl.store(dgate_ptr + pair, dgate.to(dgate_ptr.dtype.element_ty), mask=in_p)
@@ -234,7 +239,7 @@ def row_gradients(
     index_MP: Tensor,
     gate_MP: Tensor,
     hidden: Tensor | None,
-    gelu: bool,
+    activation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of down, gate, up and the hidden values (the last two empty for a sum)."""
     N, D = down_ND.shape
@@ -268,7 +273,7 @@ def row_gradients(
         P,
         D,
         MIX=mix,
-        GELU=gelu,
+        ACTIVATION=activation,
         SPLIT=SPLIT,
         **tiles._asdict(),
     )

@@ -27,6 +27,12 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("pkm", {"n_slots": 64**2, "shared_keys": True, "heads": 2, "top_k": 8}),
     ("peer", {"n_experts": 128**2}),
     ("peer", {"n_experts": 64**2, "shared_keys": False, "query_norm": "layer"}),
+    ("omnimoe", {"n_experts": 64**2}),
+    ("omnimoe", {"n_experts": 32**2, "top_k": 40, "ratio": 2.0, "logit_norm": "layer"}),
+    ("monet", {"n_experts": 64**2, "heads": 4, "top_k": 4}),
+    ("monet", {"n_experts": 16**2, "heads": 1, "top_k": 3, "ratio": 2.0, "logit_norm": "layer"}),
+    ("ultramem", {"n_slots": 64**2}),
+    ("ultramem", {"n_slots": 32**2, "top_k": 8, "rank": 3, "d_key": 32, "ratio": 0.0}),
 ]
 SIZES = [(64, 2, 2, 512, 32), (192, 3, 3, 1000, 48), (256, 4, 4, 8192, 512)]
 BATCH = 8

@@ -18,6 +18,9 @@ OPTIONS = {
     "remoe": {"granularity": 2, "expansion": 4},
     "pkm": {"n_slots": 64, "heads": 2, "top_k": 4, "d_key": 8},
     "peer": {"n_experts": 64, "heads": 2, "top_k": 4, "d_key": 8},
+    "omnimoe": {"n_experts": 64, "top_k": 4},
+    "ultramem": {"n_slots": 64, "top_k": 4, "d_key": 8},
+    "monet": {"n_experts": 64, "heads": 2, "top_k": 2},
 }
 B, T, V = 4, 12, 40
 
@@ -72,6 +75,10 @@ def test_in_evaluation_a_later_token_never_changes_an_earlier_logit(layer: str) 
         ("pkm", {"query_norm": "none"}),
         ("peer", {"query_norm": "layer"}),
         ("peer", {"query_norm": "none"}),
+        ("omnimoe", {"logit_norm": "layer"}),
+        ("omnimoe", {"logit_norm": "none"}),
+        ("ultramem", {}),
+        ("monet", {"logit_norm": "layer"}),
     ],
 )
 def test_in_training_neither_wherever_the_layer_allows_it(layer: str, options: dict) -> None:
@@ -81,7 +88,7 @@ def test_in_training_neither_wherever_the_layer_allows_it(layer: str, options: d
         torch.testing.assert_close(before[:, :position], after[:, :position], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("layer", ["pkm", "peer"])
+@pytest.mark.parametrize("layer", ["pkm", "peer", "omnimoe"])
 def test_batch_norm_leaks_in_training_a_little_and_less_in_larger_batches(layer: str) -> None:
     """BatchNorm's statistics see the whole batch: one token of M moves them by about 1 / M."""
 

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from isoflop.models import LAYERS, Config, Decoder
+from isoflop.models.monet import hidden_square
+from isoflop.models.ultramem import score_norm
 
 # name of the parameter -> its standard deviation at width d, and for a uniform one its bound
 Stated = dict[str, Callable[[int], float]]
@@ -27,6 +29,8 @@ MOE: Stated = {
     "up_EDF": lambda d: d**-0.5,
     "down_EFD": lambda d: (4 * d / 4) ** -0.5,  # 1 / fan-in of experts of width d_ff / 4
 }
+SCORES = score_norm(64, 4) * 16**-0.6  # of slots that are chosen, at the start
+SCALES = {"query_norm.weight": 16**-0.4, "key_norm.weight": 16**-0.4}
 CASES: dict[str, tuple[str, dict[str, object], Stated]] = {
     "dense": (
         "dense",
@@ -88,6 +92,41 @@ CASES: dict[str, tuple[str, dict[str, object], Stated]] = {
         PRODUCT_KEYS,
         KEYS | {"up_ND": lambda d: d**-0.5, "down_ND": lambda d: d**-0.5},
     ),
+    "omnimoe": (
+        "omnimoe",
+        {},
+        {
+            "router.weight": lambda d: d**-0.5,
+            "up_ND": lambda d: d**-0.5,
+            "down_ND": lambda d: d**-0.5,
+            "shared.up.weight": lambda d: d**-0.5,
+            "shared.down.weight": lambda d: (round(d / 3) * 8) ** -0.5,  # 8/3 d, by eights
+        },
+    ),
+    "monet": (
+        "monet",
+        {"n_experts": 32**2, "heads": 4, "top_k": 2},
+        {
+            "router.weight": lambda d: d**-0.5,
+            "up.weight": lambda d: d**-0.5,
+            "down.weight": lambda d: (0.425 / (d / 8) / hidden_square(32, 2, 4)) ** 0.5,
+        },
+    ),
+    "ultramem": (
+        "ultramem",
+        {"n_slots": 64**2, "top_k": 4, "d_key": 32},
+        {
+            "ffn.up.weight": lambda d: d**-0.5,
+            "ffn.down.weight": lambda d: (4 * d) ** -0.5,
+            "query.weight": lambda d: d**-0.5,
+            "keys": lambda d: 16**-0.5,
+            "core_RR": lambda d: 12**-0.5,  # roughly: it is scaled to a singular value of 1
+            "into.weight": lambda d: d**-0.5,
+            "out.weight": lambda d: (3 * d / 8) ** -0.5,
+            "up_NU": lambda d: (0.425 / (d / 8)) ** 0.25 / SCORES**0.5,
+            "values_NV": lambda d: (0.425 / (d / 8)) ** 0.25 / SCORES**0.5,
+        },
+    ),
 }  # fmt: skip
 
 
@@ -107,7 +146,7 @@ def test_every_parameter_has_its_stated_moments(case: str, width: int) -> None:
         assert abs(float(values.mean())) < slack * deviation, key
     for key, parameter in layer.named_parameters():
         if key not in random:  # scales and offsets of norms
-            value = 1.0 if key.endswith("weight") else 0.0
+            value = SCALES.get(key, 1.0 if key.endswith("weight") else 0.0)
             assert bool((parameter == value).all()), key
 
 
@@ -150,6 +189,12 @@ OUTPUTS: list[tuple[str, dict[str, object]]] = [
     *(("remoe", {"granularity": g, "expansion": e}) for g in (1, 4, 32) for e in (4, 8)),
     ("pkm", QUICK | {"n_slots": 64**2, "initial_output": "dense"}),
     ("peer", QUICK | {"n_experts": 64**2, "initial_output": "dense"}),
+    ("omnimoe", {}),
+    ("monet", {}),
+    ("monet", {"n_experts": 64**2, "heads": 4, "top_k": 4}),
+    ("monet", {"n_experts": 16**2, "heads": 1, "top_k": 4}),
+    ("ultramem", {"ratio": 0.0}),
+    ("ultramem", {"n_slots": 32**2, "top_k": 32, "d_key": 32}),
 ]
 
 

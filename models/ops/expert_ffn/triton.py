@@ -30,13 +30,12 @@ TILE = 2048  # hidden values that a program works on at a time
 
 @triton.jit
 def _forward_kernel(
-    h_ptr,  # [R, F], [R, 2 F] if SWIGLU
+    h_ptr,  # [R, F], [R, 2 F] for "swiglu"
     gate_ptr,  # [R]
     y_ptr,  # [R, F]
     R,
     F: tl.constexpr,
-    GELU: tl.constexpr,
-    SWIGLU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_F: tl.constexpr,
 ):
@@ -46,28 +45,27 @@ def _forward_kernel(
     mask = (r < R)[:, None] & (f < F)[None, :]
     gate = tl.load(gate_ptr + r, mask=r < R, other=0.0).to(tl.float32)[:, None]
     place = r[:, None] * F + f[None, :]
-    if SWIGLU:
+    if ACTIVATION == "swiglu":
         in_place = place + r[:, None] * F
         a = tl.load(h_ptr + in_place, mask=mask, other=0.0).to(tl.float32)
         value = tl.load(h_ptr + in_place + F, mask=mask, other=0.0).to(tl.float32)
         y = a * tl.sigmoid(a) * value * gate
     else:
         a = tl.load(h_ptr + place, mask=mask, other=0.0).to(tl.float32)
-        y = activate(a, GELU) * gate
+        y = activate(a, ACTIVATION) * gate
     tl.store(y_ptr + place, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def _backward_kernel(
     dy_ptr,  # [R, F]
-    h_ptr,  # [R, F], [R, 2 F] if SWIGLU
+    h_ptr,  # [R, F], [R, 2 F] for "swiglu"
     gate_ptr,  # [R]
     dh_ptr,  # as h
     dgate_ptr,  # [R]
     R,
     F: tl.constexpr,
-    GELU: tl.constexpr,
-    SWIGLU: tl.constexpr,
+    ACTIVATION: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_F: tl.constexpr,
 ):
@@ -81,7 +79,7 @@ def _backward_kernel(
         mask = in_r[:, None] & (f < F)[None, :]
         place = r[:, None] * F + f[None, :]
         dy = tl.load(dy_ptr + place, mask=mask, other=0.0).to(tl.float32)
-        if SWIGLU:
+        if ACTIVATION == "swiglu":
             place += r[:, None] * F
             a = tl.load(h_ptr + place, mask=mask, other=0.0).to(tl.float32)
             value = tl.load(h_ptr + place + F, mask=mask, other=0.0).to(tl.float32)
@@ -93,8 +91,8 @@ def _backward_kernel(
             da = dy * gate * value * share * (1.0 + a * (1.0 - share))
         else:
             a = tl.load(h_ptr + place, mask=mask, other=0.0).to(tl.float32)
-            dgate += tl.sum(dy * activate(a, GELU), axis=1)
-            da = dy * gate * activate_derivative(a, GELU)
+            dgate += tl.sum(dy * activate(a, ACTIVATION), axis=1)
+            da = dy * gate * activate_derivative(a, ACTIVATION)
         tl.store(dh_ptr + place, da.to(dh_ptr.dtype.element_ty), mask=mask)
     tl.store(dgate_ptr + r, dgate.to(dgate_ptr.dtype.element_ty), mask=in_r)
 
@@ -102,8 +100,7 @@ def _backward_kernel(
 def _constants(width: int, activation: str) -> dict[str, Any]:
     block_f = min(TILE, triton.next_power_of_2(width))
     return {
-        "GELU": activation == "gelu",
-        "SWIGLU": activation == "swiglu",
+        "ACTIVATION": activation,
         "BLOCK_R": TILE // block_f,
         "BLOCK_F": block_f,
     }

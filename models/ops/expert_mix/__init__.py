@@ -10,7 +10,7 @@ from isoflop.models.ops.expert_mix import dense, op, reference
 from isoflop.models.ops.pairs import choose_pair_backend, working_dtype
 from isoflop.models.ops.verify import note
 
-ACTIVATIONS = ("gelu", "relu")
+ACTIVATIONS = ("gelu", "relu", "silu")
 
 
 def expert_mix(
@@ -33,7 +33,7 @@ def expert_mix(
         down_ND: their output weights.
         index_MP: the P experts of each token, int64.
         gate_MP: their weights.
-        activation: "gelu" (exact) or "relu".
+        activation: "gelu" (exact), "relu" or "silu".
         backend: "reference" (gather and einsum: the definition, and the path that is counted),
             "dense" (all N experts, then select), "cpu" (CPU, N >= P), "triton" (CUDA), or "auto":
             the fastest for the device and the sizes, the reference on the meta device.

@@ -31,7 +31,7 @@ def forward(
         P,
         D,
         MIX=True,
-        GELU=activation == "gelu",
+        ACTIVATION=activation,
         **tile_sizes(D, P)._asdict(),
     )
     return y_MD, hidden, index_MP.new_empty(0, dtype=torch.int64)
@@ -50,6 +50,6 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of x, up, down and gate."""
     ddown_ND, dgate_MP, dup_ND, dhidden_MP = row_gradients(
-        dy_MD, x_MD, down_ND, index_MP, gate_MP, hidden, activation == "gelu"
+        dy_MD, x_MD, down_ND, index_MP, gate_MP, hidden, activation
     )
     return value_sum.forward(up_ND, index_MP, dhidden_MP), dup_ND, ddown_ND, dgate_MP

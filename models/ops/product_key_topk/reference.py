@@ -7,11 +7,15 @@ from torch import Tensor
 
 
 def forward(query_SHMC: Tensor, keys_SHCN: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Scores [H, M, k] in falling order, and key indices i * n + j, [H, M, k].
+    """Scores [H, M, k] in falling order, and key indices i * n + j, [H, M, k]."""
+    return best_sums(query_SHMC @ keys_SHCN, k)
 
-    The best k of each half, then the best k sums of one score from each.
+
+def best_sums(score_SHMN: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k highest sums of one score from each half, and i * n + j for scores i and j.
+
+    The best k of each half, then the best k sums of these.
     """
-    score_SHMN = query_SHMC @ keys_SHCN
     n = score_SHMN.shape[-1]
     top_SHMk, index_SHMk = score_SHMN.topk(min(k, n), dim=-1)
     rank_i, rank_j = candidate_ranks(k, min(k, n)).to(score_SHMN.device)

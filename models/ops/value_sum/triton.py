@@ -26,7 +26,7 @@ def forward(values_ND: Tensor, index_MP: Tensor, gate_MP: Tensor) -> Tensor:
         P,
         D,
         MIX=False,
-        GELU=False,
+        ACTIVATION="",
         **tile_sizes(D, P)._asdict(),
     )
     return y_MD
@@ -36,7 +36,5 @@ def backward(
     dy_MD: Tensor, values_ND: Tensor, index_MP: Tensor, gate_MP: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The gradients of values and gate."""
-    dvalues_ND, dgate_MP, _, _ = row_gradients(
-        dy_MD, None, values_ND, index_MP, gate_MP, None, False
-    )
+    dvalues_ND, dgate_MP, _, _ = row_gradients(dy_MD, None, values_ND, index_MP, gate_MP, None, "")
     return dvalues_ND, dgate_MP

@@ -34,12 +34,12 @@ def test_triton_plans_without_asking_the_device() -> None:
 
 @compiles_triton
 @pytest.mark.parametrize("mix", [True, False])
-@pytest.mark.parametrize("d", [256, 768, 1024])
-def test_kernels_compile_for_hopper(tmp_path: Path, d: int, mix: bool) -> None:
+@pytest.mark.parametrize(("d", "activation"), [(256, "gelu"), (768, "relu"), (1024, "silu")])
+def test_kernels_compile_for_hopper(tmp_path: Path, d: int, activation: str, mix: bool) -> None:
     from isoflop.models.ops import pairs_triton
 
     tiles = pairs_triton.tile_sizes(d, 128)._asdict()
-    sizes = {"P": 128, "D": d, "MIX": mix, "GELU": True, **tiles}
+    sizes = {"P": 128, "D": d, "MIX": mix, "ACTIVATION": activation, **tiles}
     compile_for_hopper(pairs_triton.token_major, tmp_path, **sizes)
     compile_for_hopper(pairs_triton.expert_major, tmp_path, SPLIT=pairs_triton.SPLIT, **sizes)
     compile_for_hopper(pairs_triton.add_parts, tmp_path, 4, D=d, BLOCK_D=128)

@@ -42,7 +42,7 @@ def run(
 @pytest.mark.parametrize("kind", ["uniform", "zipf", "single", "few", "brim"])
 @pytest.mark.parametrize("backend", ["cpu", "dense", TRITON])
 def test_equals_the_float64_reference(backend: str, kind: str, d: int) -> None:
-    for seed, activation in enumerate(("gelu", "relu")):
+    for seed, activation in enumerate(("gelu", "relu", "silu")):
         case = pair_case(kind, 12, 7, d, 10, seed)
         expected = run(case, "reference", torch.float64, activation)
         assert_near(run(case, backend, torch.float32, activation), expected, 1e-6)
@@ -59,7 +59,7 @@ def test_reference_is_the_sum_it_states() -> None:
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu", "dense"])
-@pytest.mark.parametrize("activation", ["gelu", "relu"])
+@pytest.mark.parametrize("activation", ["gelu", "relu", "silu"])
 def test_gradcheck(backend: str, activation: str) -> None:
     x, up, down, gate, _, index = pair_case("zipf", 4, 3, 5, 7, seed=1)
     leaves = [t.requires_grad_() for t in (x, up, down, gate)]
@@ -182,7 +182,7 @@ def test_compiles_whole() -> None:
 def test_bad_input_is_refused() -> None:
     x, up = torch.randn(3, 4), torch.randn(5, 4)
     index, gate = torch.zeros(3, 2).long(), torch.randn(3, 2)
-    with pytest.raises(ValueError, match="activation 'tanh' is unknown: one of gelu, relu"):
+    with pytest.raises(ValueError, match="activation 'tanh' is unknown: one of gelu, relu, silu"):
         expert_mix(x, up, up, index, gate, "tanh")
     with pytest.raises(ValueError, match="back end 'fast' is unknown"):
         expert_mix(x, up, up, index, gate, "gelu", "fast")
