@@ -19,7 +19,8 @@ from isoflop.bench.run import missing
 from isoflop.bench.suite import Name, Suite, Variant, first_seeds, load_suite, suite_path, to_toml
 from isoflop.results.baseline import find_baseline
 from isoflop.results.errors import IsoflopError, explain
-from isoflop.results.record import read_record, write_whole
+from isoflop.results.files import write_whole
+from isoflop.results.record import read_record
 
 # The same in a checkout and in an installed package.
 SHIPPED = Path(__file__).resolve().parents[1] / "results" / "submissions"

@@ -15,7 +15,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from isoflop.results.record import Frozen, write_whole
+from isoflop.results.files import write_whole
+from isoflop.results.record import Frozen
 
 SCRATCH = ".tokenising-"  # how a folder of files in the making begins
 METADATA = "meta.json"

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from isoflop.results.errors import IsoflopError, explain, printable
+from isoflop.results.files import write_whole, written
 from isoflop.results.strict import read_json
 
 FLOP_CONVENTION = "full-attention, 3x forward"
@@ -201,31 +199,6 @@ class Record(Frozen):
         return self.ablation.variant if self.ablation else self.variant
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write to `path` so that a kill at any moment leaves the old file or the new one.
-
-    Raises:
-        OSError: the disk is full or not writable; nothing is left behind at `path`.
-    """
-    with _written(path, content) as temporary:
-        os.replace(temporary, path)
-
-
-@contextmanager
-def _written(path: Path, content: str | bytes) -> Iterator[Path]:
-    """A temporary file beside `path` that holds `content`, on disk, with the mode of the umask."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}"
-    try:
-        with temporary.open("xb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_record(directory: Path, record: Record) -> Path:
     """Write a record as `directory/<cell>.json`, whole or not at all."""
     path = directory / f"{record.cell}.json"
@@ -245,7 +218,7 @@ def add_record(directory: Path, record: Record) -> bool:
         RecordError: the record that is there is unreadable.
     """
     path = directory / f"{record.cell}.json"
-    with _written(path, _text(record)) as temporary:
+    with written(path, _text(record)) as temporary:
         try:
             os.link(temporary, path)  # unlike a replacement, fails if there is a file
         except FileExistsError:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, ValidationError
 from isoflop.analysis.report.derive import embed
 from isoflop.analysis.report.markdown import table
 from isoflop.results.errors import IsoflopError, explain
-from isoflop.results.record import write_whole
+from isoflop.results.files import write_whole
 
 STORED = Path("results/benchmarks")
 UNMEASURED = {

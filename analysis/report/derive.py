@@ -39,7 +39,8 @@ from isoflop.analysis.report.sections import markdown
 from isoflop.analysis.report.verdict import result
 from isoflop.results.baseline import find_baseline
 from isoflop.results.errors import printable
-from isoflop.results.record import Record, write_whole
+from isoflop.results.files import write_whole
+from isoflop.results.record import Record
 from isoflop.results.sources import sources, submissions_to
 
 DRAWN_BY = (

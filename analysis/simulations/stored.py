@@ -26,7 +26,7 @@ from isoflop.analysis.simulations.truths import (
     quick_truths,
     rank_truths,
 )
-from isoflop.results.record import write_whole
+from isoflop.results.files import write_whole
 
 STORED = Path("results/simulations/simulations.json")
 DECISIVE = (  # the modules that decide the numbers

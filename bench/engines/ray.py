@@ -34,7 +34,7 @@ from isoflop.bench.plan import Cell
 from isoflop.bench.policy import longest_first
 from isoflop.bench.train import checkpoint_path
 from isoflop.results.errors import IsoflopError
-from isoflop.results.record import write_whole
+from isoflop.results.files import write_whole
 
 OPTIONS = {"address": "", "cpus": "1", "gpus": "0"}
 CRASHES = 3  # of a cell's process before the cell counts as one that cannot run

@@ -20,7 +20,8 @@ from pydantic import TypeAdapter
 from isoflop.bench.engines.contract import Event, Limits
 from isoflop.bench.plan import Cell
 from isoflop.bench.train import Progress
-from isoflop.results.record import read_record, write_whole
+from isoflop.results.files import write_whole
+from isoflop.results.record import read_record
 
 CELLS = TypeAdapter(list[Cell])
 PROGRESS = TypeAdapter(Progress)

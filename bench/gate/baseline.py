@@ -21,7 +21,8 @@ from isoflop.bench.gate.same_seed import departures as departures_of_seed
 from isoflop.bench.gate.stopwatch import Ratio
 from isoflop.bench.plan import Cell
 from isoflop.results.errors import IsoflopError, explain
-from isoflop.results.record import Flops, Frozen, Parameters, Point, Record, write_whole
+from isoflop.results.files import write_whole
+from isoflop.results.record import Flops, Frozen, Parameters, Point, Record
 
 SHOWN = 20  # lines of a check's details
 

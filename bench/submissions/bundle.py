@@ -20,8 +20,9 @@ from isoflop.bench.submissions.verify import (
 )
 from isoflop.bench.suite import Suite, Variant, first_seeds, load_suite, to_toml
 from isoflop.results.errors import IsoflopError, did_you_mean
+from isoflop.results.files import write_whole
 from isoflop.results.manifest import MANIFEST, submissions
-from isoflop.results.record import Record, load_records, write_whole
+from isoflop.results.record import Record, load_records
 
 SUBMISSIONS = Path("results/submissions")
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")

@@ -11,8 +11,9 @@ import typer
 
 from isoflop.cli.console import Json, app
 from isoflop.results.errors import printable
+from isoflop.results.files import write_whole
 from isoflop.results.manifest import MANIFEST
-from isoflop.results.record import RecordError, write_whole
+from isoflop.results.record import RecordError
 
 if TYPE_CHECKING:
     from isoflop.bench.gate.baseline import Check

@@ -176,7 +176,7 @@ def compare(
     from isoflop.bench.shape_checks import shapes_of
     from isoflop.bench.suite import load_suite
     from isoflop.cli.training import train
-    from isoflop.results.record import write_whole
+    from isoflop.results.files import write_whole
 
     engine = find_engine(on, engine_options)
     layer = with_class(layer)
@@ -245,7 +245,8 @@ def checked_rates(plan: Comparison) -> dict[str, object]:
     """Train the cells of a comparison's check of the learning rate, and what they say."""
     from isoflop.cli.rates import rate_check
     from isoflop.cli.training import train
-    from isoflop.results.record import load_records, write_whole
+    from isoflop.results.files import write_whole
+    from isoflop.results.record import load_records
 
     folder, cells = plan.directory / "rates", plan.rate_cells
     for cell in cells:  # the one that the comparison has trained is not trained again

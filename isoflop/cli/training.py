@@ -23,7 +23,7 @@ from isoflop.bench.suite import suite_path
 from isoflop.cli.progress import outcome_of, watch
 from isoflop.cli.tensorboard import scalars
 from isoflop.results.errors import printable
-from isoflop.results.record import write_whole
+from isoflop.results.files import write_whole
 
 LIMIT_RESERVE = (0.1, 30.0)  # share of a time limit, and most seconds, kept to save and report
 

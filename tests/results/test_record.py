@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from isoflop.results.files import write_whole
 from isoflop.results.record import (
     Record,
     RecordError,
@@ -14,7 +15,6 @@ from isoflop.results.record import (
     load_records,
     read_record,
     write_record,
-    write_whole,
 )
 from tests.bench.cells import make_record
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from isoflop.results.files import write_whole
 from isoflop.results.manifest import MANIFEST, read_manifest
-from isoflop.results.record import RecordError, read_record, write_whole
+from isoflop.results.record import RecordError, read_record
 
 FOLDER = Path(__file__).parents[2] / "results/submissions/quick-baselines"
 RECORD = min((FOLDER / "records").glob("*.json"))
