@@ -5,6 +5,6 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--robustness", type=int, default=20, help="cases of each kind in tests/robustness"
+        "--robustness", type=int, default=10, help="cases of each kind in tests/robustness"
     )
     parser.addoption("--robustness-store", help="JSON file for the counts of tests/robustness")
