@@ -28,6 +28,25 @@ def records() -> list[Record]:
     ]
 
 
+def test_measured_flops_cost_what_they_cost(records: list[Record]) -> None:
+    spent = [
+        record.model_copy(update={"flops": 2 * record.flops, "planned_flops": record.flops})
+        if record.variant == "moe"
+        else record
+        for record in records
+    ]
+    before, after = (
+        {
+            convention.name: convention.multipliers["moe"].value
+            for convention in conventions(analyse(kind, samples=50).fits, kind)
+        }
+        for kind in (records, spent)
+    )
+    assert after["as counted"] == pytest.approx(before["as counted"] / 2, rel=0.02)
+    # the planned FLOPs are fewer without attention's upper half, those beyond them are not
+    assert after["causal attention"] < 0.98 * before["causal attention"] / 2
+
+
 def test_as_counted_it_is_the_published_multiplier(records: list[Record]) -> None:
     analysis = analyse(records, samples=100)
     published = {s.variant: s.headline.value for s in analysis.standings if s.headline}

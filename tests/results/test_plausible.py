@@ -57,6 +57,7 @@ def test_nothing_spent_is_refused(tmp_path: Path, key: str) -> None:
         ("loss", None, "loss: None of a cell that finished"),
         ("status", "diverged", "loss: 4.5 of a cell that diverged"),
         ("flops", 10**15, "more than [0-9]+ for [0-9]+ tokens"),
+        ("planned_flops", 7, "planned_flops: 7, not [0-9]+ for [0-9]+ tokens"),
         ("steps", 7, "not steps x batch x context"),
         ("parameters.layer_total", 1, "layer_active: more than layer_total"),
         ("tokens", 10**30, "tokens: "),

@@ -171,6 +171,33 @@ def test_unfinished_cells_are_flagged(records: list[Record]) -> None:
     assert "diverged: loss is nan at step 9\n" in markdown(analyse(spoilt, samples=10))
 
 
+def measured(record: Record, ratio: float) -> Record:
+    """The record of a layer that measured its FLOPs, as multiples of those planned."""
+    flops = round(record.flops * ratio)
+    return record.model_copy(update={"flops": flops, "planned_flops": record.flops})
+
+
+def test_cells_that_missed_their_budget_are_flagged(records: list[Record]) -> None:
+    peer = [index for index, record in enumerate(records) if record.variant == "peer"]
+    spent = list(records)
+    for index in peer:
+        spent[index] = measured(records[index], 1.002)
+    assert "times their budget" not in flags(spent, "peer")
+    spent[peer[0]] = measured(records[peer[0]], 1.5)
+    assert f"1 of {len(peer)} cells spent 1.50 times their budget" in flags(spent, "peer")
+    spent[peer[1]] = measured(records[peer[1]], 0.9)
+    assert f"2 of {len(peer)} cells spent 0.90 to 1.50 times" in flags(spent, "peer")
+
+
+def test_a_multiplier_is_charged_for_what_was_measured(records: list[Record]) -> None:
+    spent = [measured(record, 1.25) if record.variant == "peer" else record for record in records]
+    before, after = (
+        next(row for row in rows(analyse(kind, samples=50)) if row["variant"] == "peer")
+        for kind in (records, spent)
+    )
+    assert after["multiplier"] == pytest.approx(before["multiplier"] / 1.25, rel=0.02)
+
+
 def test_an_untrusted_lower_budget_is_flagged(records: list[Record]) -> None:
     kept = [
         record
