@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -27,6 +27,7 @@ def device_name(device: torch.device) -> str:
 def reset_peak_memory(device: torch.device) -> None:
     """Let `peak_memory` count from now on, where a process may train several cells: on a GPU."""
     if device.type == "cuda":
+        torch.cuda.init()  # a fresh process knows of no device until then
         torch.cuda.reset_peak_memory_stats(device)
 
 
@@ -47,9 +48,13 @@ def peak_memory(device: torch.device) -> int | None:
 
 def versions() -> dict[str, str]:
     """Of Python and of the packages that decide the numbers."""
-    return {"python": platform.python_version()} | {
-        name: version(name) for name in ("isoflop", "torch", "tokenizers", "fvcore")
-    }
+    found = {"python": platform.python_version()}
+    for name in ("isoflop", "torch", "tokenizers", "fvcore"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # isoflop itself may run from a folder on the path
+            found[name] = "not installed"
+    return found
 
 
 def git_revision() -> str | None:

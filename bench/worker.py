@@ -8,12 +8,12 @@ import multiprocessing.forkserver
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -50,8 +50,12 @@ def workers() -> Iterator[ForkServerContext | SpawnContext]:
             context = multiprocessing.get_context("forkserver")
             # The optimiser imports torch._dynamo on first use, which takes more than a second.
             context.set_forkserver_preload(["isoflop.bench.train", "torch._dynamo"])
-            with _interrupts(signal.SIG_IGN):  # inherited by every worker
+            # Ctrl-C goes to all processes; the parent alone acts on it. Inherited by every worker.
+            before_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+            try:
                 multiprocessing.forkserver.ensure_running()
+            finally:
+                signal.signal(signal.SIGINT, before_interrupt)
             yield context
     finally:
         for key, old in before.items():
@@ -60,23 +64,20 @@ def workers() -> Iterator[ForkServerContext | SpawnContext]:
 
 
 @contextmanager
-def _interrupts(handler: signal.Handlers | Callable[[int, Any], None]) -> Iterator[None]:
-    """Handle Ctrl-C so within the block. It goes to all processes; the parent alone acts on it."""
-    before = signal.signal(signal.SIGINT, handler)
+def interrupt_afterwards() -> Iterator[None]:
+    """A Ctrl-C or a SIGTERM within the block takes effect at its end."""
+    caught: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, frame: caught.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def interrupt_afterwards() -> Iterator[None]:
-    """A Ctrl-C within the block takes effect at its end."""
-    caught: list[int] = []
-    with _interrupts(lambda number, frame: caught.append(number)):
-        yield
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if caught:
-        raise KeyboardInterrupt
+        signal.raise_signal(caught[0])
 
 
 @dataclass(frozen=True)

@@ -176,25 +176,25 @@ def train_queue(
     def start(context: Any, cell: Cell) -> None:
         number = room(cell)[0]
         place = here[number]
-        # A user's layer may leave a process in any state.
-        if idle[number] and cell.source is None:
-            pipe, process = idle[number].pop()
-        else:
-            pipe, theirs = context.Pipe()
-            process = context.Process(
-                target=work,
-                args=(tokens.folder, place.device, scratch, limits.models, theirs),
-                daemon=True,
-            )
-            with interrupt_afterwards():  # the first start waits for the server
+        with interrupt_afterwards():  # every process that started is known here, and has an order
+            # A user's layer may leave a process in any state.
+            if idle[number] and cell.source is None:
+                pipe, process = idle[number].pop()
+            else:
+                pipe, theirs = context.Pipe()
+                process = context.Process(
+                    target=work,
+                    args=(tokens.folder, place.device, scratch, limits.models, theirs),
+                    daemon=True,
+                )
                 process.start()
                 theirs.close()
-        worker = _Worker(process, number, cell, needs(cell, place))
-        running[pipe] = worker
+            worker = _Worker(process, number, cell, needs(cell, place))
+            running[pipe] = worker
+            pipe.send(Order(cell, worker.need.compiled))
         for other in (other for other in running.values() if other is not worker):
             if other.place == number:
                 other.shared = worker.shared = True
-        pipe.send(Order(cell, worker.need.compiled))
 
     def end(pipe: Connection, worker: _Worker, keep: bool) -> None:
         del running[pipe]

@@ -5,6 +5,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -164,19 +166,43 @@ def test_a_time_limit_saves_the_running_cells_and_the_next_call_goes_on(tmp_path
     assert not (elsewhere / "out" / "checkpoints").exists()
 
 
-def test_ctrl_c_while_a_worker_starts_comes_late_and_is_not_lost() -> None:
-    before, ended = signal.getsignal(signal.SIGINT), []
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_worker_starts_comes_late_and_is_not_lost(kind: signal.Signals) -> None:
+    def tell(number: int, frame: object) -> None:
+        raise InterruptedError(number)
+
+    before, ended = signal.signal(kind, tell), []
 
     @interrupt_afterwards()
     def start_worker() -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), kind)
         time.sleep(0.01)
         ended.append(True)
 
-    with pytest.raises(KeyboardInterrupt):
-        start_worker()
+    try:
+        with pytest.raises(InterruptedError):
+            start_worker()
+        assert signal.getsignal(kind) is tell
+    finally:
+        signal.signal(kind, before)
     assert ended
-    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_ctrl_c_while_a_worker_starts_leaves_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that nobody knew of would wait for an order, and the program for its end."""
+    start_process = BaseProcess.start
+
+    def interrupted(process: BaseProcess) -> None:
+        start_process(process)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+
+    monkeypatch.setattr(BaseProcess, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        finish(tmp_path)
+    assert not active_children()
 
 
 def finish(records: Path, variants: dict | None = None) -> list[Event]:
