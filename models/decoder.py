@@ -192,17 +192,21 @@ class Decoder(nn.Module):
             part: tokens whose logits exist at a time; all if None.
         """
         targets = targets_BT.flatten()
+        x_MD = self.features(tokens_BT).flatten(0, 1)
         if part is None:
-            cross_entropy = F.cross_entropy(self(tokens_BT).flatten(0, 1).float(), targets)
+            cross_entropy = self.cross_entropy(x_MD, targets)
         else:
-            x = self.features(tokens_BT).flatten(0, 1)
             sums = [
-                F.cross_entropy(self.head(x_part).float(), y_part, reduction="sum")
-                for x_part, y_part in zip(x.split(part), targets.split(part), strict=True)
+                len(y_part) * self.cross_entropy(x_part, y_part)
+                for x_part, y_part in zip(x_MD.split(part), targets.split(part), strict=True)
             ]
             cross_entropy = torch.stack(sums).sum() / len(targets)
         auxiliary = [layer.aux_loss for layer in self.tested if layer.aux_loss is not None]
         return cross_entropy, sum(auxiliary, start=cross_entropy.new_zeros(()))
+
+    def cross_entropy(self, x_MD: Tensor, targets_M: Tensor) -> Tensor:
+        """Mean cross-entropy in nats per token, in float32."""
+        return F.cross_entropy(self.head(x_MD).float(), targets_M)
 
     def flops_per_token(self) -> dict[str, int]:
         """Forward FLOPs per token by part, at sequences of `config.context` tokens."""

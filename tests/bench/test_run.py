@@ -46,7 +46,7 @@ again = { layer = "dense", learning_rate = 2e-2 }
 # while a file is there and nobody asks them to stop: so a test acts on a run in a known state,
 # however busy the machine.
 HELD = """
-import os, time
+import os, signal, time
 from isoflop.bench import train
 step, run = train.Trainer.step, train._Run.train
 
@@ -64,6 +64,8 @@ def held(trainer, number, windows):
 
 train._Run.train, train.Trainer.step = noted, held
 if __name__ == "__main__":
+    # A shell that runs the tests in the background has its children ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     from isoflop.cli.main import main
     main()
 """
@@ -200,8 +202,12 @@ def test_ctrl_c_while_a_worker_starts_leaves_no_process(
         time.sleep(0.01)
 
     monkeypatch.setattr(BaseProcess, "start", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        finish(tmp_path)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            finish(tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert not active_children()
 
 

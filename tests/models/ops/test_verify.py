@@ -37,11 +37,12 @@ def nothing_checked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def mix(backend: str = "auto", width: int = 8) -> Tensor:
+def mix(backend: str = "auto", width: int = 8, device: torch.device | str = "cpu") -> Tensor:
     g = torch.Generator().manual_seed(0)
     x, up = torch.randn(5, width, generator=g), torch.randn(99, width, generator=g)
-    index = torch.randint(99, (5, 3), generator=g)
-    return expert_mix(x, up, up, index, torch.rand(5, 3, generator=g), "gelu", backend)
+    index, gate = torch.randint(99, (5, 3), generator=g), torch.rand(5, 3, generator=g)
+    x, up, index, gate = (t.to(device) for t in (x, up, index, gate))
+    return expert_mix(x, up, up, index, gate, "gelu", backend)
 
 
 @pytest.mark.parametrize("operator", [name for name in CASES if name != "gated_activation"])
@@ -115,10 +116,10 @@ def test_a_broken_triton_kernel_is_replaced(monkeypatch: pytest.MonkeyPatch) -> 
     from isoflop.models.ops import pairs_triton
 
     monkeypatch.setattr("isoflop.models.ops.pairs.cpu_obstacle", lambda tensor: "not here")
-    mix()
+    mix(device=DEVICE)
     assert verify.backends_in_use() == {"expert_mix": "reference+triton"}  # the first is the check
     verify.forget_use()
-    mix()
+    mix(device=DEVICE)
     assert verify.backends_in_use() == {"expert_mix": "triton"}
     verify._problems.clear()
     tasks = pairs_triton.plan_tasks
@@ -129,7 +130,7 @@ def test_a_broken_triton_kernel_is_replaced(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(pairs_triton, "plan_tasks", in_another_order)
     with pytest.warns(BackendWarning, match="expert_mix: the back end 'triton' on"):
-        assert torch.equal(mix(), mix("reference"))
+        assert torch.equal(mix(device=DEVICE), mix("reference", device=DEVICE))
 
 
 def test_grouped_products_that_fail_become_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,19 +106,22 @@ def test_triton_is_bitwise_repeatable() -> None:
 )
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_triton_experts_step_in_a_cuda_graph(activation: str) -> None:
+    """It gives what a plain step gives, digit for digit."""
     leaves, index, dy = experts(400, 100, 72, 12, 3, activation)
-    exact = y_and_gradients("reference", leaves, index, dy, activation)
-    leaves = [t.detach().bfloat16().requires_grad_() for t in leaves]
-    expected = y_and_gradients("grouped", leaves, index, dy, activation)
+
+    def step() -> list[Tensor]:
+        # Leaves of its own: autograd ties a leaf to the stream that it is first used on.
+        own = [t.detach().bfloat16().requires_grad_() for t in leaves]
+        return y_and_gradients("grouped", own, index, dy, activation)
+
+    expected = step()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        actual = y_and_gradients("grouped", leaves, index, dy, activation)
+        actual = step()
     for t in actual:
         t.zero_()
     graph.replay()
     assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
-    for a, b in zip(actual, exact, strict=True):
-        assert (a.double() - b).norm() / b.norm() < 2e-2
 
 
 @runs_triton
