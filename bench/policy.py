@@ -1,7 +1,7 @@
 """How cells run on a device: in which order, compiled or not, and how many at a time.
 
 All of it follows from the plan and the device, so that it is known, and tested, without the device.
-The figures for a GPU are estimates: none has been measured.
+The figures for a GPU are estimates, after a few minutes on one.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from isoflop.bench.cost import DEVICES, Device, predict_bytes, predict_seconds
+from isoflop.bench.cost import DEVICES, Device, predict_bytes, predict_host, predict_work
 from isoflop.bench.plan import Cell
 
-EAGER = 5.0  # seconds per step and block that no FLOP explains: uncompiled over compiled
+EAGER_HOST = 2.5  # the host's time for a step, uncompiled over compiled
+EAGER_WORK = 1.2  # the device's: more passes over memory
+KERNELS = 1e-4  # seconds that a block's kernels take of a GPU in each step, however small
 COMPILE_SECONDS = 30.0  # of a cell's two kinds of block, forward and backward
 PROCESS_BYTES = 0.6e9  # of a GPU, that each process takes before its first tensor
 MEMORY_SHARE = 0.9  # of a GPU, that predictions may fill
@@ -42,15 +44,14 @@ class Schedule:
 def need(cell: Cell, device: Device) -> Need:
     """What a cell takes, compiled if its training time repays that."""
     memory = predict_bytes(cell)
+    work, host = predict_work(cell, device), predict_host(cell, device)
     if math.isinf(device.memory):  # a core
-        return Need(predict_seconds(cell, device), memory, 1.0, False)
-    # Where kernels are small, a compiled step is a chain of them: it keeps the GPU busy.
-    overhead = cell.steps * device.step_overhead
-    compiled = predict_seconds(cell, device) + overhead  # of the head and the optimiser, too
-    eager = compiled + (EAGER - 1) * (cell.size.depth + 1) * overhead
-    if compiled + COMPILE_SECONDS < eager:
-        return Need(compiled + COMPILE_SECONDS, memory, 1.0, True)
-    return Need(eager, memory, compiled / eager, False)
+        return Need(work + host, memory, 1.0, False)
+    work += cell.steps * cell.size.depth * KERNELS
+    compiled = max(work, host) + COMPILE_SECONDS
+    eager = max(EAGER_WORK * work, EAGER_HOST * host)
+    seconds = min(compiled, eager)
+    return Need(seconds, memory, min(1.0, work / seconds), compiled < eager)
 
 
 def fits(new: Need, running: Sequence[Need], device: Device, cores: int = CORES) -> bool:

@@ -204,9 +204,9 @@ def page(devices: Sequence[Measurements]) -> str:
     for measured in devices:
         rows = [row for problem in measured.problems() for row in rows_of(measured, problem)]
         parts += [f"## {measured.machine_info.device}\n", heading(measured) + "\n"]
-        parts += [table(COLUMNS, rows, LEFT)]
+        parts += [table(COLUMNS, rows, LEFT)] if rows else []
         parts += [measured.steps()] if measured.steps() else []
-    return "\n".join([*parts, LEGEND + "\n", _unmeasured(devices)])
+    return "\n".join([*parts, LEGEND + "\n", *_unmeasured(devices)])
 
 
 def rows_of(measured: Measurements, problem: Problem) -> list[list[str]]:
@@ -251,14 +251,14 @@ def brief(devices: Sequence[Measurements]) -> str:
                 ]
             )
         columns = ("problem", "ms, forward / + backward", "% of limit", "peak MB", OTHERS)
-        parts += [heading(measured) + "\n", table(columns, rows, LEFT)]
+        parts += [heading(measured) + "\n", *([table(columns, rows, LEFT)] if rows else [])]
         parts += [measured.steps()] if measured.steps() else []
-    return "\n".join([*parts, _unmeasured(devices)])
+    return "\n".join([*parts, *_unmeasured(devices)])
 
 
-def _unmeasured(devices: Sequence[Measurements]) -> str:
+def _unmeasured(devices: Sequence[Measurements]) -> list[str]:
     kinds = {measured.machine_info.kind for measured in devices}
-    return " ".join(text for kind, text in UNMEASURED.items() if kind not in kinds) + "\n"
+    return [f"{text}\n" for kind, text in UNMEASURED.items() if kind not in kinds]
 
 
 def _milliseconds(seconds: float) -> str:

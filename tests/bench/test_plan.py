@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 import isoflop.bench.counts
-from isoflop.bench.cost import DEVICES, predict_bytes, predict_seconds
+from isoflop.bench.cost import DEVICES, predict_bytes, predict_work
 from isoflop.bench.layers import complete_options, find_layer
 from isoflop.bench.plan import plan, sweep_cells
 from isoflop.bench.suite import SuiteError
@@ -173,7 +173,7 @@ def test_predictions_grow_with_the_budget_and_the_model() -> None:
     small = tiny_cells()[0]
     large = tiny_cells(budgets=[{"flops": 5e9}])[0]
     h100 = DEVICES["h100"]
-    assert predict_seconds(large, h100) == pytest.approx(10 * predict_seconds(small, h100), rel=0.1)
+    assert predict_work(large, h100) == pytest.approx(10 * predict_work(small, h100), rel=0.1)
     dense, peer = plan(tiny_suite(), "tiny.toml")
     assert predict_bytes(peer) > predict_bytes(dense) > 16 * dense.parameters.total
 

@@ -38,7 +38,7 @@ from tests.benchmarks.machine import DEVICE, DTYPE, GPU, describe, seconds
 
 pytest.importorskip("pytest_benchmark")
 
-ROUNDS = 20 if GPU else 5
+ROUNDS = 10 if GPU else 5
 
 # tokens, heads, k, experts, width
 GATHERS = (

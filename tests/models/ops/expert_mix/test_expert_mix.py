@@ -201,12 +201,14 @@ def test_auto_takes_dense_for_few_experts(n: int, fastest: str) -> None:
 @runs_triton
 def test_triton_step_in_a_cuda_graph() -> None:
     case = on_device(pair_case("zipf", 500, 8, 64, 400, seed=8), "triton")
-    x, up, down = (t.float().requires_grad_() for t in case[:3])
     dy = case[4].float()
     query, keys = torch.randn(2, 2, 500, 8).to(DEVICE), torch.randn(2, 1, 8, 20).to(DEVICE)
-    leaves = (x, up, down, query.requires_grad_(), keys.requires_grad_())
+    operands = *(t.float() for t in case[:3]), query, keys
 
     def step() -> list[Tensor]:
+        # Leaves of its own: autograd ties a leaf to the stream that it is first used on.
+        leaves = [t.detach().requires_grad_() for t in operands]
+        x, up, down, query, keys = leaves
         score, index = product_key_topk(query, keys, 4, "triton")
         gate, index = (t.transpose(0, 1).flatten(1) for t in (score.softmax(-1), index))
         y = expert_mix(x, up, down, index, gate, "gelu", "triton")
