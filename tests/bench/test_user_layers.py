@@ -24,7 +24,7 @@ ENDINGS = {
     "__import__('sys').exit(0)": "calls sys.exit(0)",
     "__import__('os')._exit(0)": "ended the process with exit code 0",
     "__import__('ctypes').string_at(0)": "the process was ended by SIGSEGV",
-    "__import__('time').sleep(1000)": "was stopped after 20 s without a result",
+    "__import__('time').sleep(1000)": "was stopped after 5 s without a result",
 }
 
 
@@ -34,7 +34,7 @@ def test_a_file_that_ends_the_process_is_one_line(
 ) -> None:
     """At import, before this process executes it."""
     if "sleep" in ending:
-        monkeypatch.setattr(isolate, "SECONDS", 20)
+        monkeypatch.setattr(isolate, "SECONDS", 5)
     name = write(tmp_path, f"{GOOD}\n{ending}\n")
     with pytest.raises(LintError, match=r"mine\.py cannot be imported: ") as broken:
         with_class(name.rpartition(":")[0])

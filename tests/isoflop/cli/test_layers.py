@@ -310,7 +310,7 @@ def test_bad_options_are_refused_before_any_training(folder: Path) -> None:
         assert done.stderr.startswith("isoflop: mine.py:Mine: --option grain: unknown option")
         assert done.stderr.count("\n") == 1
     assert not Path("runs").exists()
-    assert "fit to be trained" in invoke("lint", "moe", "--option", "granularity=2")
+    assert "fit to be trained" in invoke("lint", "dense", "--option", "ratio=2")
 
 
 def test_a_suite_without_a_baseline_or_with_the_name_taken_is_refused(folder: Path) -> None:
