@@ -20,8 +20,14 @@ POINTERS = {  # what a pointer's name says of its type; the rest are to bfloat16
 }
 
 
-def compile_for_hopper(kernel: Any, folder: Path, num_warps: int, **constants: int | bool) -> None:
-    """Asserts that the code spills no registers and has no atomics."""
+def compile_for_hopper(
+    kernel: Any, folder: Path, num_warps: int, **constants: int | bool
+) -> list[int]:
+    """Asserts that the code spills no registers and has no atomics.
+
+    Returns:
+        the instructions in each loop of the machine code, inner loops first.
+    """
     import triton
 
     signature, attributes = {}, {}
@@ -47,3 +53,19 @@ def compile_for_hopper(kernel: Any, folder: Path, num_warps: int, **constants: i
     assert max(map(int, spilled)) <= 64, usage
     # no atomics, which would add in a different order on every run
     assert not re.search(r"\b(atom|red)\.", compiled.asm["ptx"])
+    return _loops(binary)
+
+
+def _loops(binary: Path) -> list[int]:
+    """Every branch back is the end of a loop; an instruction has 16 bytes."""
+    import triton
+
+    code = subprocess.run(
+        [triton.knobs.nvidia.cuobjdump.path, "-sass", binary],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    branches = re.findall(r"/\*([0-9a-f]+)\*/[^;/]*\bBRA\b[^;]*?0x([0-9a-f]+)", code)
+    spans = [int(source, 16) - int(target, 16) for source, target in branches]
+    return [span // 16 + 1 for span in spans if span > 0]
