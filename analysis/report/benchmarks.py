@@ -44,7 +44,8 @@ COLUMNS = (
 OTHERS = "time of others / ours"
 LEFT = ("problem", "implementation", OTHERS)  # columns that hold words
 LEGEND = (
-    "Medians of alternating rounds in one process. Time / ours: of forward + backward. GB/s: the "
+    "Medians of alternating rounds in one process, and where several processes are named medians "
+    "over these, with the range of time / ours. Time / ours: of forward + backward. GB/s: the "
     "bytes of the rows that must be read and written, over the time; forward + backward counts "
     "three times the bytes of the forward pass. Limit: the time of these bytes at the rate of a "
     "copy or, for MoE's experts, of the FLOPs at the rate of a large matrix product, whichever is "
@@ -76,6 +77,8 @@ class Times(BaseModel):
     forward_seconds: float = Field(gt=0)
     step_seconds: float = Field(gt=0)  # forward + backward
     peak_bytes: float
+    # forward + backward over ours, where several processes measured: median, least, largest
+    ratio: tuple[float, float, float] | None = None
 
 
 class Failure(BaseModel):
@@ -100,6 +103,7 @@ class Ratios(BaseModel):
 
     what: str
     ratios: dict[str, float]
+    ranges: dict[str, tuple[float, float]] = Field(default_factory=dict)  # over processes
 
 
 class _Benchmark(BaseModel):
@@ -111,6 +115,7 @@ class Measurements(BaseModel):
 
     machine_info: Machine
     datetime: str
+    processes: int = 1  # whose medians these are
     benchmarks: list[_Benchmark] = Field(min_length=1)
 
     def problems(self) -> list[Problem]:
@@ -120,15 +125,15 @@ class Measurements(BaseModel):
 
     def steps(self) -> str:
         """All ratios as Markdown, a list item for each `what`."""
-        merged: dict[str, dict[str, float]] = {}
+        merged: dict[str, list[str]] = {}
         for benchmark in self.benchmarks:
             if isinstance(benchmark.extra_info, Ratios):
-                ratios = benchmark.extra_info
-                merged.setdefault(ratios.what, {}).update(ratios.ratios)
-        return "".join(
-            f"- {what}: {', '.join(f'{name} {ratio:.2f}' for name, ratio in by_name.items())}.\n"
-            for what, by_name in merged.items()
-        )
+                info = benchmark.extra_info
+                merged.setdefault(info.what, []).extend(
+                    f"{name} {ratio:.2f}{_range(info.ranges.get(name))}"
+                    for name, ratio in info.ratios.items()
+                )
+        return "".join(f"- {what}: {', '.join(values)}.\n" for what, values in merged.items())
 
     def limit(self, problem: Problem) -> float:
         """The shortest possible time of a forward pass, seconds."""
@@ -191,8 +196,10 @@ def heading(measured: Measurements) -> str:
     """The device and its rates, on a line."""
     machine = measured.machine_info
     threads = f", {machine.threads} threads" if machine.kind == "CPU" else ""
+    processes = f", medians of {measured.processes} processes" if measured.processes > 1 else ""
     return (
-        f"{machine.device}{threads}, torch {machine.torch}, {machine.dtype}, {measured.datetime}: "
+        f"{machine.device}{threads}, torch {machine.torch}, {machine.dtype}, {measured.datetime}"
+        f"{processes}: "
         f"{machine.copy_bytes_per_second / 1e9:.3g} GB/s in a copy, "
         f"{machine.matmul_flops_per_second / 1e12:.3g} TFLOP/s in a matrix product."
     )
@@ -219,7 +226,7 @@ def rows_of(measured: Measurements, problem: Problem) -> list[list[str]]:
             rows.append([*row, times.failed, *["-"] * 7])
             continue
         row += [_milliseconds(times.forward_seconds), _milliseconds(times.step_seconds)]
-        row.append(f"{times.step_seconds / ours:.2f}")
+        row.append(_ratio(times, ours).replace("x", ""))
         for passes, time in ((1, times.forward_seconds), (3, times.step_seconds)):
             row.append(_digits(passes * problem.bytes_forward / time / 1e9))
             row.append(_percent(passes * limit / time))
@@ -238,7 +245,7 @@ def brief(devices: Sequence[Measurements]) -> str:
             others = (
                 f"{times.side}: {times.failed}"
                 if isinstance(times, Failure)
-                else f"{times.side} {times.step_seconds / step:.2f}x"
+                else f"{times.side} {_ratio(times, step)}"
                 for times in problem.others
             )
             rows.append(
@@ -259,6 +266,17 @@ def brief(devices: Sequence[Measurements]) -> str:
 def _unmeasured(devices: Sequence[Measurements]) -> list[str]:
     kinds = {measured.machine_info.kind for measured in devices}
     return [f"{text}\n" for kind, text in UNMEASURED.items() if kind not in kinds]
+
+
+def _ratio(times: Times, ours: float) -> str:
+    """Forward + backward over ours, with its range over processes."""
+    if times.ratio is None:
+        return f"{times.step_seconds / ours:.2f}x"
+    return f"{times.ratio[0]:.2f}x{_range(times.ratio[1:])}"
+
+
+def _range(ends: tuple[float, float] | None) -> str:
+    return "" if ends is None else f" [{ends[0]:.2f}, {ends[1]:.2f}]"
 
 
 def _milliseconds(seconds: float) -> str:

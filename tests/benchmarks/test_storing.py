@@ -4,12 +4,13 @@ from typing import Any
 
 import pytest
 
-from isoflop.analysis.report.benchmarks import Machine
+from isoflop.analysis.report.benchmarks import Machine, Problem, Ratios
 from tests.benchmarks import machine
 from tests.benchmarks.conftest import (
     pytest_benchmark_update_json,
     pytest_benchmark_update_machine_info,
 )
+from tests.benchmarks.merge import merge
 
 
 def test_the_device_is_stored_and_not_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,3 +47,41 @@ def test_results_are_stored_and_not_every_round() -> None:
             }
         ],
     }
+
+
+def stored(ours: float, rival: float, share: float) -> dict[str, Any]:
+    """What a process stores, with times of ours and a rival's."""
+
+    def times(side: str, seconds: float) -> dict[str, Any]:
+        return {"side": side, "forward_seconds": 1.0, "step_seconds": seconds, "peak_bytes": 7}
+
+    problem = {
+        "problem": "a",
+        "bytes_forward": 9.0,
+        "flops_forward": 0.0,
+        "ours": times("ours", ours),
+        "others": [times("theirs", rival), {"side": "broken", "failed": "RuntimeError"}],
+    }
+    ratios = {"what": "share", "ratios": {"dense": share}}
+    return {
+        "machine_info": {"kind": "CPU", "threads": 2},
+        "benchmarks": [
+            {"name": "test_a", "extra_info": problem},
+            {"name": "test_b", "extra_info": ratios},
+        ],
+    }
+
+
+def test_several_processes_are_merged_to_medians_with_ranges() -> None:
+    runs = [stored(1.0, 8.0, 0.4), stored(2.0, 10.0, 0.5), stored(1.5, 9.0, 0.3)]
+    merged = merge(runs)
+    assert merged["processes"] == 3
+    assert merged["machine_info"] == runs[0]["machine_info"]
+    problem = Problem.model_validate(merged["benchmarks"][0]["extra_info"])
+    assert (problem.ours.step_seconds, problem.others[0].step_seconds) == (1.5, 9.0)
+    assert problem.others[0].ratio == (6.0, 5.0, 8.0)  # not the ratio of the medians alone
+    assert problem.others[1].failed == "RuntimeError"
+    ratios = Ratios.model_validate(merged["benchmarks"][1]["extra_info"])
+    assert (ratios.ratios, ratios.ranges) == ({"dense": 0.4}, {"dense": (0.3, 0.5)})
+    with pytest.raises(ValueError, match="not hold the same benchmarks"):
+        merge([runs[0], runs[1] | {"benchmarks": runs[1]["benchmarks"][:1]}])
