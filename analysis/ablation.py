@@ -13,7 +13,7 @@ the choice does not concern dense.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.special import stdtrit
@@ -44,6 +44,20 @@ class Effect:
 
 
 @dataclass(frozen=True)
+class Load:
+    """How the validation tokens spread over a layer's experts or slots, means over seeds."""
+
+    axis: str  # empty for the suite as it is
+    choice: str
+    variant: str
+    experts: int
+    used: float  # share of them
+    kl: float  # KL(load || uniform), nats
+    kl_least: float
+    kl_largest: float
+
+
+@dataclass(frozen=True)
 class Ablation:
     """An ablation at one size and budget."""
 
@@ -57,6 +71,8 @@ class Ablation:
     as_it_is: dict[str, Estimate]  # multiplier of each variant of the suite as it is
     effects: tuple[Effect, ...]  # by axis, choice and variant
     reversals: tuple[tuple[str, str, str, str], ...]  # axis, choice, variants now behind, ahead
+    loads: tuple[Load, ...]  # of layers that choose experts or slots
+    paper: Mapping[tuple[str, str], str] = field(default_factory=dict)  # by axis and choice
 
     def sensitivity(self, variant: str) -> tuple[float, float]:
         """The least and the largest multiplier of a variant over all choices; nan if unknown.
@@ -159,7 +175,26 @@ def ablation(records: Sequence[Record], baseline: str) -> Ablation:
         },
         tuple(effects),
         tuple(reversals),
+        tuple(
+            load
+            for (axis, choice), variants in [(("", ""), plain), *sorted(under.items())]
+            for variant, runs in variants.items()
+            if (load := _load(axis, choice, variant, runs))
+        ),
     )
+
+
+def _load(axis: str, choice: str, variant: str, runs: Losses) -> Load | None:
+    figures = [
+        [layer for layer in run.layers if layer.load_kl is not None] for run in runs.values()
+    ]
+    if not all(figures):
+        return None
+    kl = [float(np.mean([layer.load_kl for layer in layers])) for layers in figures]
+    used = [layer.used or 0.0 for layers in figures for layer in layers]
+    experts = figures[0][0].experts or 0
+    mean = float(np.mean(kl))
+    return Load(axis, choice, variant, experts, float(np.mean(used)), mean, min(kl), max(kl))
 
 
 def _rates(runs: Losses) -> set[tuple[float, float]]:

@@ -176,6 +176,8 @@ class Choice(Frozen):
     """Keys of [training]."""
     corpus: dict[str, Any] = {}
     """Keys of [corpus]."""
+    paper: str = ""
+    """What the layer's paper reports for it, shown beside the result."""
 
 
 class Suite(Frozen):

@@ -19,6 +19,8 @@ from isoflop.analysis.report.style import BASELINE, PALETTE, STYLE
 
 HEADER = ("axis", "choice", "variant", "difference, nats", "multiplier over dense", "")
 RANGE_HEADER = ("variant", "as it is", "least", "largest")
+LOAD_HEADER = ("axis", "choice", "variant", "experts", "used, %", "KL from even, nats")
+PAPER = "in the paper"
 LEFT = ("axis", "choice", "variant", "")
 COLUMNS = (
     "axis", "choice", "variant", "difference", "difference_low", "difference_high",
@@ -77,14 +79,45 @@ def markdown(ablation: Ablation) -> str:
         text += ". An interval that excludes 0 is marked, without a correction for their number"
     parts = [
         f"{text}.\n",
-        table(HEADER, rows(ablation), LEFT),
+        _main_table(ablation),
         "## Design sensitivity\n\nThe least and the largest multiplier over the choices above but "
         "those of other rates: the suite's are tuned.\n\n" + table(RANGE_HEADER, ranges, LEFT)
         if ranges
         else "",
+        _loads(ablation),
         "## Order\n\n" + "".join(f"- {line}\n" for line in _order(ablation)),
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _main_table(ablation: Ablation) -> str:
+    """With a column of what a paper reports, where one does."""
+    if not ablation.paper:
+        return table(HEADER, rows(ablation), LEFT)
+    said = [ablation.paper.get((effect.axis, effect.choice), "") for effect in ablation.effects]
+    with_paper = [[*row, text] for row, text in zip(rows(ablation), said, strict=True)]
+    return table((*HEADER, PAPER), with_paper, (*LEFT, PAPER))
+
+
+def _loads(ablation: Ablation) -> str:
+    if not ablation.loads:
+        return ""
+    entries = [
+        [
+            load.axis or "as it is",
+            load.choice,
+            load.variant,
+            f"{load.experts:,}",
+            f"{100 * load.used:.1f}",
+            f"{load.kl:.2f} [{load.kl_least:.2f}, {load.kl_largest:.2f}]",
+        ]
+        for load in ablation.loads
+    ]
+    return (
+        "## Load\n\nThe share of the experts or slots that the validation tokens use, and the "
+        "KL divergence of their load from an even one in nats: means over the seeds, with the "
+        "least and the largest.\n\n" + table(LOAD_HEADER, entries, LEFT)
+    )
 
 
 def _order(ablation: Ablation) -> list[str]:

@@ -19,7 +19,9 @@ import json
 import platform
 import re
 import sys
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,9 +136,33 @@ def _ablation(directory: Path, records: Sequence[Record]) -> Ablation:
         baseline = find_baseline(plain)
         if baseline is None:
             raise AnalysisError("no dense variant; an ablation needs one to be compared with")
-        return ablation(records, baseline)
+        return replace(ablation(records, baseline), paper=_paper(directory))
     except (AnalysisError, ValueError) as error:
         raise AnalysisError(f"{directory}: {error}") from None
+
+
+def _paper(directory: Path) -> dict[tuple[str, str], str]:
+    """What a paper reports, by axis and choice, from the suite's file beside the records.
+
+    Raises:
+        AnalysisError: that file is not TOML.
+    """
+    folders = [directory, *(submissions_to(directory) or [])]
+    files = [folder / "suite.toml" for folder in folders]
+    axes: dict[str, Any] = {}
+    for file in files:
+        if file.exists():
+            try:
+                suite = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+            except (OSError, ValueError) as error:
+                raise AnalysisError(f"{file}: not TOML: {error}") from None
+            axes |= suite.get("axes", {})
+    return {
+        (axis, choice): changes["paper"]
+        for axis, choices in axes.items()
+        for choice, changes in choices.items()
+        if changes.get("paper")
+    }
 
 
 def _choices(directory: Path, records: Sequence[Record]) -> Ablation | None:

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 
 from isoflop.analysis.ablation import ablation
+from isoflop.analysis.curves import AnalysisError
 from isoflop.analysis.report.derive import report, stale
 from isoflop.analysis.simulate import simulate
-from isoflop.results.record import Record, write_record
+from isoflop.results.record import LayerFigures, Record, write_record
 from tests.analysis.test_ablation import simulated
 
 BUDGETS = (1e14, 4e14, 1.6e15)
@@ -38,6 +39,33 @@ def test_a_directory_of_choices_has_tables_and_a_figure(
     assert "3 paired seeds" in text
     assert "A difference of 0.0" in text
     assert stale(tmp_path) == []
+
+
+def test_load_and_what_the_paper_reports_stand_beside(
+    tmp_path: Path, changed: list[Record]
+) -> None:
+    figures = {"block": 1, "output_rms": 1.0, "experts": 64}
+
+    def with_load(record: Record) -> Record:
+        kl = 0.5 + record.seed / 10 if record.ablation else 0.25
+        layer = LayerFigures(**figures, used=0.75, load_kl=kl)
+        return record.model_copy(update={"layers": [layer]})
+
+    write(tmp_path, [with_load(r) if r.layer == "peer" else r for r in changed])
+    (tmp_path / "suite.toml").write_text('axes.batch.small.paper = "+0.040 at 16k"')
+    report(tmp_path)
+    text = (tmp_path / "ABLATION.md").read_text(encoding="utf-8")
+    lines = [line.split("|") for line in text.splitlines()]
+    rows = [[cell.strip() for cell in line[1:-1]] for line in lines if len(line) > 5]
+    assert rows[0][-1] == "in the paper"
+    assert {row[-1] for row in rows if row[:2] == ["batch", "small"] and len(row) == 7} == {
+        "+0.040 at 16k"
+    }
+    assert ["as it is", "", "peer", "64", "75.0", "0.25 [0.25, 0.25]"] in rows
+    assert ["batch", "small", "peer", "64", "75.0", "0.60 [0.50, 0.70]"] in rows
+    (tmp_path / "suite.toml").write_text("axes = [")
+    with pytest.raises(AnalysisError, match=r"suite\.toml: not TOML: "):
+        report(tmp_path)
 
 
 @pytest.mark.parametrize("same_text", [True, False])
