@@ -37,6 +37,7 @@ class Schedule:
     """How cells run on devices."""
 
     seconds: float  # until the last one ends
+    held: float  # seconds of all devices together, each until its last one ends
     at_a_time: int  # cells on one device, at most
     compiled: int  # cells
 
@@ -80,9 +81,10 @@ def schedule(
     waiting = [need(cell, device) for cell in longest_first(cells, device)]
     compiled = sum(item.compiled for item in waiting)
     running: list[list[tuple[float, Need]]] = [[] for _ in range(devices)]
+    ends = [0.0] * devices
     now, most = 0.0, 0
     while waiting or any(running):
-        for place in running:
+        for number, place in enumerate(running):
             while True:
                 beside = [item for _, item in place]
                 if sum(item.load for item in beside) >= 1:
@@ -95,11 +97,12 @@ def schedule(
                     break
                 item = waiting.pop(start)
                 place.append((now + item.seconds, item))
+                ends[number] = max(ends[number], now + item.seconds)
             most = max(most, len(place))
         now = min(end for place in running for end, _ in place)
         for place in running:
             place[:] = [entry for entry in place if entry[0] > now]
-    return Schedule(now, most, compiled)
+    return Schedule(now, sum(ends), most, compiled)
 
 
 def card(name: str, memory: float) -> Device:

@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from isoflop.results.errors import IsoflopError, did_you_mean
+
 if TYPE_CHECKING:
     from isoflop.bench.engines.contract import Engine
 
+ENGINES = ("local", "slurm", "ray")
 On = Annotated[
     str, typer.Option("--on", metavar="ENGINE", help="Where cells run: local, slurm or ray.")
 ]
@@ -22,21 +25,24 @@ EngineOptions = Annotated[
 ]
 
 
+def check_engine(name: str) -> None:
+    """
+    Raises:
+        IsoflopError: there is no engine of that name.
+    """
+    if name not in ENGINES:
+        hint = did_you_mean(name, list(ENGINES))
+        raise IsoflopError(f"--on: no engine {name!r}{hint}; known: {', '.join(ENGINES)}")
+
+
 def find_engine(name: str, options: list[str] | None) -> Engine:
     """An engine by name.
 
     Raises:
-        EngineError: there is none of that name, it is not installed, or it has no such option.
+        IsoflopError: there is none of that name, it is not installed, or it has no such option.
     """
-    from isoflop.bench.engines.contract import EngineError, read_options
-    from isoflop.results.errors import did_you_mean
-
+    check_engine(name)
     given = options or []
-    if name == "local":
-        from isoflop.bench.engines.local import Local
-
-        read_options(name, given, {})
-        return Local()
     if name == "slurm":
         from isoflop.bench.engines.slurm import Slurm
 
@@ -45,7 +51,8 @@ def find_engine(name: str, options: list[str] | None) -> Engine:
         from isoflop.bench.engines.ray import Ray
 
         return Ray(given)
-    known = ["local", "slurm", "ray"]
-    raise EngineError(
-        f"--on: no engine {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}"
-    )
+    from isoflop.bench.engines.contract import read_options
+    from isoflop.bench.engines.local import Local
+
+    read_options(name, given, {})
+    return Local()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+import typer
 
 from isoflop.analysis.power import (
     Assumed,
@@ -26,6 +27,17 @@ if TYPE_CHECKING:
     from isoflop.analysis.surface import Cells
     from isoflop.bench.plan import Cell
     from isoflop.bench.suite import Suite
+
+Power = Annotated[
+    bool, typer.Option("--power", help="Show instead how precise the multipliers will be.")
+]
+Noise = Annotated[
+    float | None,
+    typer.Option(
+        min=1e-6,
+        help="Of --power: nats between runs of a cell; that of published records if not given.",
+    ),
+]
 
 
 def assumed_for(suite: str, noise: float | None) -> tuple[Assumed, str]:

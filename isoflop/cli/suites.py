@@ -13,12 +13,12 @@ from isoflop.bench.suite import Suite, first_seeds, load_suite, shipped_suites, 
 from isoflop.cli.console import Json, app, show
 from isoflop.cli.engines import EngineOptions, On, find_engine
 from isoflop.cli.fields import suite_fields
-from isoflop.cli.power import show_power
+from isoflop.cli.power import Noise, Power, show_power
+from isoflop.cli.price import DeviceOption, Price, Workers, check_price, find_device, show_price
 from isoflop.cli.ready import ready
 from isoflop.cli.reports import report
 from isoflop.cli.tensorboard import TensorBoard
 from isoflop.cli.time_limit import TimeLimit
-from isoflop.results.errors import IsoflopError, did_you_mean
 
 if TYPE_CHECKING:
     from isoflop.bench.cost import Device
@@ -36,9 +36,6 @@ Seeds = Annotated[
     typer.Option(
         min=1, max=1000, show_default="its", help="Seeds per cell, those of the suite first."
     ),
-]
-DeviceOption = Annotated[
-    str, typer.Option("--device", help="cpu (this one), or a GPU: a100, h100, h200, rtx4090.")
 ]
 
 
@@ -105,20 +102,15 @@ def plan(
     suite: SuiteArgument = "quick",
     device: DeviceOption = "cpu",
     seeds: Seeds = None,
-    power: Annotated[
-        bool,
-        typer.Option("--power", help="Show instead how precise the multipliers will be."),
-    ] = False,
-    noise: Annotated[
-        float | None,
-        typer.Option(
-            min=1e-6,
-            help="Of --power: nats between runs of a cell; that of published records if not given.",
-        ),
-    ] = None,
+    on: On = "local",
+    workers: Workers = None,
+    price: Price = None,
+    power: Power = False,
+    noise: Noise = None,
     as_json: Json = False,
 ) -> None:
     """Show the cells of a suite and what they cost. Trains nothing."""
+    check_price(on, workers, price)
     if power:
         show_power(*load_cells(suite, seeds), str(suite_path(suite)), noise, as_json)
         return
@@ -130,7 +122,19 @@ def plan(
     described, cells = load_cells(suite, seeds)
     # A local corpus is tokenised now; a hub corpus is only looked up in the cache.
     tokens = check(described, cells, str(suite_path(suite)), fetch=False)
+    sweep = sweep_cells(described, str(suite_path(suite))) if described.tune else []
     needs = [(cell, need(cell, target)) for cell in cells]
+    if (most := max(needed.bytes for _, needed in needs)) > target.memory:
+        print(
+            f"a cell takes {most / 1e9:.0f} GB, more than the {target.memory / 1e9:.0f} GB there: "
+            "set training.micro_batch",
+            file=sys.stderr,
+        )
+    if workers:
+        show_price(
+            described.name, {"tune": sweep, "run": cells}, target, on, workers, price, as_json
+        )
+        return
     rows = [
         {
             "variant": cell.variant,
@@ -170,15 +174,12 @@ def plan(
             f"{how.compiled} of {len(cells)} cells compiled: those whose training time repays it; "
             f"each process takes {PROCESS_BYTES / 2**30:.1f} GiB more"
         )
-    if described.tune:
-        sweep = sweep_cells(described, str(suite_path(suite)))
+    if sweep:
         print(
             f"its learning-rate sweep (isoflop tune): {len(sweep)} cells, "
             f"{show_flops(sum(cell.flops for cell in sweep))} FLOPs, about "
             f"{minutes(sweep, target):.0f} min"
         )
-    if max(needed.bytes for _, needed in needs) > target.memory:
-        print(f"more than the {target.memory / 1e9:.0f} GB there: set training.micro_batch")
 
 
 @app.command()
@@ -278,22 +279,6 @@ def say_missing(cells: list[Cell], records: Path) -> None:
     absent = sum(not (records / f"{cell.id}.json").exists() for cell in cells)
     if absent:
         print(f"{absent} of {len(cells)} cells have no record in {records} yet", file=sys.stderr)
-
-
-def find_device(name: str) -> Device:
-    """A device by name, as predictions know it.
-
-    Raises:
-        IsoflopError: there is none of that name.
-    """
-    from isoflop.bench.cost import DEVICES, local_cpu
-
-    known = ["cpu", *DEVICES]
-    if name not in known:
-        raise IsoflopError(
-            f"--device: no device {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}"
-        )
-    return local_cpu() if name == "cpu" else DEVICES[name]
 
 
 def places(device: Device) -> int:

@@ -83,7 +83,9 @@ def test_the_longest_cell_starts_first(quick: list[Cell]) -> None:
     assert {cell.id for cell in order} == {cell.id for cell in quick}
     result = schedule(quick, CORE, devices=2)
     assert sum(seconds) / 2 <= result.seconds <= sum(seconds) / 2 + seconds[-1]
-    assert schedule(quick, CORE, devices=1000).seconds == seconds[0]
+    many = schedule(quick, CORE, devices=1000)
+    assert many.seconds == seconds[0]
+    assert many.held == pytest.approx(sum(seconds)) == schedule(quick, CORE).held
 
 
 def test_a_gpu_is_known_by_the_name_that_its_driver_states() -> None:
