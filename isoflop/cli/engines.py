@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isoflop.results.errors import IsoflopError, did_you_mean
+from isoflop.results.errors import did_you_mean
 
 if TYPE_CHECKING:
     from isoflop.bench.engines.contract import Engine
@@ -28,18 +28,20 @@ EngineOptions = Annotated[
 def check_engine(name: str) -> None:
     """
     Raises:
-        IsoflopError: there is no engine of that name.
+        EngineError: there is no engine of that name.
     """
     if name not in ENGINES:
+        from isoflop.bench.engines.contract import EngineError
+
         hint = did_you_mean(name, list(ENGINES))
-        raise IsoflopError(f"--on: no engine {name!r}{hint}; known: {', '.join(ENGINES)}")
+        raise EngineError(f"--on: no engine {name!r}{hint}; known: {', '.join(ENGINES)}")
 
 
 def find_engine(name: str, options: list[str] | None) -> Engine:
     """An engine by name.
 
     Raises:
-        IsoflopError: there is none of that name, it is not installed, or it has no such option.
+        EngineError: there is none of that name, it is not installed, or it has no such option.
     """
     check_engine(name)
     given = options or []
