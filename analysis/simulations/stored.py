@@ -6,10 +6,7 @@ the code is stored as well: with the same code, a truth is not simulated again.
 
 from __future__ import annotations
 
-import hashlib
-import io
 import json
-import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +23,7 @@ from isoflop.analysis.simulations.truths import (
     quick_truths,
     rank_truths,
 )
+from isoflop.results.code import hash_of
 from isoflop.results.files import write_whole
 
 STORED = Path("results/simulations/simulations.json")
@@ -46,13 +44,6 @@ DECISIVE = (  # the modules that decide the numbers
     "surface_multiplier",
     "surface_noise",
     "surface_solver",
-)
-LAID_OUT = (  # what changes with the layout of a source alone
-    tokenize.COMMENT,
-    tokenize.NL,
-    tokenize.NEWLINE,
-    tokenize.INDENT,
-    tokenize.DEDENT,
 )
 CURRENT = 1e-3  # by which the logarithm of a multiplier may differ between machines
 
@@ -91,16 +82,5 @@ def is_current(truth: Truth, count: dict[str, Any]) -> bool:
 
 def code() -> str:
     """A hash of the modules that decide the numbers, less comments and docstrings."""
-    digest = hashlib.sha256()
     folder = Path(analysis.__file__).resolve().parent
-    for module in DECISIVE:
-        source = (folder / f"{module}.py").read_text(encoding="utf-8")
-        starts = True  # of a statement
-        for token in tokenize.generate_tokens(io.StringIO(source).readline):
-            if token.type in LAID_OUT:
-                starts = starts or token.type != tokenize.COMMENT
-            else:
-                if not (starts and token.type == tokenize.STRING):
-                    digest.update(token.string.encode())
-                starts = False
-    return digest.hexdigest()[:16]
+    return hash_of(folder / f"{module}.py" for module in DECISIVE)

@@ -10,6 +10,7 @@ import numpy as np
 
 from isoflop.analysis.report.derive import embed
 from isoflop.analysis.report.markdown import table
+from isoflop.analysis.simulations import cluster
 from isoflop.analysis.simulations.stored import read
 from isoflop.analysis.simulations.truths import RANK_LISTS
 
@@ -26,6 +27,7 @@ def embedded(text: str, document: Path, store: Path) -> str:
     """The text of a document with the tables that the stored counts give."""
     counts = read(store)
     blocks = {"coverage": coverage(counts), "pairs": pairs(counts), "setting": setting(counts)}
+    blocks |= cluster.blocks(read(store.parent / cluster.STORED))
     return embed(text, document, store.parent, blocks)
 
 

@@ -1,0 +1,84 @@
+"""The tables of suites on a simulated cluster, from the counts that `bench` has stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from isoflop.analysis.report.markdown import table
+
+STORED = "cluster.json"  # beside the counts of simulated suites
+POLICIES = ("longest first", "suite order", "fixed shards")
+HEADER = ("suite", "cells", "nodes", "losses per node and hour")
+
+
+def blocks(stored: Mapping[str, Any]) -> dict[str, str]:
+    """The blocks of a document; none if nothing is stored."""
+    if not stored:
+        return {}
+    return {
+        "cluster-setting": setting(stored),
+        "cluster-order": order(stored),
+        "cluster-losses": losses(stored),
+    }
+
+
+def setting(stored: Mapping[str, Any]) -> str:
+    """What is assumed, in a paragraph."""
+    assumed = stored["assumed"]
+    return (
+        f"{stored['samples']} runs of each row, seed {stored['seed']}. True seconds differ from "
+        f"predicted ones by a log-normal factor of {assumed['spread']:g}; {assumed['slow']:.0%} of "
+        f"the nodes take {assumed['slowdown']:g} times as long; a lost node is back after "
+        f"{assumed['away'] / 60:g} minutes; in {assumed['unseen']:.0%} of the losses the node is "
+        "only out of sight, and ends its cell while another node trains it too. States are saved "
+        f"every {assumed['checkpoint'] / 60:g} minutes.\n"
+    )
+
+
+def order(stored: Mapping[str, Any]) -> str:
+    """Makespan over the lower bound by policy, on the engine `slurm`."""
+    rows = []
+    for scenario in stored["scenarios"]:
+        if scenario["engine"] == "slurm":
+            results = [scenario["policies"][policy] for policy in POLICIES]
+            numbers = [f"{result['ratio']:.2f} ({result['ratio_95']:.2f})" for result in results]
+            rows.append((*_layout(scenario), *numbers))
+    return table((*HEADER, *POLICIES), rows, left=("suite",))
+
+
+def losses(stored: Mapping[str, Any]) -> str:
+    """What lost nodes cost, longest first, on both engines."""
+    rows = []
+    for scenario in stored["scenarios"]:
+        if scenario["losses_per_hour"]:
+            result = scenario["policies"]["longest first"]
+            share = result["lost_work_hours"] / scenario["predicted_hours"]
+            rows.append(
+                (
+                    *_layout(scenario),
+                    scenario["engine"],
+                    f"{result['losses']:.2f}",
+                    f"{result['makespan_hours']:.2f}",
+                    f"{result['ratio']:.2f}",
+                    f"{result['lost_work_hours']:.2f} ({share:.1%})",
+                    f"{result['begun_again']:.2f}",
+                    f"{result['refused']:.2f}",
+                )
+            )
+    header = (
+        *HEADER,
+        "engine",
+        "nodes lost",
+        "makespan, h",
+        "over the bound",
+        "lost work, GPU h (of the suite's)",
+        "cells begun again",
+        "second records refused",
+    )
+    return table(header, rows, left=("suite", "engine"))
+
+
+def _layout(scenario: Mapping[str, Any]) -> tuple[str, ...]:
+    numbers = (f"{scenario[key]:g}" for key in ("cells", "nodes", "losses_per_hour"))
+    return scenario["suite"], *numbers
