@@ -17,6 +17,7 @@ from isoflop.cli.console import Json, app, show
 from isoflop.cli.engines import EngineOptions, On, find_engine
 from isoflop.cli.tensorboard import TensorBoard
 from isoflop.cli.time_limit import TimeLimit
+from isoflop.cli.wandb import Wandb
 from isoflop.results.errors import printable
 
 if TYPE_CHECKING:
@@ -163,6 +164,7 @@ def compare(
         typer.Option(help="Also train a small cell at half and at double the learning rate."),
     ] = True,
     tensorboard: TensorBoard = None,
+    wandb: Wandb = None,
     time_limit: TimeLimit = None,
     on: On = "local",
     engine_options: EngineOptions = None,
@@ -211,7 +213,8 @@ def compare(
         plan.directory,
         plan.records,
         str(plan.suite_file),
-        tensorboard,
+        tensorboard=tensorboard,
+        wandb=wandb,
         time_limit=time_limit,
         engine=engine,
     )

@@ -19,6 +19,7 @@ from isoflop.cli.ready import ready
 from isoflop.cli.reports import report
 from isoflop.cli.tensorboard import TensorBoard
 from isoflop.cli.time_limit import TimeLimit
+from isoflop.cli.wandb import Wandb
 
 if TYPE_CHECKING:
     from isoflop.bench.cost import Device
@@ -189,6 +190,7 @@ def run(
     seeds: Seeds = None,
     shard: Shard = None,
     tensorboard: TensorBoard = None,
+    wandb: Wandb = None,
     time_limit: TimeLimit = None,
     on: On = "local",
     engine_options: EngineOptions = None,
@@ -209,7 +211,8 @@ def run(
         directory,
         directory / "records",
         suite,
-        tensorboard,
+        tensorboard=tensorboard,
+        wandb=wandb,
         time_limit=time_limit,
         keep_models=keep_models,
         engine=engine,
@@ -224,6 +227,7 @@ def tune(
     out: Out = None,
     shard: Shard = None,
     tensorboard: TensorBoard = None,
+    wandb: Wandb = None,
     time_limit: TimeLimit = None,
     on: On = "local",
     engine_options: EngineOptions = None,
@@ -245,7 +249,8 @@ def tune(
         directory,
         directory / "tune",
         suite,
-        tensorboard,
+        tensorboard=tensorboard,
+        wandb=wandb,
         time_limit=time_limit,
         engine=engine,
     )

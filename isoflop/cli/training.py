@@ -21,7 +21,9 @@ from isoflop.bench.plan import Cell
 from isoflop.bench.run import missing, run_suite
 from isoflop.bench.suite import suite_path
 from isoflop.cli.progress import outcome_of, watch
-from isoflop.cli.tensorboard import scalars
+from isoflop.cli.scalars import scalars
+from isoflop.cli.tensorboard import EventFile
+from isoflop.cli.wandb import WandbRun
 from isoflop.results.errors import printable
 from isoflop.results.files import write_whole
 
@@ -51,8 +53,9 @@ def train(
     directory: Path,
     records: Path,
     suite: str,
-    tensorboard: Path | None = None,
     *,
+    tensorboard: Path | None = None,
+    wandb: str | None = None,
     time_limit: float | None = None,
     keep_models: bool = False,
     engine: Engine | None = None,
@@ -60,6 +63,8 @@ def train(
     """Train what is missing under `directory`. Progress is on stderr: stdout is for results.
 
     Args:
+        tensorboard: folder for scalars.
+        wandb: project of Weights & Biases for scalars.
         time_limit: seconds from now after which running cells save their state and stop.
         keep_models: store trained weights in `directory/models`.
         engine: `local` if None.
@@ -89,11 +94,12 @@ def train(
         say(f"nothing to train: all {len(cells)} cells have records in {records}")
         return
     say(f"{len(cells) - len(before)} of {len(cells)} cells to train; records go to {records}")
+    if tensorboard:
+        events = scalars(events, functools.partial(EventFile, directory=tensorboard))
+    if wandb:
+        events = scalars(events, functools.partial(WandbRun, project=wandb))
     try:
-        with (
-            _terminations(),
-            closing(scalars(events, tensorboard) if tensorboard else events) as shown,
-        ):
+        with _terminations(), closing(events) as shown:
             made = watch(shown, cells, before, console)
     except KeyboardInterrupt as interrupt:
         say("interrupted; finished records are whole, the same command goes on from them")

@@ -2,7 +2,8 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from isoflop.bench.engines.local import Local
 from isoflop.bench.plan import Cell
 from isoflop.bench.step import learning_rate_at
 from isoflop.bench.train import Progress
-from isoflop.cli.tensorboard import TensorBoardError, require_tensorboard, run_name, scalars
+from isoflop.cli.scalars import run_name, scalars
+from isoflop.cli.tensorboard import EventFile, TensorBoardError, require_tensorboard
 from isoflop.results.record import Record, read_record
 from tests.bench.cells import make_record, tiny_cells
 
@@ -29,6 +31,10 @@ TAGS = {
     "validation/loss",
     "validation/bits_per_byte",
 }
+
+
+def watched(events: Iterable[Event], directory: Path) -> Generator[Event, None, None]:
+    return scalars(events, partial(EventFile, directory=directory))
 
 
 def reader(directory: Path, cell: Cell) -> Any:
@@ -47,7 +53,7 @@ def close_to(expected: list[tuple[int, float]]) -> Any:
 
 def test_a_run_writes_every_entry_of_every_curve_once(tmp_path: Path) -> None:
     cells, records = tiny_cells(), tmp_path / "records"
-    events = list(scalars(Local().train(cells, records, Limits()), tmp_path / "tb"))
+    events = list(watched(Local().train(cells, records, Limits()), tmp_path / "tb"))
     assert {event.cell.id for event in events if event.record} == {cell.id for cell in cells}
     for cell in cells:
         record = read_record(records / f"{cell.id}.json")
@@ -81,14 +87,14 @@ def test_a_killed_run_starts_its_unfinished_cells_over(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        list(scalars(killed(), tmp_path))
+        list(watched(killed(), tmp_path))
     watching = reader(tmp_path, cell)  # a TensorBoard that has been open all along
     assert points(watching, "train/loss") == close_to([*curve[:2], (30, 9.9)])
     again = [
         Event(cell, progress=Progress(30, 4.25, 50.0, curve[:3])),
         Event(cell, record=record_of(cell, curve)),
     ]
-    assert list(scalars(again, tmp_path)) == again
+    assert list(watched(again, tmp_path)) == again
     for events in (reader(tmp_path, cell), watching.Reload()):
         assert points(events, "train/loss") == close_to(curve)
         assert points(events, "train/tokens_per_second") == close_to([(30, 50.0)])
@@ -102,7 +108,7 @@ def test_a_diverged_cell_has_its_curve_and_no_validation_loss(tmp_path: Path) ->
     cell = tiny_cells()[0]
     curve = [(10, 5.0), (20, 70.0)]
     lost = record_of(cell, curve, status="diverged", loss=None, bits_per_byte=None)
-    list(scalars([Event(cell, record=lost)], tmp_path))
+    list(watched([Event(cell, record=lost)], tmp_path))
     events = reader(tmp_path, cell)
     assert points(events, "train/loss") == close_to(curve)
     assert "validation/loss" not in events.Tags()["scalars"]
@@ -111,7 +117,7 @@ def test_a_diverged_cell_has_its_curve_and_no_validation_loss(tmp_path: Path) ->
 def test_a_reader_stopped_early_loses_nothing(tmp_path: Path) -> None:
     cell = tiny_cells()[0]
     curve = [(10, 5.0), (20, 4.5), (30, 4.0)]
-    events = scalars(
+    events = watched(
         (Event(cell, progress=Progress(*point, 1.0, [point])) for point in curve), tmp_path
     )
     next(events)
@@ -136,7 +142,7 @@ def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
     cell = tiny_cells()[0]
     (tmp_path / "dense").write_text("")  # where the variant's folder would be
     with pytest.raises(TensorBoardError, match="finished records are whole"):
-        list(scalars([Event(cell, progress=Progress(1, math.pi, 1.0, []))], tmp_path))
+        list(watched([Event(cell, progress=Progress(1, math.pi, 1.0, []))], tmp_path))
 
 
 @pytest.mark.parametrize("verb", [["run", "ci"], ["tune", "ci"], ["compare", "my_layer.py"]])
