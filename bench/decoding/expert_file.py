@@ -156,6 +156,12 @@ class ExpertFile:
         """Ask the system to forget what it keeps of the file in memory."""
         os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
+    def keep_pages(self) -> None:
+        """Read all of the file once, so that the system has it in memory where there is room."""
+        part = bytearray(2**20)
+        for offset in range(0, self.layout.total, len(part)):
+            os.preadv(self.fd, [part], offset)
+
     def resident(self) -> float | None:
         """The share of records whose first page is in memory; None where that cannot be asked."""
         layout, page = self.layout, memoryview(bytearray(self.layout.page))

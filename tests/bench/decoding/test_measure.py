@@ -71,6 +71,18 @@ def test_windows_are_of_the_text_in_order(tmp_path: Path) -> None:
     assert calibration[-1, -1] == 999
 
 
+def test_pages_are_in_memory_where_the_link_says_so(tmp_path: Path) -> None:
+    rows = measure(
+        build("moe", granularity=4), WINDOWS, WINDOWS, tmp_path, Setting(), ["lru"],
+        ["cold", "warm", "simulated"],
+    )  # fmt: skip
+    cold, warm, simulated = (row["resident"] for row in rows)
+    if cold is None:
+        pytest.skip("this file system does not say")
+    assert cold in (0, 1)  # a request, which a file system in memory does not follow
+    assert warm == simulated == 1
+
+
 def test_a_chosen_link_and_method_alone(tmp_path: Path) -> None:
     model = build("moe", granularity=4)
     rows = measure(model, WINDOWS, WINDOWS, tmp_path, Setting(), ["lru"], ["cold"])
