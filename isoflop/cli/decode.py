@@ -188,6 +188,8 @@ def show_locality(
     folder_out.mkdir(parents=True, exist_ok=True)
     for name, content in documents(rows).items():
         write_whole(folder_out / name, content)
+    if not as_json:  # the files have the rest, for which a terminal has no room
+        rows = [{k: v for k, v in row.items() if not k.startswith("bytes")} for row in rows]
     show(rows, "Routing locality", as_json)
     if not as_json:
         print(f"table and figure: {folder_out}")
