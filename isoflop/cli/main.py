@@ -9,7 +9,15 @@ from typing import NoReturn
 
 import typer
 
-from isoflop.cli import check, evaluate, fit, layers, reports, suites  # noqa: F401  (register verbs)
+from isoflop.cli import (  # noqa: F401  (register verbs)
+    check,
+    decode,
+    evaluate,
+    fit,
+    layers,
+    reports,
+    suites,
+)
 from isoflop.cli.console import app
 from isoflop.cli.usage import UsageError, explain_usage, verb_of
 from isoflop.results.errors import IsoflopError, printable

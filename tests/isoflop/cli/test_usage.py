@@ -19,7 +19,10 @@ ROOT = Path(__file__).parents[3]
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ("rnu ci", "no verb 'rnu' (did you mean 'run'?); known: check, eval, fit, "),
+        (
+            "rnu ci",
+            "no verb 'rnu' (did you mean 'run'?); known: check, eval, decode, ",
+        ),
         ("plan --devise h100", "plan: no option '--devise' (did you mean '--device'?); known: --"),
         ("report x --jso", "report: no option '--jso' (did you mean '--json'?); known: --json, "),
         ("--vresion", "no option '--vresion'; known: --help"),
