@@ -57,8 +57,8 @@ def evaluate(
         raise IsoflopError(f"{folder / 'records'}: no records here; give the folder of a run")
     models = folder / "models"
     chosen = choose(records, models)
-    cells = _cells(folder, [record for choice in chosen for record in choice.records])
-    corpus = _tokens(folder, cells[0], chosen[0].records[0])
+    cells = cells_of(folder, [record for choice in chosen for record in choice.records])
+    corpus = tokens_of(folder, cells[0], chosen[0].records[0])
     context, multiple = cells[0].training.context, windows_multiple(cells)
     sets = [read_set(path, text, corpus, context, tokens, multiple) for path in paths]
     by_id = {cell.id: kept_losses(cell, models, sets) for cell in cells}
@@ -152,7 +152,7 @@ def notes(records: Sequence[Record], chosen: Sequence[Chosen]) -> list[str]:
     return lines
 
 
-def _cells(folder: Path, records: Sequence[Record]) -> list[Cell]:
+def cells_of(folder: Path, records: Sequence[Record]) -> list[Cell]:
     """The cells of records, planned anew from the suite that their folder was filled with.
 
     Raises:
@@ -175,7 +175,7 @@ def _cells(folder: Path, records: Sequence[Record]) -> list[Cell]:
     return [cells[record.cell] for record in records]
 
 
-def _tokens(folder: Path, cell: Cell, record: Record) -> Any:
+def tokens_of(folder: Path, cell: Cell, record: Record) -> Any:
     """The tokens of a cell's corpus, with its tokenizer.
 
     Raises:

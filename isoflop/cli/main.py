@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import typer
 
-from isoflop.cli import check, evaluate, fit, layers, reports, suites  # noqa: F401  (register verbs)
+from isoflop.cli import check, compress, evaluate, fit, layers, reports, suites  # noqa: F401  (register verbs)
 from isoflop.cli.console import app
 from isoflop.cli.usage import UsageError, explain_usage, verb_of
 from isoflop.results.errors import IsoflopError, printable
