@@ -64,8 +64,10 @@ def compress(
     from isoflop.bench.methods.experts import UnfitError
 
     choices, shares = options_of(option or []), shares_of(recover)
-    for path in [*(data or []), *([calibration] if calibration else [])]:
+    for path in data or []:
         check_path(path)
+    if calibration:
+        check_path(calibration, "--calibration")
     folder = folder_of(suite)
     models = folder / "models"
     records = [
@@ -82,7 +84,9 @@ def compress(
     corpus = tokens_of(folder, cells[0], records[0])
     context = cells[0].training.context
     others = [read_set(path, text, corpus, context, None) for path in data or []]
-    own = read_set(calibration, text, corpus, context, None) if calibration else None
+    own = None
+    if calibration:
+        own = read_set(calibration, text, corpus, context, None, option="--calibration")
     request = Request(method, choices, seeds, tokens, shares, own)
     made: list[Compressed] = []
     unfit: dict[str, str] = {}
