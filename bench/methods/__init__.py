@@ -1,6 +1,7 @@
 """Methods that make a trained model smaller: one file, one class each, registered by name."""
 
 from isoflop.bench.methods.experts import Experts, FeedForward
+from isoflop.bench.methods.factorise_dense import FactoriseDense
 from isoflop.bench.methods.fewer_experts import FewerExperts
 from isoflop.bench.methods.low_rank import LowRank
 from isoflop.bench.methods.mean_output import MeanOutput
@@ -15,6 +16,7 @@ __all__ = [
     "METHODS",
     "Calibration",
     "Experts",
+    "FactoriseDense",
     "FeedForward",
     "FewerExperts",
     "LowRank",

@@ -172,7 +172,7 @@ class Bad(Method):
         (["--method=prune-reap", "--recover=2x"], "--recover: '2x': give shares such as"),
         (["--method=prune-reap", "--tokens=100000000"], "--tokens: the training text has"),
         (["--method=prune-reap", "--calibration=none.txt"], "--calibration: no such file none.txt"),
-        (["--method=own.py:Bad", "--size=s"], "own.py:Bad: KeyError"),
+        (["--method=own.py:Bad", "--size=s"], "own.py:Bad: raises KeyError"),
     ],
 )
 def test_bad_input_is_a_line(folder: Path, arguments: list[str], message: str) -> None:
