@@ -5,11 +5,20 @@ from isoflop.bench.methods.factorise_dense import FactoriseDense
 from isoflop.bench.methods.fewer_experts import FewerExperts
 from isoflop.bench.methods.low_rank import LowRank
 from isoflop.bench.methods.mean_output import MeanOutput
-from isoflop.bench.methods.method import METHODS, Calibration, Method, find_method, register
+from isoflop.bench.methods.method import (
+    METHODS,
+    Calibration,
+    Method,
+    find_method,
+    rebuilt,
+    register,
+    with_layers,
+)
 from isoflop.bench.methods.prune_frequency import PruneFrequency
 from isoflop.bench.methods.prune_random import PruneRandom
 from isoflop.bench.methods.prune_reap import PruneREAP
 from isoflop.bench.methods.prune_router_norm import PruneRouterNorm
+from isoflop.bench.methods.pruning import experts_of
 from isoflop.bench.methods.quantise import Quantise
 
 __all__ = [
@@ -27,6 +36,9 @@ __all__ = [
     "PruneRandom",
     "PruneRouterNorm",
     "Quantise",
+    "experts_of",
     "find_method",
+    "rebuilt",
     "register",
+    "with_layers",
 ]

@@ -92,6 +92,7 @@ def labels(layer: Experts, dense: FeedForward, x_MD: Tensor) -> Tensor:
     return error_ME.topk(layer.chosen, largest=False).indices
 
 
+@torch.enable_grad()
 def teach(layer: Experts, dense: FeedForward, x_MD: Tensor, generator: torch.Generator) -> None:
     """Teach the router the labels, by Adam on random tokens of the text."""
     label_MK = labels(layer, dense, x_MD)

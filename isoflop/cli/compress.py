@@ -110,6 +110,19 @@ def compress(
         print(f"`isoflop report {folder}` sets them beside smaller models of the suite")
 
 
+@app.command()
+def methods(as_json: Json = False) -> None:
+    """List the methods of `compress`, with options and their defaults."""
+    from isoflop.bench.methods import METHODS
+    from isoflop.cli.layers import described
+
+    rows = []
+    for name in sorted(METHODS):
+        what, options = described(METHODS[name])
+        rows.append({"method": name, "what": what, "options": options})
+    show(rows, "Methods", as_json)
+
+
 def row(item: Compressed) -> dict[str, Any]:
     """A record as a row of the table."""
     return {
