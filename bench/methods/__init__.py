@@ -14,6 +14,7 @@ from isoflop.bench.methods.method import (
     register,
     with_layers,
 )
+from isoflop.bench.methods.moe_i2 import MoEI2
 from isoflop.bench.methods.prune_frequency import PruneFrequency
 from isoflop.bench.methods.prune_random import PruneRandom
 from isoflop.bench.methods.prune_reap import PruneREAP
@@ -31,6 +32,7 @@ __all__ = [
     "LowRank",
     "MeanOutput",
     "Method",
+    "MoEI2",
     "PruneFrequency",
     "PruneREAP",
     "PruneRandom",
