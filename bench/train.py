@@ -58,9 +58,7 @@ class Hooks:
     report: Callable[[Progress], None] = lambda progress: None
     warn: Callable[[str], None] = lambda line: None  # of trouble that does not end the cell
     stop: Callable[[], bool] = lambda: False  # asked after every step
-    built: Callable[[nn.Module], None] = lambda model: (
-        None
-    )  # before the first step, or a checkpoint
+    built: Callable[[nn.Module], None] = lambda model: None  # before any step or checkpoint
 
 
 def train_cell(
@@ -167,12 +165,8 @@ class _Run:
         self.cell, self.device, self.path, self.hooks = cell, device, path, hooks
         self.compiled = compiled
         self.initial: Path | None = None  # where to keep the weights before the first step
-        self.sampler = Sampler(
-            tokens.train,
-            cell.training.context,
-            cell.training.batch,
-            seed_for("data", cell.seed),
-        )
+        seed = seed_for("data", cell.seed)
+        self.sampler = Sampler(tokens.train, cell.training.context, cell.training.batch, seed)
         self.step, self.train_seconds = 0, 0.0
         self.curve: list[tuple[int, float]] = []
 
