@@ -193,6 +193,27 @@ def _between(places: Sequence[float], losses: Sequence[float], wanted: float) ->
     return float(np.interp(np.log(wanted), at, values))
 
 
+def too_large(rows: Sequence[Row], records: Sequence[Record]) -> list[tuple[str, str, float]]:
+    """Sources beside which a smaller model of the same variant and budget has a lower mean loss.
+
+    There "train a smaller one" wins before any method does anything.
+    """
+    losses: dict[tuple[str, float], dict[int, list[float]]] = {}
+    for record in records:
+        if record.loss is not None and not record.ablation:
+            by_size = losses.setdefault((record.variant, record.budget), {})
+            by_size.setdefault(record.parameters.total, []).append(record.loss)
+    result = []
+    for row in rows:
+        variant, _, budget = row.source
+        means = {n: float(np.mean(v)) for n, v in losses.get((variant, budget), {}).items()}
+        size = row.first.source_parameters.total
+        smaller = [loss for n, loss in means.items() if n < size]
+        if smaller and min(smaller) < means.get(size, -np.inf) and row.source not in result:
+            result.append(row.source)
+    return result
+
+
 def sentence(rows: Sequence[Row]) -> str:
     """Which method beats training a smaller model, and where."""
     count = {verdict: sum(row.verdict == verdict for row in rows) for verdict in VERDICTS}

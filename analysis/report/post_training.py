@@ -18,9 +18,10 @@ from isoflop.analysis.post_training import (
     mean_interval,
     post_training,
     sentence,
+    too_large,
 )
 from isoflop.analysis.report.figures import files_of
-from isoflop.analysis.report.format import flops, interval, si
+from isoflop.analysis.report.format import flops, interval, listed, si
 from isoflop.analysis.report.markdown import escape, table
 from isoflop.analysis.report.style import BASELINE, MARKERS, PALETTE, STYLE
 from isoflop.results.compressed import Compressed
@@ -57,14 +58,20 @@ def files(
     with rc_context(STYLE):
         figures = files_of("post_training", figure(rows, records), description)
     return {
-        "POST-TRAINING.md": markdown(rows).encode(),
+        "POST-TRAINING.md": markdown(rows, records).encode(),
         "post_training.csv": as_csv(rows).encode(),
     } | {f"figures/{name}": content for name, content in figures.items()}
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[Row], records: Sequence[Record]) -> str:
     """POST-TRAINING.md."""
     notes = dict.fromkeys(f"{row.first.method}: {row.first.note}" for row in rows if row.first.note)
+    large = [f"{name} {size} at {flops(budget)}" for name, size, budget in too_large(rows, records)]
+    if large:
+        notes[
+            f"{listed(large)} FLOPs: larger than the best of the trained sizes, so that a smaller "
+            "model is better before any method is applied"
+        ] = None
     parts = [
         "# After training\n",
         f"{escape(sentence(rows))}\n",

@@ -169,6 +169,13 @@ def test_the_sentence_names_what_beats_training_smaller() -> None:
     assert sentence(rows).startswith("No method is significantly better than training a smaller")
 
 
+def test_a_source_above_the_best_size_is_named() -> None:
+    rows = post_training(siblings(), compressed())
+    assert "larger than the best of the trained sizes" not in markdown(rows, siblings())
+    worse = [r.model_copy(update={"loss": 9.0}) if r.size.name == "l" else r for r in siblings()]
+    assert "- dense l at 1e9 FLOPs: larger than the best" in markdown(rows, worse)
+
+
 def test_other_text_is_not_compared() -> None:
     with pytest.raises(AnalysisError, match="different text"):
         post_training(siblings(), compressed(validation_hash="other"))
@@ -194,5 +201,5 @@ def test_the_files_hold_every_row_and_are_the_same_twice() -> None:
     assert tuple(table[0]) == COLUMNS
     assert [line["method"] for line in table] == [row.first.method for row in rows]
     assert float(table[0]["against_sibling"]) == pytest.approx(rows[0].against.value)
-    assert "- prune: a proxy." in markdown(rows)
-    assert "significantly better" in markdown(rows)
+    assert "- prune: a proxy." in markdown(rows, siblings())
+    assert "significantly better" in markdown(rows, siblings())
