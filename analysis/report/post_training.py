@@ -20,9 +20,10 @@ from isoflop.analysis.post_training import (
     sentence,
     too_large,
 )
-from isoflop.analysis.report.figures import files_of
+from isoflop.analysis.report.figures import files_of, set_axis
 from isoflop.analysis.report.format import flops, interval, listed, si
 from isoflop.analysis.report.markdown import escape, table
+from isoflop.analysis.report.spec import axis as axis_of
 from isoflop.analysis.report.style import BASELINE, MARKERS, PALETTE, STYLE
 from isoflop.results.compressed import Compressed
 from isoflop.results.errors import printable
@@ -145,7 +146,7 @@ def figure(rows: Sequence[Row], records: Sequence[Record]) -> Figure:
     for source, line in zip(sources, grid, strict=True):
         mine = [row for row in rows if row.source == source]
         for axis, panel in zip(SIZES, line, strict=True):
-            _siblings(panel, records, source, axis)
+            sizes = _siblings(panel, records, source, axis)
             for row_method in methods:
                 for place, share in enumerate(shares):
                     _points(
@@ -156,7 +157,8 @@ def figure(rows: Sequence[Row], records: Sequence[Record]) -> Figure:
                         methods.index(row_method),
                         LINES[place % len(LINES)],
                     )  # fmt: skip
-            panel.set(xscale="log", xlabel=axis)
+            sizes += [row.size(axis) for row in mine]
+            set_axis(panel, "x", axis_of(axis, sizes, si, log=True))
         line[0].set_ylabel("validation loss (nats/token)")
         line[0].set_title(printable(f"{source[0]} {source[1]}, {flops(source[2])} FLOPs"))
     keys = [
@@ -187,13 +189,15 @@ def _points(panel: Axes, rows: Sequence[Row], axis: str, place: int, line: str) 
         if np.isfinite(row.loss.low):
             panel.vlines(row.size(axis), row.loss.low, row.loss.high, color=_colour(place), lw=0.8)
     x, y = [row.size(axis) for row in rows], [row.loss.value for row in rows]
-    panel.plot(x, y, _style(place), color=_colour(place), ls=line if len(x) > 1 else "none", lw=0.7)
+    # Points of equal size differ in another option than size: a line through them would mislead.
+    line = line if len(x) > 1 and len(set(x)) == len(x) else "none"
+    panel.plot(x, y, _style(place), color=_colour(place), ls=line, lw=0.7)
 
 
 def _siblings(
     panel: Axes, records: Sequence[Record], source: tuple[str, str, float], axis: str
-) -> None:
-    """The trained models of the source's variant and budget, the source among them."""
+) -> list[float]:
+    """Draw the trained models of the variant and budget, the source among them; their sizes."""
     by_size: dict[float, list[float]] = {}
     for record in records:
         same = (record.variant, record.budget) == (source[0], source[2])
@@ -205,3 +209,4 @@ def _siblings(
     for size, loss in zip(sizes, losses, strict=True):
         if np.isfinite(loss.low):
             panel.vlines(size, loss.low, loss.high, color=BASELINE, lw=0.8)
+    return sizes
