@@ -42,22 +42,30 @@ class HeldOutSet:
         return bits_per_byte(nats_per_token, self.windows, self.bytes_of_token)
 
 
-def check_path(path: str) -> None:
+def check_path(path: str, option: str = "--data") -> None:
     """Check that a path names files that can be read as text, before any work.
 
+    Args:
+        option: that gave the path, for messages.
     Raises:
         DataError: there is none, or it cannot be.
     """
     try:
         local = path not in BUILT_IN and files_of(path) is not None
     except DataError as error:
-        raise _of_option(error) from None
+        raise _of_option(error, option) from None
     if not local:  # it may be the name of a dataset, which is not read here
-        raise DataError(f"--data: no such file or folder {path}")
+        raise DataError(f"{option}: no such file or folder {path}")
 
 
 def read_set(
-    path: str, column: str, tokens: Tokens, context: int, most: int | None, multiple: int = 1
+    path: str,
+    column: str,
+    tokens: Tokens,
+    context: int,
+    most: int | None,
+    multiple: int = 1,
+    option: str = "--data",
 ) -> HeldOutSet:
     """Tokenise a text with the tokenizer of a corpus, as the corpus itself is: documents in order,
     each with an end-of-text token. What is left over after the last whole window is not scored.
@@ -68,6 +76,7 @@ def read_set(
         tokens: of the corpus.
         most: tokens to score at most; all if None.
         multiple: the number of windows must be a multiple of this.
+        option: that gave the path, for messages.
     Raises:
         DataError: it cannot be read, or is too short.
     """
@@ -80,13 +89,13 @@ def read_set(
             if most is not None and len(ids) > most:
                 break
     except DataError as error:
-        raise _of_option(error) from None
+        raise _of_option(error, option) from None
     scored = len(ids) - 1 if most is None else min(len(ids) - 1, most)
     windows = scored // context // multiple * multiple
     if windows < 1:
         allowed = "" if most is None else f", of which --tokens allows {most:,} to be scored"
         raise DataError(
-            f"--data: {path}: it has {len(ids):,} tokens{allowed}, too few for "
+            f"{option}: {path}: it has {len(ids):,} tokens{allowed}, too few for "
             f"{f'{multiple} windows' if multiple > 1 else 'one window'} of {context} tokens: "
             f"{multiple * context + 1:,} are needed"
         )
@@ -129,7 +138,7 @@ def kept_losses(cell: Cell, models: Path, sets: Sequence[HeldOutSet]) -> list[fl
     return [trainer.evaluate(part.windows) for part in sets]
 
 
-def _of_option(error: DataError) -> DataError:
+def _of_option(error: DataError, option: str) -> DataError:
     """An error of the reader, which names the keys of a suite's corpus, with the options' names."""
-    line = str(error).replace("corpus.source", "--data", 1).replace("corpus.text", "--text", 1)
+    line = str(error).replace("corpus.source", option, 1).replace("corpus.text", "--text", 1)
     return DataError(line)

@@ -1,4 +1,4 @@
-"""Trained weights that a run keeps, by cell."""
+"""Weights that a run keeps, by cell: the trained ones, and those before the first step."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ def model_path(models: Path, cell: str) -> Path:
     return models / f"{cell}.safetensors"
 
 
-def keep_model(models: Path, cell: Cell, state: dict[str, Tensor]) -> None:
+def initial_path(models: Path, cell: str) -> Path:
+    """Where the weights of a cell before training are kept, by its id."""
+    return models / f"{cell}.initial.safetensors"
+
+
+def keep_model(path: Path, cell: Cell, state: dict[str, Tensor]) -> None:
     """Store weights and buffers, whole or not at all.
 
     Raises:
@@ -24,6 +29,4 @@ def keep_model(models: Path, cell: Cell, state: dict[str, Tensor]) -> None:
     """
     metadata = {"cell": cell.id, "variant": cell.variant}
     state = {name: tensor.contiguous() for name, tensor in state.items()}
-    checkpoint.save_whole(
-        model_path(models, cell.id), lambda path: save_file(state, path, metadata=metadata)
-    )
+    checkpoint.save_whole(path, lambda file: save_file(state, file, metadata=metadata))

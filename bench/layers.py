@@ -175,29 +175,34 @@ def _checked(layer: Any, name: str) -> type[Layer]:
     return layer
 
 
-def complete_options(layer: type[Layer], options: dict[str, Any]) -> dict[str, Any]:
-    """The options with the layer's defaults.
+def complete_options(
+    layer: type[Any], options: dict[str, Any], kind: str = "layer"
+) -> dict[str, Any]:
+    """The options with the defaults of a layer, or of another class with `name` and `Options`.
 
+    Args:
+        kind: what it is, for messages.
     Raises:
         ValueError: one line, for an unknown option or a value it cannot take.
     """
-    if not is_dataclass(layer.Options):
-        raise ValueError(f"Options of layer {layer.name} must be a dataclass")
-    known = [field.name for field in fields(layer.Options)]
+    schema: Any = layer.Options
+    if not is_dataclass(schema):
+        raise ValueError(f"Options of {kind} {layer.name} must be a dataclass")
+    known = [field.name for field in fields(schema)]
     for key in options:
         if key not in known:
             raise ValueError(
-                f"{key}: unknown option of layer {layer.name}{did_you_mean(key, known)}; "
+                f"{key}: unknown option of {kind} {layer.name}{did_you_mean(key, known)}; "
                 f"known: {', '.join(known) or 'none'}"
             )
     try:
         # As JSON, since strict mode there takes a table for a dataclass, yet no "4" for a number.
         text = json.dumps(options, default=str)
-        return asdict(TypeAdapter(layer.Options).validate_json(text, strict=True))
+        return asdict(TypeAdapter(schema).validate_json(text, strict=True))
     except ValidationError as error:
         raise ValueError(isolate.one_line(explain(error))) from None
     except Exception as error:  # of the user's own class, or a type that no option can have
-        raise ValueError(f"Options of layer {layer.name}: {isolate.describe(error)}") from None
+        raise ValueError(f"Options of {kind} {layer.name}: {isolate.describe(error)}") from None
 
 
 def counts_problem(layer: Layer) -> str:

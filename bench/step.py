@@ -92,6 +92,7 @@ class Trainer:
     Args:
         compiled: train with compiled blocks, if the compiler can.
         warn: is told in a line that it cannot.
+        model: to go on with, on the device; a new one if None.
 
     Attributes:
         model: the decoder, parameters in float32, on the device.
@@ -104,6 +105,7 @@ class Trainer:
         device: torch.device,
         compiled: bool = False,
         warn: Callable[[str], None] = lambda line: None,
+        model: Decoder | None = None,
     ) -> None:
         self.cell, self.device = cell, device
         self.compiled = compiled
@@ -113,8 +115,10 @@ class Trainer:
                 warn(f"torch.compile failed, so the cell trains without it: {problem}")
                 self.compiled = False
         torch.manual_seed(seed_for("init", cell.seed))
-        with torch.device(device):
-            self.model = Decoder(cell.config)
+        if model is None:
+            with torch.device(device):
+                model = Decoder(cell.config)
+        self.model = model
         torch.manual_seed(seed_for("dropout", cell.seed))
         self.optimizer = make_optimizer(self.model, cell.training, cell.table_rate)
         if self.compiled:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from isoflop.bench import checkpoint
 from isoflop.bench.data import Sampler, Tokens, bits_per_byte, hash_of_windows
-from isoflop.bench.kept_models import keep_model
+from isoflop.bench.kept_models import initial_path, keep_model, model_path
 from isoflop.bench.machine import (
     device_name,
     git_revision,
@@ -58,9 +58,7 @@ class Hooks:
     report: Callable[[Progress], None] = lambda progress: None
     warn: Callable[[str], None] = lambda line: None  # of trouble that does not end the cell
     stop: Callable[[], bool] = lambda: False  # asked after every step
-    built: Callable[[nn.Module], None] = lambda model: (
-        None
-    )  # before the first step, or a checkpoint
+    built: Callable[[nn.Module], None] = lambda model: None  # before any step or checkpoint
 
 
 def train_cell(
@@ -81,7 +79,8 @@ def train_cell(
         scratch: folder for the checkpoint; a later call resumes from it. It stays there, for the
             caller to remove once the record is stored.
         hooks: `report` is called at entries of the loss curve, at most twice a second.
-        models: folder for the trained weights, as `<cell>.safetensors`; they are dropped if None.
+        models: folder for the trained weights, `<cell>.safetensors`, and those before the first
+            step, `<cell>.initial.safetensors`; they are dropped if None.
         compiled: train with compiled blocks, if the compiler can; the record says whether it could.
     Raises:
         StoppedError: `hooks.stop` said so.
@@ -93,6 +92,7 @@ def train_cell(
     windows = tokens.validation_windows(training.validation_tokens, training.context)
     outcome: dict[str, Any] = {"status": "finished", "loss": None, "bits_per_byte": None}
     run = _Run(cell, device, tokens, windows, checkpoint_path(scratch, cell), hooks, compiled)
+    run.initial = None if models is None else initial_path(models, cell.id)
     reset_peak_memory(device)
     peak, spent = None, None
     try:
@@ -106,7 +106,7 @@ def train_cell(
         spent = run.trainer.flops()
         outcome["bits_per_byte"] = bits_per_byte(loss, windows, tokens.bytes_of_token)
         if models is not None:
-            keep_model(models, cell, run.trainer.model.state_dict())
+            keep_model(model_path(models, cell.id), cell, run.trainer.model.state_dict())
     except StoppedError:
         raise
     except DivergedError as error:
@@ -164,12 +164,9 @@ class _Run:
         self.windows = windows  # [windows, context + 1] tokens for validation
         self.cell, self.device, self.path, self.hooks = cell, device, path, hooks
         self.compiled = compiled
-        self.sampler = Sampler(
-            tokens.train,
-            cell.training.context,
-            cell.training.batch,
-            seed_for("data", cell.seed),
-        )
+        self.initial: Path | None = None  # where to keep the weights before the first step
+        seed = seed_for("data", cell.seed)
+        self.sampler = Sampler(tokens.train, cell.training.context, cell.training.batch, seed)
         self.step, self.train_seconds = 0, 0.0
         self.curve: list[tuple[int, float]] = []
 
@@ -183,6 +180,8 @@ class _Run:
         self.trainer = Trainer(self.cell, self.device, self.compiled, self.hooks.warn)
         self.compiled = self.trainer.compiled
         self.hooks.built(self.trainer.model)
+        if self.initial is not None:
+            keep_model(self.initial, self.cell, self.trainer.model.state_dict())
         self.output_rms = self.trainer.output_rms(self.windows[: self.cell.training.batch])
         losses = self._resume()
         every = max(1, self.cell.steps // CURVE_POINTS)

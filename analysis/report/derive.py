@@ -8,7 +8,8 @@ them with the files on disk. A document shows a result between markers,
 where the path is relative to the document; the text between the markers is generated too.
 
 A directory with a `comparison.json` is a comparison of a new layer with the others and is reported
-as such. That file keeps what was asked; the result in it is generated. A directory whose records
+as such. That file keeps what was asked; the result in it is generated. A directory with compressed
+models gets their table and figure beside the leaderboard. A directory whose records
 have choices of an ablation gets their differences instead of a leaderboard.
 """
 
@@ -32,7 +33,7 @@ import PIL
 from isoflop.analysis.ablation import Ablation, ablation
 from isoflop.analysis.analyse import MARGIN, analyse
 from isoflop.analysis.curves import AnalysisError
-from isoflop.analysis.report import ablations, leaderboard
+from isoflop.analysis.report import ablations, leaderboard, post_training
 from isoflop.analysis.report.figures import draw
 from isoflop.analysis.report.leaderboard import Row
 from isoflop.analysis.report.markdown import escape
@@ -40,6 +41,7 @@ from isoflop.analysis.report.page import page
 from isoflop.analysis.report.sections import markdown
 from isoflop.analysis.report.verdict import result
 from isoflop.results.baseline import find_baseline
+from isoflop.results.compressed import FOLDER, Compressed, load_compressed
 from isoflop.results.errors import printable
 from isoflop.results.files import write_whole
 from isoflop.results.record import Record
@@ -111,6 +113,14 @@ def generate(
     digest = f"records {_digest(inputs, comparison.get('variant', ''))}, {DRAWN_BY}"
     for name, content in draw(analysis, digest, failed).items():
         files[directory / "figures" / name] = content
+    smaller = load_compressed(directory / FOLDER)
+    if smaller:
+        digest = f"records {_digest((*records, *smaller))}, {DRAWN_BY}"
+        try:
+            made = post_training.files(records, smaller, digest)
+        except AnalysisError as error:
+            raise AnalysisError(f"{directory}: {error}") from None
+        files |= {directory / name: content for name, content in made.items()}
     if document and document.exists():
         blocks = {
             "headline": escape(leaderboard.headline(analysis)) + "\n",
@@ -121,7 +131,7 @@ def generate(
     return rows, files
 
 
-def _digest(records: Iterable[Record], more: str = "") -> str:
+def _digest(records: Iterable[Record | Compressed], more: str = "") -> str:
     text = "".join(record.model_dump_json() for record in records)
     return hashlib.sha256((text + more).encode()).hexdigest()
 

@@ -77,8 +77,8 @@ def render(chart: Chart, look: Mapping[str, Look]) -> Figure:
     shared = all(panel.y == chart.panels[0].y for panel in chart.panels)
     for place, (ax, panel) in enumerate(zip(grid, chart.panels, strict=False)):
         _draw_panel(ax, panel, look)
-        _set_axis(ax, "x", chart.x, labelled=place + columns >= count)
-        _set_axis(ax, "y", panel.y, labelled=not shared or place % columns == 0)
+        set_axis(ax, "x", chart.x, labelled=place + columns >= count)
+        set_axis(ax, "y", panel.y, labelled=not shared or place % columns == 0)
     for ax in grid[count:]:
         ax.axis("off")
     handles = [_handle(key, look) for key in chart.keys]
@@ -148,7 +148,7 @@ def _handle(key: Key, look: Mapping[str, Look]) -> Line2D:
     return Line2D([], [], label=printable(key.label), **drawn | line)
 
 
-def _set_axis(ax: Axes, name: Literal["x", "y"], axis: Axis, *, labelled: bool = True) -> None:
+def set_axis(ax: Axes, name: Literal["x", "y"], axis: Axis, *, labelled: bool = True) -> None:
     """Scale, limits and ticks as described; title and labels only where `labelled`."""
     labels, title = (axis.labels, axis.title) if labelled else ([""] * len(axis.ticks), "")
     scale = "log" if axis.log else "linear"
@@ -188,7 +188,7 @@ def multiplier(analysis: Analysis) -> Figure | None:
     ax.set_ylim(len(shown) - 0.5, -0.5)
     drawn = [estimate for standing, value in shown for estimate in (value, standing.parabola)]
     ends = [1.0, *(end for estimate in drawn if estimate for end in estimate)]
-    _set_axis(ax, "x", axis("compute multiplier", ends, multiple, log=True))
+    set_axis(ax, "x", axis("compute multiplier", ends, multiple, log=True))
     ax.axvline(1, color="0.5", lw=0.8, zorder=0)
     ax.grid(axis="y", visible=False)
     return figure

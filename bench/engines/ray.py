@@ -29,7 +29,7 @@ from isoflop.bench.engines.contract import (
     whole_number,
 )
 from isoflop.bench.engines.local import Waiting, places, train_queue
-from isoflop.bench.kept_models import model_path
+from isoflop.bench.kept_models import initial_path, model_path
 from isoflop.bench.plan import Cell
 from isoflop.bench.policy import longest_first
 from isoflop.bench.train import checkpoint_path
@@ -45,7 +45,7 @@ Files = dict[str, bytes]
 class _Done:
     """The last that a task says: files of the cell that the command keeps."""
 
-    files: Files  # by suffix: .pt, the state of a stopped cell; .safetensors, its weights
+    files: Files  # by suffix: .pt, the state of a stopped cell; its weights
 
 
 @dataclass
@@ -217,9 +217,9 @@ def _keep(done: _Done, cell: Cell, scratch: Path, limits: Limits) -> None:
     """Store what came home beside the record."""
     for suffix, content in done.files.items():
         path = checkpoint_path(scratch, cell)
-        if suffix == ".safetensors":
+        if suffix != ".pt":
             assert limits.models is not None
-            path = model_path(limits.models, cell.id)
+            path = limits.models / f"{cell.id}{suffix}"
         write_whole(path, content)
 
 
@@ -253,8 +253,9 @@ def _train_cell(
         result: Files = {}
         if state.exists():
             result[".pt"] = state.read_bytes()
-        if models is not None and model_path(models, cell.id).exists():
-            result[".safetensors"] = model_path(models, cell.id).read_bytes()
+        for path in [model_path(models, cell.id), initial_path(models, cell.id)] if models else []:
+            if path.exists():
+                result[path.name.removeprefix(cell.id)] = path.read_bytes()
         yield _Done(result)
 
 

@@ -22,6 +22,7 @@ from isoflop.results.errors import printable
 
 if TYPE_CHECKING:
     from isoflop.bench.compare import Comparison
+    from isoflop.bench.methods import Method
     from isoflop.models import Layer
 
 LayerArgument = Annotated[
@@ -52,8 +53,8 @@ def layers(as_json: Json = False) -> None:
     show(rows, "Layers", as_json)
 
 
-def described(layer: type[Layer]) -> tuple[str, str]:
-    """The first line of a layer's docstring, and its options with their defaults."""
+def described(layer: type[Layer] | type[Method]) -> tuple[str, str]:
+    """The first line of the docstring of a layer or method, and its options with their defaults."""
     summary = next(iter((layer.__doc__ or "").strip().splitlines()), "")
     return summary, ", ".join(
         f"{option.name}={default_of(option)}" for option in fields(layer.Options)
@@ -110,17 +111,25 @@ def lint(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check a layer before training it. Exit code 1 if a check fails."""
+    """Check a layer before training it, or a method. Exit code 1 if a check fails."""
     from isoflop.bench.checks import ESSENTIAL
     from isoflop.bench.lint import BrokenFileError, Finding, read_options, with_class
     from isoflop.bench.lint import lint as run_checks
+    from isoflop.bench.methods.lint import lint as lint_method
+    from isoflop.bench.methods.lint import names_method
     from isoflop.bench.shape_checks import shapes_of
     from isoflop.bench.suite import load_suite
+    from isoflop.cli.compress import options_of
 
     shapes = shapes_of(load_suite(suite)) if suite else []
+    use = "trained"
     try:
-        name = with_class(layer)
-        findings = run_checks(name, read_options(name, option or []), shapes)
+        if names_method(layer):
+            name, use = layer, "used"
+            findings = lint_method(name, options_of(option or [])[0])
+        else:
+            name = with_class(layer)
+            findings = run_checks(name, read_options(name, option or []), shapes)
     except BrokenFileError as error:
         name, findings = layer, [Finding("builds", False, str(error))]
     if as_json:
@@ -134,10 +143,11 @@ def lint(
     if failed:
         if not as_json:
             refused = "refused" if set(failed) & set(ESSENTIAL) else "not refused"
-            print(f"{name}: to fix: {', '.join(failed)}; training is {refused}")
+            end = f"; training is {refused}" if use == "trained" else ""
+            print(f"{name}: to fix: {', '.join(failed)}{end}")
         raise typer.Exit(1)
     if not as_json:
-        print(f"{name}: fit to be trained")
+        print(f"{name}: fit to be {use}")
 
 
 @app.command()

@@ -11,6 +11,7 @@ import typer
 
 from isoflop.cli import (  # noqa: F401  (register verbs)
     check,
+    compress,
     decode,
     evaluate,
     fit,

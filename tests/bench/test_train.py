@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import isoflop.bench.train
 from isoflop.bench.data import Tokens
-from isoflop.bench.kept_models import model_path
+from isoflop.bench.kept_models import initial_path, model_path
 from isoflop.bench.plan import Cell, plan
 from isoflop.bench.step import Trainer
 from isoflop.bench.suite import load_suite
@@ -196,8 +196,11 @@ def test_kept_weights_give_the_loss_of_the_record(tokens: Tokens, tmp_path: Path
     cell = tiny_cells()[1]  # with a BatchNorm, whose statistics are part of the model
     record = train_cell(cell, tokens, CPU, tmp_path, models=tmp_path / "models")
     path = model_path(tmp_path / "models", cell.id)
-    assert [p.name for p in path.parent.iterdir()] == [f"{cell.id}.safetensors"]
+    kept = [f"{cell.id}.initial.safetensors", f"{cell.id}.safetensors"]
+    assert sorted(p.name for p in path.parent.iterdir()) == kept
     trainer = Trainer(cell, CPU)
+    initial = load_file(initial_path(path.parent, cell.id))
+    assert all(torch.equal(initial[k], v) for k, v in trainer.model.state_dict().items())
     trainer.model.load_state_dict(load_file(path))
     training = cell.training
     windows = tokens.validation_windows(training.validation_tokens, training.context)

@@ -1,0 +1,299 @@
+"""From kept models to records of what methods make of them."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from isoflop.bench.data import Sampler, Tokens, bits_per_byte, hash_of_windows
+from isoflop.bench.evaluate import HeldOutSet
+from isoflop.bench.isolate import describe
+from isoflop.bench.kept_models import initial_path, model_path
+from isoflop.bench.layers import file_of, read_source, source_hash
+from isoflop.bench.machine import (
+    device_name,
+    git_revision,
+    peak_memory,
+    reset_peak_memory,
+    versions,
+)
+from isoflop.bench.methods.counts import counts, stored_bytes
+from isoflop.bench.methods.experts import UnfitError
+from isoflop.bench.methods.method import Calibration, Method, find_method, make_method
+from isoflop.bench.methods.text import Held, from_text, from_training
+from isoflop.bench.plan import Cell
+from isoflop.bench.step import Trainer, seed_for
+from isoflop.models import Decoder
+from isoflop.results import compressed
+from isoflop.results.compressed import Compressed, Recovery, read_compressed, write_compressed
+from isoflop.results.errors import IsoflopError
+from isoflop.results.record import Measured, Record
+
+VERSION = 1  # part of every id: raise it when a change to the code changes results
+RECOVERY_RATE = 0.3  # peak learning rate of recovery training over the source cell's
+MEASURED_WINDOWS = 16  # on which the executed FLOPs are counted
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of every source model."""
+
+    method: str  # as `find_method` takes it
+    options: Sequence[dict[str, Any]]  # each a choice of options
+    seeds: int  # calibration seeds, from 0 on
+    tokens: int  # of calibration
+    shares: Sequence[float]  # of the source's FLOPs, for recovery training
+    text: HeldOutSet | None = None  # to calibrate on; the training text if None
+
+
+class Source:
+    """A cell with kept weights, and the texts of its corpus and its evaluations."""
+
+    def __init__(
+        self, cell: Cell, record: Record, models: Path, tokens: Tokens, others: Sequence[HeldOutSet]
+    ) -> None:
+        self.cell, self.record, self.models, self.tokens = cell, record, models, tokens
+        self.others = others
+        training = cell.training
+        self.windows = tokens.validation_windows(training.validation_tokens, training.context)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def name(self) -> str:
+        return f"{self.cell.variant}, size {self.cell.size.name}"
+
+    @cached_property
+    def model(self) -> Decoder:
+        """The trained model, on the CPU.
+
+        Raises:
+            IsoflopError: the weights cannot be read, or are not of this model.
+        """
+        return self._load(model_path(self.models, self.cell.id))
+
+    def initial(self) -> Decoder:
+        """The model before training.
+
+        Raises:
+            IsoflopError: it was not kept, or see `model`.
+        """
+        path = initial_path(self.models, self.cell.id)
+        if not path.exists():
+            raise IsoflopError(
+                f"{path}: no weights before training, which the method needs: they were trained "
+                "before --keep-models kept them; train them anew in another folder"
+            )
+        return self._load(path)
+
+    def _load(self, path: Path) -> Decoder:
+        model = Decoder(self.cell.config)
+        try:
+            model.load_state_dict(load_file(path))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise IsoflopError(
+                f"{path}: cannot be loaded as weights of {self.name}: {describe(error)}"
+            ) from None
+        return model
+
+    @cached_property
+    def held(self) -> Held:
+        evaluations = [self.windows, *(part.windows for part in self.others)]
+        return Held(evaluations, self.cell.training.context)
+
+    def calibration(self, request: Request, seed: int) -> np.ndarray:
+        """Windows, [n, context + 1].
+
+        Raises:
+            DataError: they overlap an evaluation, or are too few.
+        """
+        context = self.cell.training.context
+        count = max(1, request.tokens // context)
+        if request.text is not None:
+            return from_text(request.text.windows, self.held, request.text.name, count, seed)
+        return from_training(self.tokens, self.held, context, count, seed)
+
+    def losses(self, model: Decoder) -> tuple[float, dict[str, float]]:
+        """Of a model on the device: on the validation text, and on the others by name."""
+        trainer = Trainer(self.cell, self.device, model=model)
+        others = {part.name: trainer.evaluate(part.windows) for part in self.others}
+        return trainer.evaluate(self.windows), others
+
+    @cached_property
+    def other_losses(self) -> dict[str, float]:
+        return self.losses(copy.deepcopy(self.model).to(self.device))[1]
+
+
+def compress(sources: Sequence[Source], request: Request, folder: Path) -> Iterator[Compressed]:
+    """The records that were asked for, each stored before it is given.
+
+    A record that is there is not made again. A method without calibration has one seed where no
+    recovery training follows.
+
+    Raises:
+        UnfitError: the method does not fit a source's layers.
+        IsoflopError: its options do not, or its counts are wrong, or a file cannot be read.
+    """
+    try:
+        path = file_of(request.method)
+        code = read_source(path) if path else None
+        kind = find_method(request.method, code)
+        choices = [make_method(kind, options) for options in request.options]
+    except ValueError as error:
+        raise IsoflopError(f"--method: {error}") from None
+    for source in sources:
+        windows = [source.calibration(request, seed) for seed in range(request.seeds)]
+        for method, options in choices:
+            for seed, part in enumerate(windows):
+                job = _Job(source, method, options, source_hash(code), request, seed, part)
+                yield from job.records(folder)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One source, method, choice of options and calibration seed; a record for each recovery."""
+
+    source: Source
+    method: Method
+    options: dict[str, Any]
+    code: str | None  # a hash of the method's file
+    request: Request
+    seed: int
+    windows: np.ndarray  # of calibration
+
+    def records(self, folder: Path) -> Iterator[Compressed]:
+        changed: Decoder | None = None
+        for share in self.request.shares:
+            if not self.method.calibrated and share == 0 and self.seed:
+                continue  # it would be the same once more
+            path = folder / f"{self.id(share)}.json"
+            if not path.exists():
+                if changed is None:
+                    changed = self.apply()
+                write_compressed(folder, self.make(changed, share))
+            yield read_compressed(path)
+
+    def id(self, share: float) -> str:
+        seen = hash_of_windows(self.windows) if self.method.calibrated else None
+        decides = {
+            "version": VERSION,
+            "cell": self.source.cell.id,
+            "method": self.method.name,
+            "code": self.code,
+            "options": self.options,
+            "calibration": [seen, self.seed],
+            "recovery": [share, RECOVERY_RATE] if share else 0,
+            "evaluated": [hash_of_windows(part.windows) for part in self.source.others],
+        }
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
+
+    def apply(self) -> Decoder:
+        tokens = torch.from_numpy(self.windows)
+        initial = self.source.initial() if self.method.needs_initial else None
+        calibration = Calibration(tokens[:, :-1], tokens[:, 1:], self.seed, initial)
+        try:
+            return self.method.apply(self.source.model, calibration)
+        except UnfitError:
+            raise
+        except ValueError as error:
+            raise IsoflopError(f"{self.source.name}: {error}") from None
+        except Exception as error:
+            if self.code is None:
+                raise  # a fault of the program, not of a user's method
+            line = f"{self.method.name}: {describe(error)}"
+            raise IsoflopError(f"{self.source.name}: {line}") from None
+
+    def make(self, changed: Decoder, share: float) -> Compressed:
+        """The record: counts, recovery training, evaluation."""
+        source, cell, method = self.source, self.source.cell, self.method
+        started, begin = datetime.datetime.now(datetime.UTC), perf_counter()
+        tokens = torch.from_numpy(source.windows[:MEASURED_WINDOWS, :-1])
+        held = counts(changed, tokens, method.name)
+        reset_peak_memory(source.device)
+        model = copy.deepcopy(changed).to(source.device)
+        recovery, seconds = self.recover(model, share, held.flops.training)
+        loss, others = source.losses(model)
+        record = source.record
+        return Compressed(
+            id=self.id(share),
+            cell=cell.id,
+            suite=record.suite,
+            variant=cell.variant,
+            layer=record.layer,
+            size=cell.size,
+            seed=cell.seed,
+            budget=cell.budget,
+            source_flops=record.flops,
+            source_loss=record.loss if record.loss is not None else float("nan"),
+            source_parameters=cell.parameters,
+            source_stored_bytes=stored_bytes(source.model),
+            method=method.name,
+            options=self.options,
+            note=method.note,
+            calibration=compressed.Calibration(
+                text=self.request.text.name if self.request.text else cell.corpus.source,
+                tokens=self.windows[:, 1:].size if method.calibrated else 0,
+                seed=self.seed,
+                hash=hash_of_windows(self.windows),
+            ),
+            search_evaluations=method.searched(),
+            recovery=recovery,
+            loss=loss,
+            bits_per_byte=bits_per_byte(loss, source.windows, source.tokens.bytes_of_token),
+            validation_hash=hash_of_windows(source.windows),
+            other_losses=others,
+            other_source_losses=source.other_losses if others else {},
+            parameters=held.parameters,
+            flops_per_token=held.flops,
+            measured_flops_per_token=held.measured,
+            stored_bytes=held.stored_bytes,
+            measured=Measured(
+                device=device_name(source.device),
+                threads=torch.get_num_threads() if source.device.type == "cpu" else None,
+                started=started.isoformat(timespec="seconds"),
+                seconds=perf_counter() - begin,
+                train_seconds=seconds,
+                tokens_per_second=None,
+                peak_memory_bytes=peak_memory(source.device),
+                versions=versions(),
+                git_revision=git_revision(),
+            ),
+        )
+
+    def recover(self, model: Decoder, share: float, per_token: int) -> tuple[Recovery, float]:
+        """Train on with a share of the source's FLOPs, in whole steps; what was spent, seconds."""
+        cell, training = self.source.cell, self.source.cell.training
+        rate = RECOVERY_RATE * cell.learning_rate
+        per_step = per_token * training.batch * training.context
+        steps = max(1, round(share * self.source.record.flops / per_step)) if share else 0
+        begin = perf_counter()
+        if steps:
+            torch.manual_seed(seed_for("recovery", self.seed))
+            trainer = Trainer(
+                replace(cell, steps=steps, learning_rate=rate), self.source.device, model=model
+            )
+            sampler = Sampler(
+                self.source.tokens.train,
+                training.context,
+                training.batch,
+                seed_for("recovery", self.seed),
+            )
+            model.train()
+            for step in range(steps):
+                trainer.step(step, sampler(step))
+        spent = Recovery(
+            share=share, steps=steps, flops=steps * per_step, learning_rate=rate if steps else 0.0
+        )
+        return spent, perf_counter() - begin
