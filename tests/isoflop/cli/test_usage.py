@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
     [
         (
             "rnu ci",
-            "no verb 'rnu' (did you mean 'run'?); known: check, eval, decode, ",
+            "no verb 'rnu' (did you mean 'run'?); known: check, eval, compress, ",
         ),
         ("plan --devise h100", "plan: no option '--devise' (did you mean '--device'?); known: --"),
         ("report x --jso", "report: no option '--jso' (did you mean '--json'?); known: --json, "),
