@@ -71,6 +71,8 @@ def test_a_minimum_whose_interval_reaches_the_edge_is_noticed() -> None:
     assert not clear.reaches_edge
     assert fit_parabola(LOG_X, (LOG_X - vertices) ** 2).reaches_edge
     assert fit_parabola(LOG_X, (LOG_X - (2 * 1.4 - vertices)) ** 2).reaches_edge
+    for vertex in (0.2, 2.6):  # beside the edge is not at it
+        assert not fit_parabola(LOG_X, np.tile((LOG_X - vertex) ** 2, (100, 1))).reaches_edge
     # 2 of 100 at the edge are outside the central 95%, 4 are not
     for count, reaches in ((2, False), (4, True)):
         vertices = np.where(np.arange(100) < count, 3.0, 1.4)[:, None]
