@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--store", action="store_true", help="write docs/mutation.json")
     arguments = parser.parse_args()
     files = {p: (ROOT / p).read_text() for p in targets() if arguments.only in p}
+    code = score.code()
     counts: score.Counts = {}
     survivors: list[str] = []
     end = time.monotonic() + 60 * arguments.minutes
@@ -76,7 +77,7 @@ def main() -> None:
     text = ", ".join(f"{number} {what}" for what, number in total.items())
     print(f"mutation: {text}: score {100 * score.share(total):.1f}%, seed {arguments.seed}")
     if arguments.store:
-        score.store(arguments.seed, counts, survivors)
+        score.store(code, arguments.seed, counts, survivors)
 
 
 if __name__ == "__main__":

@@ -34,9 +34,10 @@ def share(count: dict[str, int]) -> float:
     return count["killed"] / max(1, count["tried"] - count["equivalent"])
 
 
-def store(seed: int, counts: Counts, survivors: list[str]) -> None:
+def store(code: str, seed: int, counts: Counts, survivors: list[str]) -> None:
+    """Write the counts of the code with a hash, and the document."""
     stored = {
-        "code": code(),
+        "code": code,
         "seed": seed,
         "score": round(share(total(counts)), 4),
         "counts": dict(sorted(counts.items())),
