@@ -31,6 +31,24 @@ def test_minima_are_limited_to_the_grid() -> None:
     assert fit.status == "edge"
 
 
+@pytest.mark.parametrize(
+    ("losses", "status", "lowest"),
+    [
+        ((LOG_X - 0.1) ** 2, "ok", 0.1),
+        ((LOG_X + 0.1) ** 2, "edge", LOG_X[0]),
+        ((LOG_X - LOG_X[-1] + 0.1) ** 2, "ok", LOG_X[-1] - 0.1),
+        ((LOG_X - LOG_X[-1] - 0.1) ** 2, "edge", LOG_X[-1]),
+        (-((LOG_X - 1.4) ** 2), "concave", LOG_X[0] if LOG_X.mean() < 1.4 else LOG_X[-1]),
+        (-(LOG_X**2), "concave", LOG_X[-1]),
+    ],
+)
+def test_the_status_is_that_of_the_data(losses: np.ndarray, status: str, lowest: float) -> None:
+    fit = fit_parabola(LOG_X, np.stack([losses, (LOG_X - 1.4) ** 2]))
+    assert fit.status == status
+    assert fit.log_lowest[0] == pytest.approx(lowest)
+    assert fit_parabola(LOG_X[:4], losses[None, :4]).status != "few"
+
+
 def test_fewer_points_determine_fewer_terms() -> None:
     for points in (1, 2, 3):
         solve, terms = projector(LOG_X[:points])
@@ -52,6 +70,13 @@ def test_a_minimum_whose_interval_reaches_the_edge_is_noticed() -> None:
     vertices = np.linspace(1.4, 3.0, 100)[:, None]
     assert not clear.reaches_edge
     assert fit_parabola(LOG_X, (LOG_X - vertices) ** 2).reaches_edge
+    assert fit_parabola(LOG_X, (LOG_X - (2 * 1.4 - vertices)) ** 2).reaches_edge
+    for vertex in (0.2, 2.6):  # beside the edge is not at it
+        assert not fit_parabola(LOG_X, np.tile((LOG_X - vertex) ** 2, (100, 1))).reaches_edge
+    # 2 of 100 at the edge are outside the central 95%, 4 are not
+    for count, reaches in ((2, False), (4, True)):
+        vertices = np.where(np.arange(100) < count, 3.0, 1.4)[:, None]
+        assert fit_parabola(LOG_X, (LOG_X - vertices) ** 2).reaches_edge == reaches
 
 
 def test_an_estimate_is_sample_zero_with_the_percentiles_of_the_rest() -> None:

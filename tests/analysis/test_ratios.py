@@ -52,6 +52,50 @@ def test_the_order_of_variants_changes_nothing() -> None:
     assert comparison.order[0] == 3
 
 
+def by_definition(rows: np.ndarray) -> np.ndarray:
+    """A pair differs if its interval excludes 0 and every stretch that holds both is rejected."""
+    order = sorted(range(len(rows)), key=lambda i: -rows[i, 0])
+
+    def scaled(i: int, j: int) -> tuple[float, np.ndarray]:
+        gap = rows[i] - rows[j]
+        return abs(gap[0]) / gap[1:].std(), np.abs(gap[1:] - gap[1:].mean()) / gap[1:].std()
+
+    def excludes_zero(i: int, j: int) -> bool:
+        low, high = np.percentile(rows[i, 1:] - rows[j, 1:], (2.5, 97.5))
+        return low > 0 or high < 0
+
+    def rejected(stretch: list[int]) -> bool:
+        if len(stretch) == 2:
+            return excludes_zero(*stretch)
+        pairs = [scaled(i, j) for i in stretch for j in stretch if i != j]
+        largest = np.max([samples for _, samples in pairs], axis=0)
+        return max(observed for observed, _ in pairs) > np.percentile(largest, 95)
+
+    better = np.zeros((len(rows), len(rows)), dtype=bool)
+    for a in range(len(rows)):
+        for b in range(a + 1, len(rows)):
+            stretches = [
+                order[first : last + 1] for first in range(a + 1) for last in range(b, len(rows))
+            ]
+            better[order[a], order[b]] = excludes_zero(order[a], order[b]) and all(
+                rejected(stretch) for stretch in stretches
+            )
+    return better
+
+
+def test_the_tests_are_those_of_the_definition() -> None:
+    """Where some differ and some do not, a few of them near the limit."""
+    shares = []
+    for seed in range(150):
+        generator = np.random.default_rng(seed)
+        values = [0, *generator.normal(0, 0.1, 3)]
+        rows = samples(values, own=0.04, count=40, seed=seed)
+        expected = by_definition(rows)
+        np.testing.assert_array_equal(compare(rows).better, expected, str(seed))
+        shares.append(expected.sum() / 6)
+    assert 0.2 < np.mean(shares) < 0.8
+
+
 def test_no_two_variants_are_each_better_than_the_other() -> None:
     for seed in range(20):
         generator = np.random.default_rng(seed)

@@ -120,6 +120,15 @@ def test_a_layer_states_rates_and_decay_and_is_told_of_every_step(
         assert group["weight_decay"] == pytest.approx(decay)
 
 
+def test_what_a_layer_draws_in_training_does_not_depend_on_its_initialisation() -> None:
+    dense, peer, other = (*tiny_cells(), tiny_cells(seeds=[1])[0])
+    drawn = []
+    for cell in (dense, peer, other):
+        Trainer(cell, torch.device("cpu"))
+        drawn.append(torch.rand(4).tolist())
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
 def test_a_constant_rate_stays_after_the_warm_up() -> None:
     training = Training(context=1, batch=1, warmup=0.1)
     rates = [learning_rate_at(step, 100, 2.0, training, constant=True) for step in range(100)]

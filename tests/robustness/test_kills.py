@@ -30,12 +30,22 @@ GENERATED = "runs/tiny"
 LEAST = 50  # --robustness below which these are left out
 SECONDS = 300  # for one command, on a busy machine
 
+# A shell that runs the tests in the background has its children ignore Ctrl-C.
+PROGRAM = """
+import signal
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    from isoflop.cli.main import main
+    main()
+"""
+
 Watch = Callable[[int], bool]
 
 
 def start(folder: Path, verb: str) -> subprocess.Popen[bytes]:
+    (folder.parent / "program.py").write_text(PROGRAM)
     return subprocess.Popen(
-        [sys.executable, "-m", "isoflop", *COMMANDS[verb]],
+        [sys.executable, folder.parent / "program.py", *COMMANDS[verb]],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder / "cache")},
         stdout=subprocess.DEVNULL,

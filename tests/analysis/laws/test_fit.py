@@ -352,6 +352,14 @@ def test_the_result_is_json():
     assert len(result["intervals"]["E"]) == 2
 
 
+def test_intervals_are_of_the_refits_without_the_answer():
+    fitted = fit(FRONTIER, simulate(FRONTIER, 1e-3, 0), bootstrap=20)
+    assert len(fitted.samples) == fitted.bootstrap <= 20
+    low, high = fitted.intervals["alpha"]
+    alpha = fitted.samples[:, fitted.law.names.index("alpha")]
+    assert (low, high) == pytest.approx(np.quantile(alpha, [0.025, 0.975]))
+
+
 def test_the_optimum_at_another_budget_has_an_interval():
     fitted = fit(CHINCHILLA, simulate(CHINCHILLA, 1e-3, 0))
     optimum = fitted.optimum(1e23)

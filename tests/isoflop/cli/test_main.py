@@ -108,6 +108,10 @@ def test_more_seeds_than_a_suite_has(tmp_path: Path) -> None:
             ["plan", "ci", "--seeds", "0"],
             "isoflop: plan: --seeds: input should be greater than or equal to 1",
         ),
+        (
+            ["plan", "ci", "--seeds", "10000000"],
+            "isoflop: plan: --seeds: input should be less than or equal to 1000",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_two(arguments: list[str], message: str) -> None:

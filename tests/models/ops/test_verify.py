@@ -45,10 +45,11 @@ def mix(backend: str = "auto", width: int = 8, device: torch.device | str = "cpu
     return expert_mix(x, up, up, index, gate, "gelu", backend)
 
 
+@pytest.mark.parametrize("dtype", [F32, torch.float64])
 @pytest.mark.parametrize("operator", [name for name in CASES if name != "gated_activation"])
-def test_the_back_ends_of_a_cpu_agree(operator: str) -> None:
+def test_the_back_ends_of_a_cpu_agree(operator: str, dtype: torch.dtype) -> None:
     backend = "grouped" if operator == "expert_ffn" else "cpu"
-    assert works(operator, backend, torch.device("cpu"), F32, SIZES[operator])
+    assert works(operator, backend, torch.device("cpu"), dtype, SIZES[operator])
 
 
 @runs_triton
