@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
+from isoflop.bench.checkpoint import shards_path
 from isoflop.bench.cost import predict_bytes
 from isoflop.bench.plan import Cell
 from isoflop.bench.policy import MEMORY_SHARE
-from isoflop.bench.shards import load_shards, save_shards, shards_path
+from isoflop.bench.shards import load_shards, save_shards
 from isoflop.bench.step import Trainer, seed_for
 from isoflop.models import Decoder, Layer
 from isoflop.models.columns import can_split, split_tables
@@ -136,9 +137,9 @@ class ParallelTrainer(Trainer):
             added: what each micro-batch of this process adds: statistics times momentum.
         """
         own = torch.stack(added)
-        everyone = own.new_empty(self.world, *own.shape)
-        dist.all_gather_into_tensor(everyone.flatten(0, 1), own)
-        for more in everyone.transpose(0, 1).flatten(0, 1):  # micro-batch i was process i % world's
+        everyone = [torch.empty_like(own) for _ in range(self.world)]
+        dist.all_gather(everyone, own)
+        for more in torch.stack(everyone, 1).flatten(0, 1):  # i was process i % world's
             value = (1 - norm.momentum) * value + more
         return value
 

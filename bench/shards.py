@@ -16,11 +16,6 @@ from torch.distributed.checkpoint.api import CheckpointException
 PROGRESS = "progress.json"
 
 
-def shards_path(path: Path) -> Path:
-    """The folder that stands for the checkpoint file of a cell trained by one process."""
-    return path.with_suffix(".shards")
-
-
 def save_shards(
     folder: Path,
     state: dict[str, Tensor],

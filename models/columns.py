@@ -75,7 +75,7 @@ def gathered(x_MP: Tensor) -> Tensor:
     """The rows of all processes, [W * M, ...], in the order of processes."""
     shape = (dist.get_world_size() * x_MP.shape[0], *x_MP.shape[1:])
     result = x_MP.new_empty(shape)
-    dist.all_gather_into_tensor(result, x_MP.contiguous())
+    dist.all_gather(list(result.chunk(dist.get_world_size())), x_MP.contiguous())
     return result
 
 
