@@ -68,8 +68,8 @@ class ParallelTrainer(Trainer):
         self.norms = [norm for norm in norms if norm.track_running_stats]
         running = {id(b) for norm in self.norms for b in (norm.running_mean, norm.running_var)}
         kept = self.model.state_dict(keep_vars=True)
-        self.counts = [
-            buffer
+        self.counts = [  # by name
+            name
             for name, buffer in self.model.named_buffers()
             if name in kept and id(buffer) not in running
         ]
@@ -102,7 +102,8 @@ class ParallelTrainer(Trainer):
 
     def _accumulate(self, parts: Sequence[Tensor], count: int) -> Tensor:
         """Gradients and cross-entropy of all micro-batches, of which this process takes its own."""
-        before = [buffer.clone() for buffer in self.counts]
+        counts = [self.model.get_buffer(name) for name in self.counts]
+        before = [buffer.clone() for buffer in counts]
         running = [self._running(norm) for norm in self.norms]
         total = torch.zeros((), device=self.device, dtype=self.model.head.weight.dtype)
         seen = []
@@ -113,7 +114,7 @@ class ParallelTrainer(Trainer):
             seen.append([self._running(norm) for norm in self.norms])
         for index, norm in enumerate(self.norms):
             self._set_running(norm, self._merged(norm, running[index], [s[index] for s in seen]))
-        for buffer, old in zip(self.counts, before, strict=True):
+        for buffer, old in zip(counts, before, strict=True):
             added = buffer - old
             dist.all_reduce(added)
             buffer.copy_(old + added)
