@@ -2,11 +2,13 @@
 
 import multiprocessing
 import socket
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from isoflop.bench import parallel
 from tests.bench import ranks
 
 WORLDS = (2, 4)
@@ -80,3 +82,14 @@ def test_a_checkpoint_is_resumed_by_fewer_processes(split: bool, results: dict[i
     assert len(expected) == 6
     # AdamW makes more of rounding than SGD does.
     assert losses == pytest.approx(expected, rel=0, abs=1e-8)
+
+
+@pytest.mark.parametrize(("memory", "split"), [(1e12, False), (1e6, True)])
+def test_tables_are_split_where_the_memory_is_predicted_not_to_suffice(
+    memory: float, split: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = SimpleNamespace(total_memory=memory)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    cell = ranks.cells()["peer"]
+    assert parallel.must_split(cell, torch.device("cuda")) is split
+    assert not parallel.must_split(cell, torch.device("cpu"))
