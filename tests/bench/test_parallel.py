@@ -84,7 +84,7 @@ def test_a_checkpoint_is_resumed_by_fewer_processes(split: bool, results: dict[i
     assert losses == pytest.approx(expected, rel=0, abs=1e-8)
 
 
-@pytest.mark.parametrize(("memory", "split"), [(1e12, False), (1e6, True)])
+@pytest.mark.parametrize(("memory", "split"), [(1e12, False), (1e5, True)])
 def test_tables_are_split_where_the_memory_is_predicted_not_to_suffice(
     memory: float, split: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
