@@ -60,3 +60,8 @@ def load(path: Path, device: torch.device) -> dict[str, Any] | None:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path}: a damaged checkpoint: {reason}") from None
     return dict(state)
+
+
+def shards_path(path: Path) -> Path:
+    """The folder that stands for the checkpoint file of a cell trained by one process."""
+    return path.with_suffix(".shards")

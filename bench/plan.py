@@ -14,8 +14,9 @@ from isoflop.bench.ablation import choices
 from isoflop.bench.counts import counts
 from isoflop.bench.isolate import describe
 from isoflop.bench.layers import complete_options, file_of, find_layer, read_source, source_hash
+from isoflop.bench.refusals import refuse_batches, refuse_twins
 from isoflop.bench.suite import Corpus, Suite, SuiteError, Training
-from isoflop.bench.user_layers import passes_problem, refuse_what_cannot_be_built
+from isoflop.bench.user_layers import refuse_what_cannot_be_built
 from isoflop.models import Config
 from isoflop.results.errors import IsoflopError
 from isoflop.results.record import Ablation, CellKey, Flops, Parameters, Size
@@ -103,8 +104,8 @@ def plan(suite: Suite, where: str) -> list[Cell]:
                         )
                     )
     cells += _ablation_cells(suite, where)
-    _refuse_twins(cells, where)
-    _refuse_batches(cells, where)
+    refuse_twins(cells, where)
+    refuse_batches(distinct_models(cells), where)
     return sorted(cells, key=lambda cell: cell.budget)
 
 
@@ -162,47 +163,9 @@ def sweep_cells(suite: Suite, where: str) -> list[Cell]:
         )
         if table_factor == 1 or cell.has_tables:
             cells.append(cell)
-    _refuse_twins(cells, where)
-    _refuse_batches(cells, where)
+    refuse_twins(cells, where)
+    refuse_batches(distinct_models(cells), where)
     return cells
-
-
-def _refuse_twins(cells: Iterable[Cell], where: str) -> None:
-    """Cells of equal id would be trained twice and share a record.
-
-    Raises:
-        SuiteError: naming the two.
-    """
-    seen: dict[str, Cell] = {}
-    for cell in cells:
-        twin = seen.setdefault(cell.id, cell)
-        if twin is not cell:
-            first, second = (
-                f"{c.variant} at size {c.size.name}, {c.budget:g} FLOPs, seed {c.seed}, learning "
-                f"rate {c.learning_rate:g}"
-                for c in (twin, cell)
-            )
-            raise SuiteError(
-                f"{where}: {first}, is the same cell as {second}: remove what stands twice, of "
-                "seeds, budgets, sizes or variants"
-            )
-
-
-def _refuse_batches(cells: Iterable[Cell], where: str) -> None:
-    """Ask every layer for a forward pass of as many sequences as it will get.
-
-    Raises:
-        SuiteError: it refuses; expert choice needs multiples of its expansion.
-    """
-    for cell in distinct_models(cells):
-        if cell.source is None:  # a user's layer is asked in a child process when it is built
-            problem = passes_problem(cell.config, cell.training.passes)
-            if problem:
-                key, line = problem
-                raise SuiteError(
-                    f"{where}: training.{key}: variants.{cell.variant}, size {cell.size.name}: "
-                    f"{line}"
-                )
 
 
 def distinct_models(cells: Iterable[Cell]) -> list[Cell]:
@@ -288,6 +251,8 @@ def make_cell(
         "seed": seed,
     }
     # Fields that came later count where they are not at their default: ids stay.
+    if training.gpus_per_cell == 1:
+        del decides["training"]["gpus_per_cell"]
     if tables and table_rate != 1:
         decides["table_rate"] = table_rate
     if suite.output_norm:

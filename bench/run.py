@@ -56,10 +56,11 @@ def run_suite(
             waiting.append(cell)
     for cell in distinct_models(waiting):
         verify_flops(cell.config, cell.training.micro_batch or cell.training.batch)
-    # An engine trains cells of one text; the choices of an ablation may have several.
-    by_text: dict[str, list[Cell]] = {}
+    # An engine trains cells alike in these; the choices of an ablation may have several.
+    groups: dict[str, list[Cell]] = {}
     for cell in waiting:
-        text = f"{cell.corpus} {cell.training.validation_tokens} {cell.training.context}"
-        by_text.setdefault(text, []).append(cell)
-    for group in by_text.values():
+        training = cell.training
+        key = f"{training.validation_tokens} {training.context} {training.gpus_per_cell}"
+        groups.setdefault(f"{cell.corpus} {key}", []).append(cell)
+    for group in groups.values():
         yield from (engine or Local()).train(group, records, limits)

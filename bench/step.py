@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from isoflop.bench import diagnostics
+from isoflop.bench import checkpoint, diagnostics
 from isoflop.bench.compiling import compile_blocks, problem_of_compiling
 from isoflop.bench.plan import Cell
 from isoflop.bench.suite import Training
-from isoflop.models import Decoder, measures_flops
+from isoflop.models import Decoder, Layer, measures_flops
 
 EVALUATION_TOKENS = 16384  # per forward pass of the evaluation
 LOGITS_TOKENS = 8192  # whose logits exist at a time in the evaluation on a GPU
@@ -115,14 +117,15 @@ class Trainer:
                 warn(f"torch.compile failed, so the cell trains without it: {problem}")
                 self.compiled = False
         torch.manual_seed(seed_for("init", cell.seed))
-        if model is None:
-            with torch.device(device):
-                model = Decoder(cell.config)
-        self.model = model
+        self.model = model or self._build()
         torch.manual_seed(seed_for("dropout", cell.seed))
         self.optimizer = make_optimizer(self.model, cell.training, cell.table_rate)
         if self.compiled:
             compile_blocks(self.model)
+
+    def _build(self) -> Decoder:
+        with torch.device(self.device):
+            return Decoder(self.cell.config)
 
     def step(self, step: int, windows: np.ndarray) -> Tensor:
         """One optimiser step on [batch, context + 1] tokens.
@@ -134,25 +137,67 @@ class Trainer:
         for group in self.optimizer.param_groups:
             peak = self.cell.learning_rate * group["rate"]
             group["lr"] = learning_rate_at(step, self.cell.steps, peak, training, group["constant"])
-        tokens = self._to_device(windows)
-        parts = tokens.split(training.micro_batch or training.batch)
-        total = torch.zeros((), device=self.device)
-        for part in parts:
-            with torch.autocast(self.device.type, dtype=torch.bfloat16):
-                cross_entropy, auxiliary = self.model.loss(part[:, :-1], part[:, 1:])
-            ((cross_entropy + auxiliary) / len(parts)).backward()
-            total += cross_entropy.detach() / len(parts)
-        nn.utils.clip_grad_norm_(self.model.parameters(), training.clip)
+        parts = self._to_device(windows).split(training.micro_batch or training.batch)
+        total = self._accumulate(parts, len(parts))
+        self._clip()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         for layer in self.model.tested:
             layer.after_step()
         return total
 
+    def _accumulate(self, parts: Sequence[Tensor], count: int) -> Tensor:
+        """Add the gradients of micro-batches to those that are there.
+
+        Args:
+            count: micro-batches of the step, whose mean loss is lowered.
+        Returns:
+            their part of the mean cross-entropy.
+        """
+        total = torch.zeros((), device=self.device, dtype=self.model.head.weight.dtype)
+        for part in parts:
+            with torch.autocast(self.device.type, dtype=torch.bfloat16):
+                cross_entropy, auxiliary = self.model.loss(part[:, :-1], part[:, 1:])
+            ((cross_entropy + auxiliary) / count).backward()
+            total += cross_entropy.detach() / count
+        return total
+
+    def _clip(self) -> None:
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.cell.training.clip)
+
+    def agree(self, flag: bool) -> bool:
+        """Whether any process that trains this cell says so; each must ask."""
+        return flag
+
+    def whole_state(self) -> dict[str, Tensor] | None:
+        """The weights, for the process that stores them; None in the others."""
+        return self.model.state_dict()
+
+    def save(self, path: Path, progress: dict[str, Any]) -> None:
+        """Save model and optimiser, and what the caller keeps with them.
+
+        Raises:
+            OSError: see `checkpoint.save_whole`.
+        """
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        checkpoint.save(path, state | progress, self.device)
+
+    def load(self, path: Path) -> dict[str, Any] | None:
+        """Go on from what `save` saved; what the caller kept, or None if there is nothing.
+
+        Raises:
+            ValueError, RuntimeError, KeyError: it is damaged. Part of it may have been loaded.
+        """
+        state = checkpoint.load(path, self.device)
+        if state is not None:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        return state
+
     def output_rms(self, windows: np.ndarray) -> list[float]:
         """Root mean square of the output of each layer under test, in evaluation."""
         with diagnostics.output_rms(self.model) as result:
-            self._evaluate(windows)
+            self._evaluate(windows[: self._evaluated_together()])
         return result
 
     def load_figures(self) -> list[dict[str, Any]]:
@@ -186,9 +231,12 @@ class Trainer:
             cross_entropy, _ = self.model.loss(tokens[:, :-1], tokens[:, 1:])
         cross_entropy.backward()
         self.model.train()
-        result = [diagnostics.routing_gradient(layer) for layer in self.model.tested]
+        result = [self._routing_gradient(layer) for layer in self.model.tested]
         self.optimizer.zero_grad(set_to_none=True)
         return result
+
+    def _routing_gradient(self, layer: Layer) -> float | None:
+        return diagnostics.routing_gradient(layer)
 
     def evaluate(self, windows: np.ndarray) -> float:
         """Mean cross-entropy in nats per token over [windows, context + 1] tokens.
@@ -199,10 +247,14 @@ class Trainer:
         with diagnostics.loads(self.model) as self.loads:
             return self._evaluate(windows)
 
+    def _evaluated_together(self) -> int:
+        """Sequences of a forward pass of the evaluation."""
+        batch = self.cell.training.micro_batch or self.cell.training.batch
+        return batch * max(1, EVALUATION_TOKENS // (batch * self.cell.training.context))
+
     @torch.no_grad()
     def _evaluate(self, windows: np.ndarray) -> float:
-        batch = self.cell.training.micro_batch or self.cell.training.batch
-        batch *= max(1, EVALUATION_TOKENS // (batch * self.cell.training.context))
+        batch = self._evaluated_together()
         # Logits of 32,768 tokens over a vocabulary of 32,768 would take 11 GB.
         part_tokens = LOGITS_TOKENS if self.device.type == "cuda" else None
         self.model.eval()
@@ -223,3 +275,20 @@ class Trainer:
         if self.device.type == "cuda":
             return tokens.pin_memory().to(self.device, non_blocking=True)
         return tokens
+
+
+def make_trainer(
+    cell: Cell, device: torch.device, compiled: bool, warn: Callable[[str], None]
+) -> Trainer:
+    """The trainer of a cell; in a group of processes, that of one of them."""
+    if not dist.is_initialized():
+        return Trainer(cell, device, compiled, warn)
+    from isoflop.bench.parallel import ParallelTrainer  # imports much that is seldom needed
+
+    return ParallelTrainer(cell, device, compiled, warn)
+
+
+def describe_devices(name: str) -> str:
+    """The devices of all processes that train a cell, by the name of this one's."""
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    return f"{world} x {name}" if world > 1 else name

@@ -91,6 +91,8 @@ class Training(Frozen):
     """Sequences per optimiser step."""
     micro_batch: Length | None = None
     """Sequences per backward pass, to save memory; it must divide batch."""
+    gpus_per_cell: Annotated[int, Field(ge=1, le=2**10)] = 1
+    """Processes, each with a GPU, that train a cell together and share its micro-batches."""
     schedule: Literal["cosine", "wsd"] = "cosine"
     """Of the learning rate, over the cell's own horizon; wsd is warm-up, stable, decay."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from isoflop.bench import checkpoint
 from isoflop.bench.data import Sampler, Tokens, bits_per_byte, hash_of_windows
 from isoflop.bench.kept_models import initial_path, keep_model, model_path
 from isoflop.bench.machine import (
@@ -25,7 +24,7 @@ from isoflop.bench.machine import (
     versions,
 )
 from isoflop.bench.plan import Cell
-from isoflop.bench.step import Trainer, seed_for
+from isoflop.bench.step import Trainer, describe_devices, make_trainer, seed_for
 from isoflop.models.decoder import blocks_with_layer
 from isoflop.results.record import LayerFigures, Measured, Record
 
@@ -105,8 +104,9 @@ def train_cell(
         outcome["layers"] = run.layers()
         spent = run.trainer.flops()
         outcome["bits_per_byte"] = bits_per_byte(loss, windows, tokens.bytes_of_token)
-        if models is not None:
-            keep_model(model_path(models, cell.id), cell, run.trainer.model.state_dict())
+        weights = run.trainer.whole_state() if models is not None else None
+        if models is not None and weights is not None:
+            keep_model(model_path(models, cell.id), cell, weights)
     except StoppedError:
         raise
     except DivergedError as error:
@@ -121,7 +121,7 @@ def train_cell(
         validation_hash=hash_of_windows(windows),
         curve=run.curve,
         measured=Measured(
-            device=device_name(device),
+            device=describe_devices(device_name(device)),
             threads=torch.get_num_threads() if device.type == "cpu" else None,
             compiled=run.compiled if device.type != "cpu" else None,
             started=started.isoformat(timespec="seconds"),
@@ -177,11 +177,11 @@ class _Run:
             DivergedError: at an entry of the loss curve.
             StoppedError: after a step, with the state saved.
         """
-        self.trainer = Trainer(self.cell, self.device, self.compiled, self.hooks.warn)
+        self.trainer = self._trainer()
         self.compiled = self.trainer.compiled
         self.hooks.built(self.trainer.model)
-        if self.initial is not None:
-            keep_model(self.initial, self.cell, self.trainer.model.state_dict())
+        if self.initial is not None and (weights := self.trainer.whole_state()) is not None:
+            keep_model(self.initial, self.cell, weights)
         self.output_rms = self.trainer.output_rms(self.windows[: self.cell.training.batch])
         losses = self._resume()
         every = max(1, self.cell.steps // CURVE_POINTS)
@@ -190,8 +190,7 @@ class _Run:
         while self.step < self.cell.steps:
             losses.append(self.trainer.step(self.step, self.sampler(self.step)))
             self.step += 1
-            stopping = self.step < self.cell.steps and self.hooks.stop()
-            if stopping:
+            if self.step < self.cell.steps and self.trainer.agree(self.hooks.stop()):
                 self.train_seconds = before + perf_counter() - begin
                 self._save(losses)
                 raise StoppedError
@@ -209,9 +208,13 @@ class _Run:
                 speed = done / (now - begin)
                 self.hooks.report(Progress(self.step, loss, speed, self.curve[sent:]))
                 shown, sent = now, len(self.curve)
-            if now - saved > CHECKPOINT_SECONDS and self.step < self.cell.steps:
+            due = self.trainer.agree(now - saved > CHECKPOINT_SECONDS)
+            if due and self.step < self.cell.steps:
                 self._save(losses)
                 saved = perf_counter()
+
+    def _trainer(self) -> Trainer:
+        return make_trainer(self.cell, self.device, self.compiled, self.hooks.warn)
 
     def layers(self) -> list[LayerFigures]:
         """What explains the result: of every layer under test, once training and evaluation end."""
@@ -239,16 +242,14 @@ class _Run:
 
     def _save(self, pending: list[Tensor]) -> None:
         """Save the state. A failure, such as a full disk, is said and costs no more than that."""
-        state = {
-            "model": self.trainer.model.state_dict(),
-            "optimizer": self.trainer.optimizer.state_dict(),
+        progress = {
             "step": self.step,
             "curve": self.curve,
             "pending": [float(loss) for loss in pending],  # since the curve's last entry
             "train_seconds": self.train_seconds,
         }
         try:
-            checkpoint.save(self.path, state, self.device)
+            self.trainer.save(self.path, progress)
         except OSError as error:
             self.hooks.warn(
                 f"{self.path}: cannot save a checkpoint: {error.strerror or error}; "
@@ -258,15 +259,13 @@ class _Run:
     def _resume(self) -> list[Tensor]:
         """Load the checkpoint if there is one; the losses since the curve's last entry."""
         try:
-            state = checkpoint.load(self.path, self.device)
-            if state is None:
-                return []
-            self.trainer.model.load_state_dict(state["model"])
-            self.trainer.optimizer.load_state_dict(state["optimizer"])
+            state = self.trainer.load(self.path)
         except (ValueError, RuntimeError, KeyError) as error:
             # Part of it may have been loaded: start over.
             self.hooks.warn(f"{str(error).splitlines()[0]}; the cell starts at step 0")
-            self.trainer = Trainer(self.cell, self.device, self.compiled, self.hooks.warn)
+            self.trainer = self._trainer()
+            return []
+        if state is None:
             return []
         self.step, self.train_seconds = state["step"], state["train_seconds"]
         self.curve = [(step, loss) for step, loss in state["curve"]]

@@ -20,6 +20,7 @@ import torch
 from isoflop.bench.data import open_tokens
 from isoflop.bench.machine import device_name, git_revision, versions
 from isoflop.bench.plan import Cell
+from isoflop.bench.ranks import Job, together
 from isoflop.bench.train import Hooks, Progress, StoppedError, describe, train_cell
 from isoflop.results.errors import IsoflopError
 from isoflop.results.record import Measured, Record
@@ -86,6 +87,7 @@ class Order:
 
     cell: Cell
     compiled: bool
+    others: tuple[torch.device, ...] = ()  # devices that train it too, each by a process
 
 
 def work(
@@ -107,16 +109,20 @@ def work(
         pipe.send(progress)
 
     hooks = Hooks(report, pipe.send, lambda: bool(stop))
-    message: object
+    message: Record | Exception
     try:
         tokens = None
         while True:
             order: Order = pipe.recv()
             try:
                 tokens = tokens or open_tokens(corpus)
-                message = train_cell(
-                    order.cell, tokens, device, scratch, hooks, models, order.compiled
-                )
+                job = Job(order.cell, corpus, scratch, models, order.compiled)
+                with together([device, *order.others], job) as trouble:
+                    message = train_cell(
+                        order.cell, tokens, device, scratch, hooks, models, order.compiled
+                    )
+                    if message.status == "failed" and (reason := trouble()):
+                        message = message.model_copy(update={"message": reason})
             except (StoppedError, IsoflopError) as error:
                 message = error
             pipe.send(message)

@@ -100,7 +100,11 @@ class Layer(nn.Module):
         return None
 
     def after_step(self) -> None:
-        """Called once after every optimiser step, however many micro-batches it had."""
+        """Called once after every optimiser step, however many micro-batches it had.
+
+        Where several processes train a cell, buffers hold the same in all of them by then. What
+        `forward` added to a buffer is summed over processes: it must add, not assign.
+        """
 
 
 L = TypeVar("L", bound=type[Layer])

@@ -56,11 +56,12 @@ class PEER(Layer):
         dense = (o.top_k / o.heads) ** 0.5  # makes up for gates of about 1 / k
         std = dense if o.initial_output == "dense" else d_model**-0.5
         nn.init.normal_(self.down_ND, std=std)
+        self.expert_mix = expert_mix  # another one where the tables are split: see `columns`
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         x_MD = x_BTD.flatten(0, 1)
         gate_MP, index_MP = self.retrieval(x_MD)
-        y_MD = expert_mix(
+        y_MD = self.expert_mix(
             x_MD, self.up_ND, self.down_ND, index_MP, gate_MP, self.options.activation
         )
         return y_MD.view_as(x_BTD)

@@ -50,11 +50,12 @@ class PKM(Layer):
         dense = (0.425 * o.top_k / o.heads) ** 0.5
         std = dense if o.initial_output == "dense" else d_model**-0.5
         nn.init.normal_(self.values_ND, std=std)
+        self.value_sum = value_sum  # another one where the table is split: see `columns`
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         x_MD = x_BTD.flatten(0, 1)
         gate_MP, index_MP = self.retrieval(x_MD)
-        y_MD = value_sum(self.values_ND, index_MP, gate_MP)
+        y_MD = self.value_sum(self.values_ND, index_MP, gate_MP)
         return y_MD.to(x_BTD.dtype).view_as(x_BTD)
 
     def flops_per_token(self) -> int:

@@ -6,12 +6,14 @@ first record wins.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from isoflop.bench.checkpoint import shards_path
 from isoflop.bench.plan import Cell
 from isoflop.bench.train import Progress, checkpoint_path
 from isoflop.results.errors import IsoflopError, did_you_mean
@@ -86,7 +88,9 @@ def store(cell: Cell, record: Record, records: Path, scratch: Path) -> Event:
     if not written:
         record = read_record(records / f"{cell.id}.json")
     if record.status != "failed":
-        checkpoint_path(scratch, cell).unlink(missing_ok=True)
+        path = checkpoint_path(scratch, cell)
+        path.unlink(missing_ok=True)
+        shutil.rmtree(shards_path(path), ignore_errors=True)
     return Event(cell, record=record, stored=not written)
 
 

@@ -24,7 +24,14 @@ import torch
 from isoflop.bench.cost import Device, local_cpu
 from isoflop.bench.data import Tokens, hash_of_windows
 from isoflop.bench.data import prepare as prepare_tokens
-from isoflop.bench.engines.contract import Event, Limits, remove_scratch, scratch_of, store
+from isoflop.bench.engines.contract import (
+    EngineError,
+    Event,
+    Limits,
+    remove_scratch,
+    scratch_of,
+    store,
+)
 from isoflop.bench.plan import Cell
 from isoflop.bench.policy import Need, card, fits, longest_first, need
 from isoflop.bench.train import Progress, StoppedError
@@ -42,6 +49,7 @@ class Place:
     like: Device  # what it can do, for predictions
     cores: int  # of the host, for its processes
     warm: bool  # a process trains one cell after another
+    others: tuple[torch.device, ...] = ()  # that train the same cell, each by a process
 
 
 class Queue(Protocol):
@@ -100,6 +108,26 @@ def places(core_count: int | None = None) -> list[Place]:
     ]
 
 
+def grouped(here: list[Place], ranks: int) -> list[Place]:
+    """Places of `ranks` devices. Cores may be fewer: the processes then take turns.
+
+    Raises:
+        EngineError: there are fewer GPUs.
+    """
+    if ranks == 1:
+        return here
+    if here[0].device.type == "cpu":
+        place = replace(here[0], others=(here[0].device,) * (ranks - 1))
+        return [place] * max(1, len(here) // ranks)
+    if len(here) < ranks:
+        raise EngineError(f"training.gpus_per_cell: {ranks}, and there are {len(here)} GPUs here")
+    groups = [here[n : n + ranks] for n in range(0, len(here) - ranks + 1, ranks)]
+    return [
+        replace(first, cores=ranks * first.cores, others=tuple(place.device for place in rest))
+        for first, *rest in groups
+    ]
+
+
 class Local:
     """The engine."""
 
@@ -146,10 +174,10 @@ def train_queue(
     """Train what the queue gives, until it gives nothing more, and store the records.
 
     Args:
-        any_cell: of those in the queue; they share corpus and validation text.
+        any_cell: of those in the queue; they share text and the number of processes for a cell.
         asked_to_stop: running cells save their state and end, and no other begins.
     Raises:
-        RunError, DataError: see `contract.Engine`.
+        RunError, EngineError, DataError: see `contract.Engine`.
     """
     training = any_cell.training
     windows = tokens.validation_windows(training.validation_tokens, training.context)
@@ -158,10 +186,11 @@ def train_queue(
     idle: dict[int, list[tuple[Connection, BaseProcess]]] = {n: [] for n in range(len(here))}
     alone: set[str] = set()  # cells that found no memory beside others
     stopping = False
+    here = grouped(here, training.gpus_per_cell)
 
     def needs(cell: Cell, place: Place) -> Need:
         result = need(cell, place.like)
-        return replace(result, load=1.0) if cell.id in alone else result
+        return replace(result, load=1.0) if cell.id in alone or place.others else result
 
     def room(cell: Cell) -> list[int]:
         """Places where it fits, those with the fewest cells first."""
@@ -191,7 +220,7 @@ def train_queue(
                 theirs.close()
             worker = _Worker(process, number, cell, needs(cell, place))
             running[pipe] = worker
-            pipe.send(Order(cell, worker.need.compiled))
+            pipe.send(Order(cell, worker.need.compiled, place.others))
         for other in (other for other in running.values() if other is not worker):
             if other.place == number:
                 other.shared = worker.shared = True

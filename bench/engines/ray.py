@@ -247,7 +247,7 @@ def _train_cell(
             write_whole(state, saved)
         models = Path(name) / "models" if keep_models else None
         tokens = open_tokens(_tokens_folder(Path(corpus), files))
-        here = places(1)[:1]
+        here = places(1)[: cell.training.gpus_per_cell]
         limits = Limits(models, None if left is None else time.monotonic() + left)
         yield from train_queue(Waiting([cell]), tokens, cell, records, limits, here)
         result: Files = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -57,4 +58,8 @@ def find_engine(name: str, options: list[str] | None) -> Engine:
     from isoflop.bench.engines.local import Local
 
     read_options(name, given, {})
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # set by torchrun
+        from isoflop.bench.engines.torchrun import Torchrun
+
+        return Torchrun()
     return Local()

@@ -54,6 +54,21 @@ def test_the_evaluation_of_a_cpu_has_no_parts(monkeypatch: pytest.MonkeyPatch) -
     assert rows == [512]
 
 
+def test_the_output_s_scale_is_one_number_for_a_layer_however_large_the_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of one forward pass of the evaluation, where the batch would take several."""
+    training = {**TINY["training"], "batch": 8, "micro_batch": 2}
+    (cell,) = tiny_cells(
+        training=training, variants={"peer": TINY["variants"]["peer"]}, budgets=[{"flops": 5e9}]
+    )
+    monkeypatch.setattr("isoflop.bench.step.EVALUATION_TOKENS", 64)  # 4 sequences
+    windows = prepare(cell.corpus).validation_windows(512, cell.training.context)
+    trainer = Trainer(cell, CPU)
+    assert trainer.output_rms(windows[:8]) == trainer.output_rms(windows[:4])
+    assert len(trainer.output_rms(windows[:8])) == 1
+
+
 def test_peak_memory_is_that_of_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Begun anew for each cell, since a process on a GPU trains several."""
     calls: list[str] = []

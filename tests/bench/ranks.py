@@ -1,0 +1,154 @@
+"""Body of the processes of test_parallel: the same steps of every cell, by 4, by 2 and by 1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from isoflop.bench import parallel
+from isoflop.bench.plan import Cell
+from isoflop.bench.step import Trainer, make_trainer
+from tests.bench.cells import TINY, tiny_cells
+
+SMALL = {"granularity": 2, "expansion": 2}
+KEYS = {"heads": 2, "top_k": 4, "d_key": 8}
+LAYERS: dict[str, dict[str, Any]] = {
+    "dense": {},
+    "moe": SMALL,
+    "moe_ec": {"expansion": 2},
+    "moe_shared": SMALL | {"bias_rate": 0.1},
+    "remoe": SMALL | {"coefficient_start": 1e-2},
+    "pkm": {"n_slots": 64, **KEYS},
+    "peer": {"n_experts": 64, **KEYS},
+}
+SPLIT = ("pkm", "peer")
+STEPS = 4
+KINDS = [(name, split) for name in LAYERS for split in (False, True)[: 1 + (name in SPLIT)]]
+Results = dict[tuple[Any, ...], dict[str, Any]]
+
+
+def cells(**training: Any) -> dict[str, Cell]:
+    """A cell of each layer, of four micro-batches a step."""
+    variants = {
+        name: {"layer": name, "learning_rate": 0.5, "options": options}
+        for name, options in LAYERS.items()
+    }
+    training = {**TINY["training"], "batch": 8, "micro_batch": 2, "warmup": 0, **training}
+    planned = tiny_cells(variants=variants, training=training, budgets=[{"flops": 5e9}])
+    return {cell.variant: cell for cell in planned}
+
+
+def windows(first: int, count: int) -> np.ndarray:
+    return np.random.default_rng(first).integers(300, size=(count, 17))
+
+
+def make(cell: Cell, dtype: torch.dtype, split: bool, sgd: bool) -> Trainer:
+    """A trainer whose first gradients are large: the head does not start at zero."""
+    with torch.no_grad(), splitting(split):
+        trainer = make_trainer(cell, torch.device("cpu"), False, print)
+        head = trainer.model.head.weight
+        head.copy_(torch.randn(head.shape, generator=torch.Generator().manual_seed(0)))
+    if dtype == torch.float64:
+        model = trainer.model.double()
+
+        def cross_entropy(x_MD: Tensor, targets_M: Tensor) -> Tensor:  # not in float32
+            return F.cross_entropy(model.head(x_MD), targets_M)
+
+        model.cross_entropy = cross_entropy  # type: ignore[method-assign]
+    if sgd:  # Adam turns the rounding of tiny gradients into large steps
+        trainer.optimizer = torch.optim.SGD(trainer.optimizer.param_groups, lr=1.0)  # type: ignore[assignment]
+    return trainer
+
+
+@contextmanager
+def splitting(split: bool) -> Iterator[None]:
+    """Within the block tables are split, or not, whatever is predicted."""
+    before, parallel.must_split = parallel.must_split, lambda cell, device: split
+    try:
+        yield
+    finally:
+        parallel.must_split = before
+
+
+def gradients(trainer: Trainer) -> dict[str, Tensor]:
+    """All gradients, those of split tables put together."""
+    result = {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
+    for name in getattr(trainer, "split", {}):
+        parts = [torch.empty_like(result[name]) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, result[name])
+        result[name] = torch.cat(parts, dim=1)
+    return result
+
+
+def train(cell: Cell, dtype: torch.dtype, split: bool) -> dict[str, Any]:
+    """Losses of some steps and of an evaluation, the first step's gradients, and what is left."""
+    trainer = make(cell, dtype, split, sgd=True)
+    first: list[dict[str, Tensor]] = []
+    clip = trainer._clip
+
+    def keep_gradients() -> None:
+        if not first:
+            first.append(gradients(trainer))
+        clip()
+
+    trainer._clip = keep_gradients  # type: ignore[method-assign]
+    losses = [float(trainer.step(step, windows(step % 2, 8))) for step in range(STEPS)]
+    losses.append(trainer.evaluate(windows(0, 10)))
+    return {
+        "losses": losses,
+        "gradients": first[0],
+        "state": trainer.whole_state(),
+        "routing_gradients": trainer.routing_gradients(windows(0, 2)),
+        "flops": trainer.flops(),
+    }
+
+
+def train_all() -> Results:
+    """Every kind of cell, in the group that this process is in."""
+    alone = not dist.is_initialized()
+    return {
+        (name, split, dtype): train(cell, dtype, split)
+        for name, cell in cells().items()
+        for split in (False, True)[: 1 + (name in SPLIT and not alone)]
+        for dtype in (torch.float64, torch.float32)
+    }
+
+
+def steps(cell: Cell, split: bool, path: Path, first: int, last: int) -> list[float]:
+    """Losses of AdamW's steps, from a checkpoint on, and up to one."""
+    trainer = make(cell, torch.float64, split, sgd=False)
+    progress = trainer.load(path)
+    assert (progress or {"step": 0})["step"] == first
+    losses = [float(trainer.step(step, windows(step, 8))) for step in range(first, last)]
+    trainer.save(path, {"step": last})
+    return losses
+
+
+def body(rank: int, port: int, folder: Path) -> None:
+    """Four processes: of a group of four, then the first two of one of two, then one alone."""
+    torch.set_num_threads(1)
+    store = dist.TCPStore("127.0.0.1", port, 4, rank == 0)
+    peer = cells()["peer"]
+    for world in (4, 2, 1):
+        if rank >= world:
+            break
+        dist.init_process_group(
+            "gloo", store=dist.PrefixStore(str(world), store), rank=rank, world_size=world
+        )
+        results: Results = train_all() if world > 1 else {}
+        first, last = {4: (0, 2), 2: (2, 4), 1: (4, 6)}[world]
+        for split in (True, False):
+            losses = steps(peer, split and world > 1, folder / f"{split}.pt", first, last)
+            results["resumed", split] = {"losses": losses}
+        if rank == 0:
+            torch.save(results, folder / f"{world}.results")
+        dist.barrier()
+        dist.destroy_process_group()
