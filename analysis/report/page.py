@@ -16,7 +16,7 @@ from string import Template
 import numpy as np
 
 from isoflop.analysis.analyse import Analysis
-from isoflop.analysis.report import layer_figures, leaderboard, sections
+from isoflop.analysis.report import equal_total_table, layer_figures, leaderboard, sections
 from isoflop.analysis.report.charts import charts
 from isoflop.analysis.report.leaderboard import Row
 from isoflop.analysis.report.multiples import MOST, left_out
@@ -67,7 +67,12 @@ def page(
             analysis, shown, "isoflop", "frontier", "multiplier_scale", "wall_clock", "resources"
         )
         + _table(sections.SCALE, sections.scale_header(analysis), sections.scale_rows(analysis))
-        + _list(sections.crossings(analysis)),
+        + _list(sections.crossings(analysis))
+        + _table(
+            equal_total_table.text(analysis),
+            equal_total_table.header(analysis),
+            equal_total_table.rows(analysis),
+        ),
         checks=_checks(analysis, shown),
         settings=_verbatim(suite) if suite else "<p>No copy of the suite file.</p>",
         reproduce=_reproduce(analysis, commands),
