@@ -1,8 +1,8 @@
 """The suite `h100-lunch` from end to end on a CPU, at budgets divided by ten thousand, in pieces.
 
 The variants, budgets and steps of the work are the suite's own; widths, context and tables are
-smaller in proportion, so that a step of a divided budget is still one of many. To try all sizes and
-seeds as well, in about twenty minutes: `python -m tests.bench.test_h100_lunch FOLDER`.
+smaller in proportion, so that a step of a divided budget is still one of many, and every budget has
+one size and one seed. It takes minutes: `pytest --trials tests/bench/test_h100_lunch.py`.
 """
 
 import shutil
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import tomli_w
 
 from isoflop.bench.cost import DEVICES, predict_bytes
@@ -24,12 +25,8 @@ DIVISOR = 1e4
 WORDS = "the a sailor whale sea saw sang of in under old green quick river stone and".split()
 
 
-def small(whole: bool) -> dict[str, Any]:
-    """The suite, for a CPU.
-
-    Args:
-        whole: all sizes and seeds, instead of one size a budget and one seed.
-    """
+def small() -> dict[str, Any]:
+    """The suite, for a CPU."""
     suite = load_suite("h100-lunch").model_dump(exclude_none=True, exclude={"name"})
     suite["corpus"] |= {"source": "text", "vocabulary": 300, "validation": 0.2}
     suite["training"] |= {"context": 32, "batch": 8, "validation_tokens": 2048}
@@ -44,22 +41,20 @@ def small(whole: bool) -> dict[str, Any]:
                 options[name] = round(options[name] ** 0.5 / 8) ** 2
         if "top_k" in options:
             options |= {"heads": 2, "top_k": 4, "d_key": 8}
-    if not whole:
-        suite["seeds"] = suite["seeds"][:1]
-        for budget in suite["budgets"]:
-            budget["sizes"] = budget["sizes"][1:2]
-    text = np.random.default_rng(0)
-    lines = [" ".join(text.choice(WORDS, 60)) + "\n<|endoftext|>\n" for _ in range(3000)]
-    return {"suite": suite, "text": "".join(lines)}
+    suite["seeds"] = suite["seeds"][:1]
+    for budget in suite["budgets"]:
+        budget["sizes"] = budget["sizes"][1:2]
+    return suite
 
 
-def prepare(folder: Path, whole: bool) -> Path:
+def prepare(folder: Path) -> Path:
     """Write the suite and its text, one file of a folder of them."""
-    made = small(whole)
+    words = np.random.default_rng(0)
+    lines = [" ".join(words.choice(WORDS, 60)) + "\n<|endoftext|>\n" for _ in range(3000)]
     (folder / "text").mkdir(parents=True)
-    (folder / "text" / "words.txt").write_text(made["text"], encoding="utf-8")
+    (folder / "text" / "words.txt").write_text("".join(lines), encoding="utf-8")
     path = folder / "lunch.toml"
-    path.write_text(tomli_w.dumps(made["suite"]), encoding="utf-8")
+    path.write_text(tomli_w.dumps(small()), encoding="utf-8")
     return path
 
 
@@ -85,15 +80,16 @@ def test_it_takes_about_twenty_five_minutes_of_an_h100() -> None:
     assert max(map(predict_bytes, cells)) < 0.2 * device.memory
 
 
-def trial(folder: Path, whole: bool, piece: str) -> None:
-    """Train a first piece, and the rest from a copy of its folder; then look at the report."""
-    first, second = folder / "first", folder / "second"
-    suite = prepare(first, whole)
+def test_it_runs_from_end_to_end_in_pieces(tmp_path: Path, pytestconfig: pytest.Config) -> None:
+    if not pytestconfig.getoption("--trials"):
+        pytest.skip("takes minutes; --trials asks for it")
+    first, second = tmp_path / "first", tmp_path / "second"
+    suite = prepare(first)
     cells = plan(load_suite(str(suite)), str(suite))
     assert "min on h100" in isoflop(first, "plan", suite.name, "--device", "h100")
-    output = isoflop(first, "run", suite.name, "--time-limit", piece)
+    output = isoflop(first, "run", suite.name, "--time-limit", "12s")
     assert "the same command goes on" in output
-    assert 0 <= len(load_records(first / "runs" / "lunch" / "records")) < len(cells)
+    assert len(load_records(first / "runs" / "lunch" / "records")) < len(cells)
     shutil.copytree(first, second)  # to another machine
     isoflop(second, "run", suite.name, "--time-limit", "2h")
     results = second / "runs" / "lunch"
@@ -102,11 +98,3 @@ def trial(folder: Path, whole: bool, piece: str) -> None:
     assert {record.status for record in records} == {"finished"}
     for name in ("LEADERBOARD.md", "index.html", "figures/isoflop.png", "figures/resources.png"):
         assert (results / name).stat().st_size > 1000, name
-
-
-def test_it_runs_from_end_to_end_in_pieces(tmp_path: Path) -> None:
-    trial(tmp_path, whole=False, piece="20s")
-
-
-if __name__ == "__main__":
-    trial(Path(sys.argv[1]), whole=True, piece="9m")
