@@ -116,8 +116,8 @@ def _times(analysis: Analysis) -> list[str]:
 PREDICTED = (
     "Each law fitted without its variant's largest budget, what it predicts for the cells of that "
     "budget, and what was measured; nats per token. Interval: where 95% of measurements fall if "
-    "the law holds, corrected for the bias that the bootstrap shows, so that it need not be around the "
-    "prediction."
+    "the law holds, corrected for the bias that the bootstrap shows, so that it need not be around "
+    "the prediction."
 )
 PREDICTED_HEADER = ("variant", "budget", "active parameters", "predicted", "measured", "inside")
 
