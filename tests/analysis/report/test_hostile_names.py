@@ -160,6 +160,7 @@ def test_a_browser_runs_nothing_and_keeps_the_layout(
     sections_ = browser.evaluate("document.querySelectorAll('main > section').length")
     assert sections_ == page(analysed(["moe"]), None).count("<section")
     # every button hides its own variant, and a sorted table keeps its rows
+    browser.evaluate("document.querySelector('[data-hide]').click()")  # shows all
     buttons = browser.evaluate(
         "[...document.querySelectorAll('[data-variant]')].map((b) => (b.click(), "
         "[b.dataset.variant, hidden.has(b.dataset.variant)]))"
