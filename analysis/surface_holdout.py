@@ -33,9 +33,17 @@ class SurfaceHoldOut:
     fitted: int  # budgets that the law was fitted to
     cells: Cells  # held out
     predicted: Array  # (1 + samples, cells) their losses, nats
+    gaps: Array  # (1 + samples, cells) predicted less measured; of a sample, its own
     error: Estimate  # mean predicted less mean measured loss of the held-out cells, nats
     f: float  # their increase of the sum of squares per cell, in units of the noise
     p: float  # probability of an f at least as large, if the law holds
+
+    def prediction(self, cell: int) -> Estimate:
+        """What the law predicts that a held-out cell measures; the interval, like that of `error`,
+        has the noise of the cell in it and is corrected for the bias of the samples."""
+        value, gaps = float(self.predicted[0, cell]), self.gaps[1:, cell]
+        low, high = value - np.quantile(gaps, QUANTILES) if len(gaps) else (np.nan, np.nan)
+        return Estimate(value, float(low), float(high))
 
     @property
     def failed(self) -> bool:
@@ -73,7 +81,8 @@ def hold_out_surface(
     count = int(held.sum())
     f = float(max(whole - part, 0) / count)
     of_held = fitted.predict(cells.log_n[held], cells.log_d[held])
-    gap = of_held.mean(axis=1) - every[:, held].mean(axis=1)
+    gaps = of_held - every[:, held]
+    gap = gaps.mean(axis=1)
     ends = gap[0] - np.quantile(gap[1:], QUANTILES) if len(gap) > 1 else (np.nan, np.nan)
     return SurfaceHoldOut(
         variant=variant,
@@ -81,6 +90,7 @@ def hold_out_surface(
         fitted=len(np.unique(cells.budget)) - 1,
         cells=cells.where(held),
         predicted=of_held,
+        gaps=gaps,
         error=Estimate(float(gap[0]), float(ends[0]), float(ends[1])),
         f=f,
         p=float(fdtrc(count, noise.degrees, f)),

@@ -10,6 +10,11 @@ import torch
 
 from isoflop.bench.plan import Cell
 
+PASSES = 3  # over what a token moves: forward, and both sides of backward
+# of the bandwidth, that such passes reach: PKM and PEER then take 1.16 and 1.31 times dense's step
+# at width 768 on an H200, where 1.17 and 1.32 were measured (`results/benchmarks`)
+GATHERED = 0.4
+
 
 @dataclass(frozen=True)
 class Device:
@@ -39,13 +44,15 @@ DEVICES = {
 def predict_work(cell: Cell, device: Device) -> float:
     """Seconds of training in which the device itself works, within a factor of two or three.
 
-    The sum of compute, the traffic of gathered rows, and the optimiser.
+    The sum of compute, the optimiser, and what each token moves for itself: rows of tables, and
+    what its experts read and write. So of two layers of equal FLOPs the one of thinner experts, or
+    of more rows, takes longer. A dense weight is read once for the whole batch.
     """
     compute = cell.flops / (device.flops * device.utilisation)
-    # Forward, and both sides of backward; a dense weight is read once for the whole batch.
-    rows = 3 * max(0, cell.row_bytes_per_token) * cell.tokens / device.bandwidth
+    moved = max(0, cell.row_bytes_per_token) + cell.moved_bytes_per_token
+    traffic = PASSES * moved * cell.tokens / (GATHERED * device.bandwidth)
     optimiser = cell.steps * 28 * cell.parameters.total / device.bandwidth
-    return compute + rows + optimiser
+    return compute + traffic + optimiser
 
 
 def predict_host(cell: Cell, device: Device) -> float:

@@ -19,8 +19,9 @@ def counts(
     context: int,
     output_norm: bool,
     backbone: tuple[tuple[str, int], ...],
-) -> tuple[Flops, Parameters, int]:
-    """FLOPs, parameters and rows of tables of a model; it is built once for all its cells."""
+) -> tuple[Flops, Parameters, int, int]:
+    """FLOPs, parameters, those in tables, and the values that a token moves to and from experts, of
+    a model; it is built once for all its cells."""
     model = build_on_meta(
         Config(
             layer=layer,
@@ -33,4 +34,6 @@ def counts(
         )
     )
     tables = sum(table.numel() for tested in model.tested for table in tested.tables())
-    return Flops(**model.flops_per_token()), Parameters(**model.parameter_counts()), tables
+    moved = sum(tested.moved_per_token() for tested in model.tested)
+    flops, parameters = Flops(**model.flops_per_token()), Parameters(**model.parameter_counts())
+    return flops, parameters, tables, moved

@@ -48,6 +48,7 @@ class Cell:
     flops_per_token: Flops
     layer_bytes_per_token: int
     row_bytes_per_token: int  # of which rows of tables, gathered for each token anew
+    moved_bytes_per_token: int  # inputs, hidden values and outputs of a token's experts, forward
     # Text of a user's layer file as it was planned: an edit while cells train changes none of them.
     source: str | None = field(default=None, repr=False)
     ablation: Ablation | None = None  # what was changed of the suite
@@ -207,7 +208,7 @@ def make_cell(
     try:
         options = complete_options(layer, variant.options)
         placement = suite.placement
-        flops, parameters, tables = counts(
+        flops, parameters, tables, moved = counts(
             layer,  # type: ignore[arg-type]  # mypy takes the class for an instance
             json.dumps(options, sort_keys=True),
             placement if isinstance(placement, str) else tuple(placement),
@@ -278,5 +279,6 @@ def make_cell(
         flops_per_token=flops,
         layer_bytes_per_token=2 * parameters.layer_active,
         row_bytes_per_token=2 * (parameters.layer_active - parameters.layer_total + tables),
+        moved_bytes_per_token=2 * moved,
         source=source,
     )

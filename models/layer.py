@@ -77,6 +77,15 @@ class Layer(nn.Module):
         """Parameters that one token uses; all of them unless a subclass says otherwise."""
         return sum(parameter.numel() for parameter in self.parameters())
 
+    def moved_per_token(self) -> int:
+        """Values that a token's forward pass moves to and from experts that it shares with few.
+
+        Each expert of a token reads its input, writes and reads its hidden values, and writes its
+        output, which decides the time of thin experts: `isoflop plan` prices it. 0: nothing is
+        moved but what a dense layer moves too; rows of `tables` are priced apart.
+        """
+        return 0
+
     def tables(self) -> list[nn.Parameter]:
         """Parameters read as rows by index. A suite's `table_rate` multiplies their rate."""
         return []

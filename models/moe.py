@@ -76,6 +76,10 @@ class MoEBase(Layer):
     def routing_flops_per_token(self) -> int:
         return 2 * self.d_model * self.n_experts
 
+    def moved_per_token(self) -> int:
+        """2 G (D + d_ff / G): grows with G, while the experts' FLOPs do not."""
+        return 2 * self.options.granularity * (self.d_model + self.d_expert)
+
     def active_parameters(self) -> int:
         experts = self.up_EDF.numel() + self.down_EFD.numel()
         return super().active_parameters() - experts + experts // self.options.expansion

@@ -120,6 +120,9 @@ class SharedMoE(Layer):
         experts = 4 * self.d_model * self.d_expert * self.options.granularity
         return self.routing_flops_per_token() + experts
 
+    def moved_per_token(self) -> int:
+        return 2 * self.chosen * sum(self.up_EDF.shape[1:])
+
     def routing_flops_per_token(self) -> int:
         return 2 * self.d_model * self.n_experts
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from isoflop.analysis.analyse import Analysis
 from isoflop.analysis.curves import Curve
 from isoflop.analysis.estimate import Estimate, estimate
 from isoflop.analysis.report.format import decade, flops, interval, si, si_interval
+from isoflop.analysis.report.multiples import baseline_key, per_variant
 from isoflop.analysis.report.resource_chart import resources
 from isoflop.analysis.report.spec import (
     STEPS,
@@ -26,6 +28,7 @@ from isoflop.analysis.report.spec import (
     number,
     panel,
     points,
+    shortened,
 )
 from isoflop.analysis.report.style import shades
 from isoflop.analysis.report.sweep_charts import granularity, learning_rate
@@ -70,7 +73,7 @@ def isoflop(analysis: Analysis) -> Chart | None:
         for standing in analysis.in_order
         if standing.curves
     }
-    series = [item for items in shown.values() for item in items]
+    series = _all(shown)
     loss = axis("validation loss (nats/token)", extent(series, "y"), number)
     keys = [Key(flops(budget), strength=strength[budget]) for budget in analysis.budgets]
     keys.append(Key("optimum", line=False, marker="diamond"))
@@ -79,11 +82,11 @@ def isoflop(analysis: Analysis) -> Chart | None:
     return Chart(
         "isoflop", "isoFLOP curves",
         "Loss of every cell against its active parameters, one curve per variant and budget "
-        "(stronger colour: more FLOPs). Diamonds mark the fitted optima with their 95% intervals. "
-        "A curve that is not to be trusted is dashed and hollow.",
+        "(stronger colour: more FLOPs), those of the baseline pale behind. Diamonds mark the "
+        "fitted optima with their 95% intervals. A curve that is not to be trusted is dashed and "
+        "hollow.",
         axis("active parameters", extent(series, "x"), si, log=True),
-        tuple(panel(loss, items, name, name) for name, items in shown.items()),
-        tuple(keys), "FLOPs", overlay=True,
+        per_variant(loss, shown, analysis.baseline), tuple(keys), "FLOPs",
     )  # fmt: skip
 
 
@@ -126,9 +129,10 @@ def _cell_text(cell: Sequence[Record], losses: Iterable[float]) -> list[str]:
 
 def frontier(analysis: Analysis) -> Chart | None:
     """Lowest loss against compute: by the law of all cells, and by each budget's parabola."""
-    series: list[Series] = []
+    shown: dict[str, list[Series]] = {}
     for standing in analysis.in_order:
         name, law = standing.variant, standing.surface
+        series: list[Series] = []
         if law:
             budgets = law.cells.budget
             compute = np.geomspace(budgets.min(), budgets.max(), STEPS)
@@ -141,32 +145,41 @@ def frontier(analysis: Analysis) -> Chart | None:
             ]
             value = _known(loss, curve.trusted)
             series.append(points(name, [curve.budget], [value], [text], hollow=not curve.trusted))
-    loss_axis = axis("loss of the best size (nats/token)", extent(series, "y"), number, log=True)
+        if series:
+            shown[name] = series
+    ends = extent(_all(shown), "y")
+    loss_axis = axis("loss of the best size (nats/token)", ends, number, log=True)
     return Chart(
         "frontier", "Frontiers",
         "Loss of the compute-optimal model. Lines: by the law of all cells of a variant, with its "
-        "95% band. Points: by the parabola of each budget alone; hollow where it is not to be "
-        "trusted.",
-        _compute_axis(analysis.budgets), (panel(loss_axis, series),), _keys(series),
+        "95% band; pale: that of the baseline. Points: by the parabola of each budget alone; "
+        "hollow where it is not to be trusted.",
+        _compute_axis(analysis.budgets), per_variant(loss_axis, shown, analysis.baseline),
+        baseline_key(analysis.baseline, shown),
     )  # fmt: skip
 
 
 def multiplier_scale(analysis: Analysis) -> Chart | None:
-    """Compute multiplier against compute; dashed where the dense frontier is extrapolated."""
-    series: list[Series] = []
-    labels = {}
+    """Compute multiplier against compute, of all together and of each; dashed where the dense
+    frontier is extrapolated."""
+    shown: dict[str, list[Series]] = {}
+    together: list[Series] = []
+    keys = []
     for standing in analysis.in_order:
         name, gain = standing.variant, standing.multiplier
+        series: list[Series] = []
         if name == analysis.baseline:
             continue
         if gain:
             *area, centre = band(name, gain.compute, gain.band)
             inside = gain.compute * gain.band[0] <= gain.dense_largest
-            series += [*area, line(name, centre.x, centre.y, dashed=not inside.all())]
+            curves = [line(name, centre.x, centre.y, dashed=not inside.all())]
             if inside.any() and not inside.all():
-                series.append(line(name, gain.compute[inside], gain.band[0][inside]))
+                curves.append(line(name, gain.compute[inside], gain.band[0][inside]))
+            series += [*area, *curves]
+            together += [replace(curves[0], label=shortened(name)), *curves[1:]]
             if gain.trend != "not stated":
-                labels[name] = f"{name}: {decade(estimate(gain.slope))} per decade"
+                keys.append(Key(f"{name}: {decade(estimate(gain.slope))} per decade", name))
         if standing.parabolas:
             budgets = list(standing.parabolas)
             values = [estimate(np.exp(logs)) for logs in standing.parabolas.values()]
@@ -175,23 +188,30 @@ def multiplier_scale(analysis: Analysis) -> Chart | None:
                 for budget, value in zip(budgets, values, strict=True)
             ]
             series.append(points(name, budgets, values, texts))
-    if not series:
+        if series:
+            shown[name] = series
+    if not shown:
         return None
-    gains = axis("compute multiplier", [1, *extent(series, "y")], multiple, log=True, rule=1)
+    ends = extent(_all(shown), "y")
+    gains = axis("compute multiplier", [1, *ends], multiple, log=True, rule=1)
+    panels = per_variant(gains, shown, None)
+    if len({item.variant for item in together}) > 1:
+        panels = (panel(gains, together, "all, by the laws"), *panels)
     return Chart(
         "multiplier_scale", "Compute multiplier over scale",
         f"FLOPs {analysis.dense_name} needs over those the layer needs for equal loss. Lines: by "
         "the laws, with their 95% bands; dashed where the dense law is extrapolated. Points: by "
         "the parabola of each budget alone.",
-        _compute_axis(analysis.compared), (panel(gains, series),), _keys(series, labels),
+        _compute_axis(analysis.compared), panels, tuple(keys),
     )  # fmt: skip
 
 
 def wall_clock(analysis: Analysis) -> Chart | None:
     """Loss against training seconds: every cell, and the cells nearest each budget's optimum."""
-    series: list[Series] = []
+    shown: dict[str, list[Series]] = {}
     for standing in analysis.in_order:
         name = standing.variant
+        series: list[Series] = []
         for curve in standing.curves:
             texts = [
                 [*_cell_text(cell, loss), f"{_seconds(cell):.3g} s of training"]
@@ -209,14 +229,18 @@ def wall_clock(analysis: Analysis) -> Chart | None:
                 for (curve, at), second, loss in zip(best, seconds, losses, strict=True)
             ]  # fmt: skip
             series += [line(name, seconds, losses), points(name, seconds, losses, texts)]
+        if series:
+            shown[name] = series
+    every = _all(shown)
     devices = ", ".join(sorted({record.measured.device for record in analysis.finished}))
-    loss_axis = axis("validation loss (nats/token)", extent(series, "y"), number, log=True)
+    loss_axis = axis("validation loss (nats/token)", extent(every, "y"), number, log=True)
     return Chart(
         "wall_clock", "Loss against time",
         f"Every cell by its training time on {devices}; the cells nearest each "
-        "budget's optimum are joined. A layer that wins on FLOPs may lose on time.",
-        axis("training seconds", extent(series, "x"), si, log=True),
-        (panel(loss_axis, series),), _keys(series), "nearest the optimum",
+        "budget's optimum are joined, those of the baseline pale behind. A layer that wins on "
+        "FLOPs may lose on time.",
+        axis("training seconds", extent(every, "x"), si, log=True),
+        per_variant(loss_axis, shown, analysis.baseline), baseline_key(analysis.baseline, shown),
     )  # fmt: skip
 
 
@@ -240,7 +264,7 @@ def holdout(analysis: Analysis) -> Chart | None:
         ]
     if not shown:
         return None
-    series = [item for items in shown.values() for item in items]
+    series = _all(shown)
     loss_axis = axis("validation loss (nats/token)", extent(series, "y"), number)
     return Chart(
         "holdout", "Held-out budget",
@@ -248,15 +272,12 @@ def holdout(analysis: Analysis) -> Chart | None:
         "when it is fitted to the smaller budgets alone, with its 95% band. Hollow: the prediction "
         "fails.",
         axis("active parameters", extent(series, "x"), si, log=True),
-        tuple(panel(loss_axis, items, name, name) for name, items in shown.items()),
-        _keys(series), overlay=True,
+        per_variant(loss_axis, shown, None), (),
     )  # fmt: skip
 
 
-def _keys(series: Iterable[Series], labels: dict[str, str] | None = None) -> tuple[Key, ...]:
-    """A key per variant, by its name or by its label."""
-    names = dict.fromkeys(item.variant for item in series if item.variant)
-    return tuple(Key((labels or {}).get(name, name), name) for name in names)
+def _all(shown: Mapping[str, Sequence[Series]]) -> list[Series]:
+    return [item for items in shown.values() for item in items]
 
 
 def _compute_axis(budgets: Sequence[float]) -> Axis:

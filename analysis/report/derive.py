@@ -34,6 +34,7 @@ from isoflop.analysis.ablation import Ablation, ablation
 from isoflop.analysis.analyse import MARGIN, analyse
 from isoflop.analysis.curves import AnalysisError
 from isoflop.analysis.report import ablations, leaderboard, post_training
+from isoflop.analysis.report.claims import claims, predictions
 from isoflop.analysis.report.figures import draw
 from isoflop.analysis.report.leaderboard import Row
 from isoflop.analysis.report.markdown import escape
@@ -52,6 +53,7 @@ DRAWN_BY = (
     f"{platform.system()} {platform.machine()}"
 )
 COMPARISON = "comparison.json"
+DOCUMENT = "REPORT.md"  # beside results directories, with blocks of any of them
 ABLATIONS = "robustness"  # the directory beside others whose choices their boards show
 BLOCK = re.compile(r"(<!-- isoflop:(\S+) (\S+) -->\n)(.*?)(<!-- /isoflop -->)", re.DOTALL)
 
@@ -66,7 +68,8 @@ def generate(
 
     Args:
         directory: a results directory; see `sources`.
-        document: a Markdown file whose blocks for this directory are generated too, if it exists.
+        document: a Markdown file whose blocks for this directory are generated too, if it exists,
+            like those of a REPORT.md beside the directory.
         failed: takes the charts that cannot be drawn, and why; if None, they raise.
         margin: within which a multiplier counts as equivalent to 1.
 
@@ -121,13 +124,16 @@ def generate(
         except AnalysisError as error:
             raise AnalysisError(f"{directory}: {error}") from None
         files |= {directory / name: content for name, content in made.items()}
-    if document and document.exists():
-        blocks = {
-            "headline": escape(leaderboard.headline(analysis)) + "\n",
-            "leaderboard": leaderboard.table(analysis),
-        }
-        text = document.read_text(encoding="utf-8")
-        files[document] = embed(text, document, directory, blocks).encode()
+    for shown in filter(None, (document, directory.parent / DOCUMENT)):
+        if shown.exists():
+            blocks = {
+                "headline": escape(leaderboard.headline(analysis)) + "\n",
+                "leaderboard": leaderboard.table(analysis),
+                "claims": claims(analysis),
+                "predictions": predictions(analysis),
+            }
+            text = shown.read_text(encoding="utf-8")
+            files[shown] = embed(text, shown, directory, blocks).encode()
     return rows, files
 
 

@@ -18,12 +18,14 @@ from matplotlib.ticker import NullLocator
 from isoflop.analysis.analyse import Analysis
 from isoflop.analysis.report.charts import CHARTS, noted
 from isoflop.analysis.report.format import flops
-from isoflop.analysis.report.spec import Axis, Chart, Key, Panel, Series, axis, multiple
+from isoflop.analysis.report.multiples import left_out, without
+from isoflop.analysis.report.spec import Axis, Chart, Key, Panel, Series, axis, multiple, spread
 from isoflop.analysis.report.style import NEUTRAL, STYLE, Look, looks
 from isoflop.results.errors import printable
 
 SIZES = {"variant": 1.0, "diamond": 1.35, "dot": 0.6, "dash": 1.1}  # of markers, over the usual
 LETTER = 0.068  # inches that a letter of a legend or caption takes, about
+LINE = 0.21  # inches between the labels of lines, of the height that a panel has with its axes
 MARGIN = 0.12  # inches around a figure's text
 
 
@@ -67,11 +69,12 @@ def render(chart: Chart, look: Mapping[str, Look]) -> Figure:
         look: by variant.
     """
     count = len(chart.panels)
-    columns = count if count < 3 else 3 if count <= 6 else 4
+    columns = {1: 1, 2: 2, 4: 2}.get(count, 3 if count <= 6 else 4)
     rows = -(-count // columns)
     width, height = {1: (5.0, 3.5), 2: (3.6, 3.3)}.get(columns, (2.6, 2.5))
     unused = rows * columns - count
-    legend = 0.0 if unused else 0.7 + LETTER * max(len(key.label) for key in chart.keys)
+    letters = max((len(key.label) for key in chart.keys), default=0)
+    legend = 0.7 + LETTER * letters if letters and not unused else 0.0
     figure = _figure(columns * width + legend, rows * height, chart.title, chart.caption)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     shared = all(panel.y == chart.panels[0].y for panel in chart.panels)
@@ -79,9 +82,12 @@ def render(chart: Chart, look: Mapping[str, Look]) -> Figure:
         _draw_panel(ax, panel, look)
         set_axis(ax, "x", chart.x, labelled=place + columns >= count)
         set_axis(ax, "y", panel.y, labelled=not shared or place % columns == 0)
+        _label_ends(ax, panel, look, height)
     for ax in grid[count:]:
         ax.axis("off")
     handles = [_handle(key, look) for key in chart.keys]
+    if not handles:
+        return figure
     if unused:
         grid[-1].legend(handles=handles, loc="center", title=chart.key_title)
     else:
@@ -100,12 +106,30 @@ def _figure(width: float, height: float, title: str, caption: str) -> Figure:
 
 def _draw_panel(ax: Axes, panel: Panel, look: Mapping[str, Look]) -> None:
     if panel.title:
-        colour = look[panel.variant].colour if panel.variant else NEUTRAL.colour
+        colour = look.get(panel.variant or "", NEUTRAL).colour
         ax.set_title(printable(panel.title), color=colour, fontweight="bold")
     if panel.y.rule is not None:
         ax.axhline(panel.y.rule, color="0.5", lw=0.8, zorder=0)
     for series in panel.series:
         _draw_series(ax, series, look.get(series.variant or "", NEUTRAL))
+
+
+def _label_ends(ax: Axes, panel: Panel, look: Mapping[str, Look], height: float) -> None:
+    """The labels of lines beside the panel, each joined to the right end of its line."""
+    labelled = [series for series in panel.series if series.label]
+    if not labelled:
+        return
+    ends = [max(zip(item.x, item.y, strict=True)) for item in labelled]
+    places = ax.transAxes.inverted().transform(ax.transData.transform(ends))
+    heights = spread([float(y) for _, y in places], LINE / height, 1)
+    for item, end, place in zip(labelled, ends, heights, strict=True):
+        colour = look.get(item.variant or "", NEUTRAL).tint()
+        ax.annotate(
+            printable(item.label), end, (1.04, place), textcoords="axes fraction", va="center",
+            color=colour, fontsize=8, annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "relpos": (0, 0.5),
+                        "shrinkA": 2, "shrinkB": 0},
+        )  # fmt: skip
 
 
 def _draw_series(ax: Axes, series: Series, look: Look) -> None:
@@ -129,9 +153,10 @@ def _line(look: Look, colour: str, *, dashed: bool) -> dict[str, Any]:
 
 
 def _marker(look: Look, colour: str, shape: str, *, hollow: bool) -> dict[str, Any]:
+    shapes = {"variant": look.marker, "diamond": "D", "dot": "o", "dash": "_", "none": ""}
     return {
-        "marker": {"variant": look.marker, "diamond": "D", "dot": "o", "dash": "_"}[shape],
-        "ms": STYLE["lines.markersize"] * look.weight * SIZES[shape],
+        "marker": shapes[shape],
+        "ms": STYLE["lines.markersize"] * look.weight * SIZES.get(shape, 1.0),
         "mfc": "none" if hollow else colour,
         "mec": "white" if shape == "diamond" and not hollow else colour,
         "mew": {"dot": 0.0, "diamond": 0.8}.get(shape, 1.0),
@@ -196,7 +221,7 @@ def multiplier(analysis: Analysis) -> Figure | None:
 
 def _chart_figure(make: Callable[[Analysis], Chart | None], analysis: Analysis) -> Figure | None:
     chart = make(analysis)
-    return render(chart, looks(analysis)) if chart else None
+    return render(without(chart, left_out(analysis)), looks(analysis)) if chart else None
 
 
 FIGURES: dict[str, Callable[[Analysis], Figure | None]] = {

@@ -16,11 +16,12 @@ from string import Template
 import numpy as np
 
 from isoflop.analysis.analyse import Analysis
-from isoflop.analysis.report import layer_figures, leaderboard, sections
+from isoflop.analysis.report import equal_total_table, layer_figures, leaderboard, sections
 from isoflop.analysis.report.charts import charts
 from isoflop.analysis.report.leaderboard import Row
+from isoflop.analysis.report.multiples import MOST, left_out
 from isoflop.analysis.report.spec import Chart, plain
-from isoflop.analysis.report.style import NEUTRAL, Look, looks
+from isoflop.analysis.report.style import NEUTRAL, Look, families, looks
 from isoflop.analysis.report.verdict import result
 from isoflop.results.errors import printable
 
@@ -41,7 +42,7 @@ def page(
         command: that made a comparison.
         failed: takes the charts that cannot be described, and why; if None, they raise.
     """
-    shown = {chart.id: chart.overlaid for chart in charts(analysis, failed)}
+    shown = {chart.id: chart for chart in charts(analysis, failed)}
     look = looks(analysis)
     name, headline = sections.suites(analysis), leaderboard.headline(analysis)
     commands = command or f"isoflop run {name}\nisoflop report results/{name}"
@@ -51,6 +52,7 @@ def page(
         "looks": {variant: asdict(style) for variant, style in look.items()},
         "neutral": asdict(NEUTRAL),
         "baseline": analysis.baseline,
+        "hidden": left_out(analysis),
         "charts": [plain(chart) for chart in shown.values()],
     }
     library = _web("chart.umd.min.js")
@@ -61,9 +63,16 @@ def page(
         leaderboard=_leaderboard(analysis, look),
         legend=escape(leaderboard.legend(analysis)),
         toggles=_toggles(analysis, look),
-        scale=_figures(shown, "isoflop", "frontier", "multiplier_scale", "wall_clock", "resources")
+        scale=_figures(
+            analysis, shown, "isoflop", "frontier", "multiplier_scale", "wall_clock", "resources"
+        )
         + _table(sections.SCALE, sections.scale_header(analysis), sections.scale_rows(analysis))
-        + _list(sections.crossings(analysis)),
+        + _list(sections.crossings(analysis))
+        + _table(
+            equal_total_table.text(analysis),
+            equal_total_table.header(analysis),
+            equal_total_table.rows(analysis),
+        ),
         checks=_checks(analysis, shown),
         settings=_verbatim(suite) if suite else "<p>No copy of the suite file.</p>",
         reproduce=_reproduce(analysis, commands),
@@ -145,41 +154,71 @@ def _swatch(look: Look, baseline: bool) -> str:
 
 
 def _toggles(analysis: Analysis, look: Mapping[str, Look]) -> str:
-    return "".join(
-        f'<button type="button" aria-pressed="true" data-variant="{escape(variant)}">'
-        f"{_swatch(style, variant == analysis.baseline)}{escape(variant)}</button>"
-        for variant, style in look.items()
-    )
+    """A button per variant, by family; and two for all variants and those shown at first."""
+    hidden = left_out(analysis)
+    groups = ""
+    for family, members in families(analysis).items():
+        buttons = "".join(
+            f'<button type="button" aria-pressed="{str(variant not in hidden).lower()}" '
+            f'data-variant="{escape(variant)}">'
+            f"{_swatch(look[variant], variant == analysis.baseline)}{escape(variant)}</button>"
+            for variant in members
+        )
+        groups += f'<span class="family"><span>{family}</span>{buttons}</span>'
+    if hidden:
+        groups += (
+            f'<span class="family"><button type="button" data-hide="">all {len(look)}</button>'
+            f'<button type="button" data-hide="most">best {MOST}</button></span>'
+        )
+    return groups
 
 
-def _figures(shown: Mapping[str, Chart], *names: str) -> str:
+def _figures(analysis: Analysis, shown: Mapping[str, Chart], *names: str) -> str:
     """Places for charts, those that have something to show."""
     return "".join(
         f"<figure><figcaption><h3>{escape(chart.title)}</h3><p>{escape(chart.caption)}</p>"
-        f'</figcaption><div class="panels">{_canvases(chart)}</div></figure>'
+        f"{_axes(chart)}</figcaption>"
+        f'<div class="panels{" small" * _by_variant(chart)}">{_canvases(chart, left_out(analysis))}'
+        "</div></figure>"
         for name in names
         if (chart := shown.get(name))
     )
 
 
-def _canvases(chart: Chart) -> str:
+def _by_variant(chart: Chart) -> bool:
+    """Whether it has a panel per variant."""
+    return any(panel.variant for panel in chart.panels)
+
+
+def _axes(chart: Chart) -> str:
+    """The titles of the axes, for which small panels have no room."""
+    if not _by_variant(chart):
+        return ""
+    return f"<p>Across: {escape(chart.x.title)}. Up: {escape(chart.panels[0].y.title)}.</p>"
+
+
+def _canvases(chart: Chart, hidden: Sequence[str]) -> str:
     """A canvas per panel, named by chart and number."""
-    return "".join(
-        f'<div class="chart"><canvas id="{chart.id}-{number}" tabindex="0" role="img" aria-label="'
-        f"{escape(f'{chart.title}: {panel.title or panel.y.title}')}. Arrow keys step through the "
-        'points."></canvas></div>'
-        for number, panel in enumerate(chart.panels)
-    )
+    result = ""
+    for number, panel in enumerate(chart.panels):
+        kind = "chart wide" if _by_variant(chart) and not panel.variant else "chart"
+        label = escape(f"{chart.title}: {panel.title or panel.y.title}")
+        result += (
+            f'<div class="{kind}"{" hidden" * (panel.variant in hidden)}>'
+            f'<canvas id="{chart.id}-{number}" tabindex="0" role="img" aria-label="{label}. '
+            'Arrow keys step through the points."></canvas></div>'
+        )
+    return result
 
 
 def _checks(analysis: Analysis, shown: Mapping[str, Chart]) -> str:
     """Held-out budget, granularity and learning rates."""
     parts = [
-        _figures(shown, "holdout"),
+        _figures(analysis, shown, "holdout"),
         _table(sections.HELD_OUT, sections.HELD_OUT_HEADER, sections.holdout_rows(analysis)),
-        _figures(shown, "granularity"),
+        _figures(analysis, shown, "granularity"),
         _list([sections.granularity(sweep) for sweep in analysis.granularity_sweeps]),
-        _figures(shown, "learning_rate"),
+        _figures(analysis, shown, "learning_rate"),
         _table(sections.RATES, sections.RATES_HEADER, sections.rate_rows(analysis)),
         _table(layer_figures.TEXT, layer_figures.HEADER, layer_figures.rows(analysis.standings)),
     ]

@@ -10,7 +10,6 @@ from isoflop.analysis.analyse import Analysis
 from isoflop.analysis.report.format import flops, si
 from isoflop.analysis.report.spec import (
     Chart,
-    Key,
     Series,
     axis,
     extent,
@@ -18,6 +17,7 @@ from isoflop.analysis.report.spec import (
     number,
     panel,
     points,
+    shortened,
 )
 from isoflop.results.record import Record
 
@@ -49,13 +49,12 @@ def resources(analysis: Analysis) -> Chart | None:
             ]
             if best:
                 panels[resource] += [
-                    line(name, losses, values),
+                    line(name, losses, values, label=shortened(name)),
                     points(name, losses, values, texts),
                 ]
     series = [item for items in panels.values() for item in items]
     if not series:
         return None
-    names = dict.fromkeys(item.variant for item in series if item.variant)
     return Chart(
         "resources", "Loss against other costs",
         "The cells nearest each budget's best size, joined. At one loss, lower is cheaper: "
@@ -64,6 +63,5 @@ def resources(analysis: Analysis) -> Chart | None:
         tuple(
             panel(axis(resource, extent(items, "y"), si, log=True), items, resource)
             for resource, items in panels.items()
-        ),
-        tuple(Key(name, name) for name in names),
+        ), (),
     )  # fmt: skip

@@ -12,7 +12,7 @@ from isoflop.analysis.estimate import Estimate, estimate
 from isoflop.analysis.granularity import GranularitySweep
 from isoflop.analysis.learning_rates import RateSweep
 from isoflop.analysis.parabola import EXPLAIN
-from isoflop.analysis.report import layer_figures, leaderboard
+from isoflop.analysis.report import equal_total_table, layer_figures, leaderboard
 from isoflop.analysis.report.format import decade, flops, flops_interval, interval
 from isoflop.analysis.report.markdown import escape, table
 from isoflop.analysis.report.verdict import result
@@ -33,6 +33,12 @@ def markdown(analysis: Analysis) -> str:
         f"# {title}\n\n{leaderboard.table(analysis)}",
         _table("Compute multiplier by budget", SCALE, scale_header(analysis), scale_rows(analysis)),
         _bullets("Crossings", crossings(analysis)),
+        _table(
+            "Equal total parameters",
+            equal_total_table.text(analysis),
+            equal_total_table.header(analysis),
+            equal_total_table.rows(analysis),
+        ),
         _table("Held-out budget", HELD_OUT, HELD_OUT_HEADER, holdout_rows(analysis)),
         _bullets("Granularity", [granularity(sweep) for sweep in analysis.granularity_sweeps]),
         _table("Learning-rate sweeps", RATES, RATES_HEADER, rate_rows(analysis)),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from isoflop.analysis.estimate import CENTRAL_95, Array, Estimate
 Numbers = tuple[float, ...]
 STEPS = 50  # points of a fitted curve
 TINY, HUGE = 1e-99, 1e99  # an interval that reaches beyond is no reason for an axis to
+LONGEST = 16  # letters of a label at the end of a line
 MOST_TICKS = 8  # an axis with more given ticks than this gets round numbers instead
 
 
@@ -58,6 +60,7 @@ class Series:
     hollow: bool = False
     marker: Literal["variant", "diamond", "dot", "dash"] = "variant"
     text: tuple[tuple[str, ...], ...] = ()  # lines shown at each point, on the page
+    label: str = ""  # of a line, written beside the panel at the height of its right end
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class Panel:
     y: Axis
     series: tuple[Series, ...]
     title: str = ""
-    variant: str | None = None  # that gives the title its colour
+    variant: str | None = None  # that it belongs to, and that gives the title its colour
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class Key:
     strength: float = 1.0
     line: bool = True
     hollow: bool = False  # and its line dashed
-    marker: Literal["variant", "diamond"] = "variant"
+    marker: Literal["variant", "diamond", "none"] = "variant"
 
 
 @dataclass(frozen=True)
@@ -93,15 +96,6 @@ class Chart:
     panels: tuple[Panel, ...]
     keys: tuple[Key, ...]
     key_title: str = ""
-    overlay: bool = False  # whether the page draws its panels, of equal axes, in one canvas
-
-    @property
-    def overlaid(self) -> Chart:
-        """The chart as the page draws it: with one panel, if `overlay`."""
-        if not self.overlay:
-            return self
-        series = tuple(series for panel in self.panels for series in panel.series)
-        return replace(self, panels=(Panel(self.panels[0].y, series),))
 
 
 def line(
@@ -214,6 +208,24 @@ def number(value: float) -> str:
 def multiple(value: float) -> str:
     """A tick of an axis of factors."""
     return f"{value:.4g}x"
+
+
+def shortened(name: str) -> str:
+    """A name of at most `LONGEST` letters, for the end of a line."""
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}\N{HORIZONTAL ELLIPSIS}"
+
+
+def spread(heights: Sequence[float], gap: float, top: float) -> list[float]:
+    """Heights moved, in their order, as little as keeps them `gap` apart and at most at `top`."""
+    order = sorted(range(len(heights)), key=lambda at: heights[at])
+    moved = list(heights)
+    for below, at in pairwise(order):
+        moved[at] = max(moved[at], moved[below] + gap)
+    limit = top
+    for at in reversed(order):
+        moved[at] = min(moved[at], limit)
+        limit = moved[at] - gap
+    return moved
 
 
 def extent(series: Iterable[Series], direction: Literal["x", "y"]) -> list[float]:

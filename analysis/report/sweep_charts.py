@@ -9,6 +9,7 @@ from isoflop.analysis.estimate import Estimate
 from isoflop.analysis.granularity import GranularitySweep
 from isoflop.analysis.learning_rates import RateSweep
 from isoflop.analysis.report.format import flops, interval
+from isoflop.analysis.report.multiples import baseline_key, per_variant
 from isoflop.analysis.report.spec import (
     STEPS,
     Chart,
@@ -91,30 +92,32 @@ def learning_rate(analysis: Analysis) -> Chart | None:
     sweeps.sort(key=lambda sweep: place.get(sweep.variant, -1))
     if not sweeps:
         return None
-    series = [item for sweep in sweeps for item in _rate_series(sweep)]
+    shown: dict[str, list[Series]] = {sweep.variant: [] for sweep in sweeps}
+    for sweep in sweeps:
+        several = sum(other.variant == sweep.variant for other in sweeps) > 1
+        shown[sweep.variant] += _rate_series(sweep, sweep.size.name if several else "")
+    series = [item for items in shown.values() for item in items]
     loss_axis = axis("loss above the lowest (nats/token)", extent(series, "y"), number)
-    diverged = [
-        line(sweep.variant, [rate] * 2, [loss_axis.low, loss_axis.high], strength=0.5, dashed=True)
-        for sweep in sweeps
-        for rate in sweep.rates[~np.isfinite(sweep.losses)]
-    ]
+    for sweep in sweeps:
+        for rate in sweep.rates[~np.isfinite(sweep.losses)]:
+            ends = [loss_axis.low, loss_axis.high]
+            lost = line(sweep.variant, [rate] * 2, ends, strength=0.5, dashed=True)
+            shown[sweep.variant].insert(0, lost)
     rates = sorted({float(rate) for sweep in sweeps for rate in sweep.rates})
-    keys = tuple(
-        Key(f"{sweep.variant} ({sweep.size.name}, {flops(sweep.budget)})", sweep.variant)
-        for sweep in sweeps
-    )
+    cells = dict.fromkeys(f"{sweep.size.name} at {flops(sweep.budget)} FLOPs" for sweep in sweeps)
     return Chart(
         "learning_rate", "Learning-rate sweeps",
-        "Loss of small cells above the lowest that is fitted, with 95% intervals. Lines: "
+        f"Loss of small cells ({', '.join(cells)}) above the lowest that is fitted, with 95% "
+        "intervals, of the baseline pale behind. Lines: "
         "quadratics in the logarithm of the rate, of one curvature, fitted near the lowest. "
         "Diamonds mark the best rates; they are hollow at the edge of what was tried. A dashed "
         "vertical line is a rate that diverged.",
         axis("peak learning rate", rates, "{:.2g}".format, log=True, ticks=rates),
-        (panel(loss_axis, [*diverged, *series]),), keys,
+        per_variant(loss_axis, shown, analysis.baseline), baseline_key(analysis.baseline, shown),
     )  # fmt: skip
 
 
-def _rate_series(sweep: RateSweep) -> list[Series]:
+def _rate_series(sweep: RateSweep, label: str) -> list[Series]:
     kept = np.isfinite(sweep.losses)
     rates, losses, errors = sweep.rates[kept], sweep.losses[kept], 1.96 * sweep.errors[kept]
     lowest = float(sweep(np.array([sweep.best.value]))[0])
@@ -128,7 +131,7 @@ def _rate_series(sweep: RateSweep) -> list[Series]:
     grid = np.geomspace(*sweep.fitted, STEPS)
     best = [cell, f"best rate {interval(sweep.best, '.2g')}" + ", at the edge" * sweep.at_edge]
     return [
-        line(sweep.variant, grid, sweep(grid) - lowest),
+        line(sweep.variant, grid, sweep(grid) - lowest, label=label),
         points(sweep.variant, rates, values, texts),
         points(sweep.variant, [sweep.best], [0.0], [best], marker="diamond", hollow=sweep.at_edge),
     ]

@@ -113,3 +113,5 @@ def train(
     left = len(cells) - len(before) - len(made)
     if left:
         say(f"stopped at the time limit with {left} cells left; the same command goes on")
+    if left == len(cells):  # nothing to report on yet
+        raise typer.Exit

@@ -168,6 +168,14 @@ def test_a_time_limit_saves_the_running_cells_and_the_next_call_goes_on(tmp_path
     assert not (elsewhere / "out" / "checkpoints").exists()
 
 
+def test_a_time_limit_before_the_first_record_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "hold").touch()
+    run = start(tmp_path, "--time-limit", "1s")
+    output, _ = run.communicate(timeout=120)
+    assert "stopped at the time limit with 4 cells left; the same command goes on" in output
+    assert (run.returncode, "no records" in output) == (0, False)
+
+
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_a_worker_starts_comes_late_and_is_not_lost(kind: signal.Signals) -> None:
     def tell(number: int, frame: object) -> None:

@@ -2,7 +2,7 @@
 // Charts from the page's data, buttons that hide a variant everywhere, tables that sort.
 
 const page = JSON.parse(document.getElementById("data").textContent);
-const hidden = new Set();
+let hidden = new Set(page.hidden);
 let charts = [];
 
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -39,7 +39,9 @@ function dataSets(series, place) {
     hidden: hidden.has(variant), order: -place,
   };
   const along = (xs, ys) => xs.map((value, i) => ({ x: value, y: ys[i] }));
-  if (kind === "line") return [{ ...base, data: along(x, y), borderDash: dashed ? [5, 4] : [] }];
+  if (kind === "line") {
+    return [{ ...base, data: along(x, y), borderDash: dashed ? [5, 4] : [], text: series.label }];
+  }
   if (kind === "band") {
     const edge = { ...base, borderWidth: 0, backgroundColor: tint(variant, strength, 0.15) };
     return [{ ...edge, data: along(x, low) }, { ...edge, data: along(x, high), fill: "-1" }];
@@ -62,14 +64,14 @@ function dataSets(series, place) {
   return whiskers.length ? [{ ...base, borderWidth: weight, data: whiskers }, points] : [points];
 }
 
-function scale(axis) {
+function scale(axis, titled) {
   const { rule = null } = axis;
   const labels = new Map(axis.ticks.map((value, i) => [value, axis.labels[i]]));
   return {
     type: axis.log ? "logarithmic" : "linear",
     min: axis.low,
     max: axis.high,
-    title: { display: true, text: axis.title, color: css("--ink") },
+    title: { display: titled, text: axis.title, color: css("--ink") },
     afterBuildTicks: (built) => { built.ticks = axis.ticks.map((value) => ({ value })); },
     ticks: { callback: (value) => labels.get(value), color: css("--soft"), maxRotation: 0 },
     grid: {
@@ -79,15 +81,56 @@ function scale(axis) {
   };
 }
 
-function draw(id, x, panel) {
-  return new Chart(document.getElementById(id), {
+// The labels of lines beside the panel, each joined to the right end of its line; moved, in their
+// order, as little as keeps them apart.
+const LINE = 14;
+const endLabels = {
+  id: "endLabels",
+  afterDatasetsDraw(chart) {
+    const { ctx, chartArea: { right, bottom } } = chart;
+    const ends = chart.data.datasets.flatMap((set, at) => {
+      if (!set.text || set.hidden) return [];
+      const { x, y } = chart.getDatasetMeta(at).data.reduce((a, b) => (b.x > a.x ? b : a));
+      return [{ x, y, at: y, text: set.text, colour: set.borderColor }];
+    });
+    ends.sort((a, b) => a.y - b.y);
+    ends.forEach((end, i) => { if (i) end.at = Math.max(end.at, ends[i - 1].at + LINE); });
+    let limit = bottom;
+    for (const end of ends.reverse()) {
+      end.at = Math.min(end.at, limit);
+      limit = end.at - LINE;
+    }
+    ctx.save();
+    ctx.font = `11px ${Chart.defaults.font.family}`;
+    ctx.textBaseline = "middle";
+    ctx.lineWidth = 0.5;
+    for (const { x, y, at, text, colour } of ends) {
+      ctx.strokeStyle = ctx.fillStyle = colour;
+      ctx.beginPath();
+      ctx.moveTo(x, y);
+      ctx.lineTo(right + 8, at);
+      ctx.stroke();
+      ctx.fillText(text, right + 10, at);
+    }
+    ctx.restore();
+  },
+};
+
+function draw(canvas, x, panel) {
+  const titled = !canvas.closest(".small");
+  const context = canvas.getContext("2d");
+  context.font = `11px ${Chart.defaults.font.family}`;
+  const widths = panel.series.map(({ label }) => (label ? context.measureText(label).width : 0));
+  const widest = Math.max(0, ...widths);
+  return new Chart(canvas, {
     type: "scatter",
     data: { datasets: panel.series.flatMap(dataSets) },
     options: {
       animation: false,
       maintainAspectRatio: false,
       interaction: { mode: "nearest", intersect: true },
-      scales: { x: scale(x), y: scale(panel.y) },
+      layout: { padding: { right: widest ? widest + 12 : 0 } },
+      scales: { x: scale(x, titled), y: scale(panel.y, titled) },
       plugins: {
         legend: { display: false },
         title: { display: "title" in panel, text: panel.title, color: css("--ink") },
@@ -98,14 +141,19 @@ function draw(id, x, panel) {
         },
       },
     },
+    plugins: [endLabels],
   });
 }
 
+// Charts of what is not hidden: a panel of a hidden variant takes no place.
 function drawAll() {
   charts.forEach((chart) => chart.destroy());
   Chart.defaults.font.family = getComputedStyle(document.body).fontFamily;
-  charts = page.charts.flatMap(({ id, x, panels }) =>
-    panels.map((panel, number) => draw(`${id}-${number}`, x, panel)));
+  charts = page.charts.flatMap(({ id, x, panels }) => panels.flatMap((panel, number) => {
+    const canvas = document.getElementById(`${id}-${number}`);
+    canvas.parentNode.hidden = hidden.has(panel.variant);
+    return canvas.parentNode.hidden ? [] : [draw(canvas, x, panel)];
+  }));
 }
 
 // Arrow keys on a chart step through its points and say what they are.
@@ -143,19 +191,24 @@ function sort(button) {
   table.append(...[...table.tBodies].sort(order));
 }
 
-function toggle(button) {
-  const { variant } = button.dataset;
+function show() {
+  for (const button of document.querySelectorAll("[data-variant]"))
+    button.setAttribute("aria-pressed", String(!hidden.has(button.dataset.variant)));
+  drawAll();
+}
+
+function toggle({ variant }) {
   if (!hidden.delete(variant)) hidden.add(variant);
-  button.setAttribute("aria-pressed", String(!hidden.has(variant)));
-  for (const chart of charts) {
-    for (const set of chart.data.datasets) set.hidden = hidden.has(set.variant);
-    chart.update();
-  }
+  show();
 }
 
 document.addEventListener("click", ({ target }) => {
   const button = target.closest("button");
-  if (button?.dataset.variant !== undefined) toggle(button);
+  if (button?.dataset.variant !== undefined) toggle(button.dataset);
+  else if (button?.dataset.hide !== undefined) {
+    hidden = new Set(button.dataset.hide ? page.hidden : []);
+    show();
+  }
   else if (button?.closest(".sortable")) sort(button);
 });
 document.addEventListener("keydown", (event) => {

@@ -180,7 +180,7 @@ def test_the_page_shows_what_is_described(
     )
     assert captions == [[chart.title, chart.caption] for chart in charts(analysis)]
     look = looks(analysis) | {str(analysis.baseline): Look("#222222")}  # the paper's ink
-    given = [(chart, panel) for chart in charts(analysis) for panel in chart.overlaid.panels]
+    given = [(chart, panel) for chart in charts(analysis) for panel in chart.panels]
     drawn = browser.evaluate(ON_PAGE)
     for (chart, panel), (shown, axes, title) in zip(given, drawn, strict=True):
         shown["band"] = [(outline(*sides), colour) for sides, colour in shown["band"]]

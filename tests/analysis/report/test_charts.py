@@ -8,8 +8,10 @@ import pytest
 
 from isoflop.analysis.analyse import Analysis, analyse
 from isoflop.analysis.report.charts import CHARTS, charts
+from isoflop.analysis.report.multiples import left_out, without
 from isoflop.analysis.report.spec import Chart, Panel, Series, plain
 from isoflop.analysis.simulate import rate_sweep, simulate
+from tests.analysis.report.crowd import MULTIPLIERS, crowd
 
 BUDGETS = (1e14, 4e14, 1.6e15, 6.4e15)
 OCTAVES = (-1.0, -0.5, 0.0, 0.5, 1.0)
@@ -42,11 +44,13 @@ def panels(drawn: dict[str, Chart]) -> Iterator[tuple[Chart, Panel]]:
 
 
 def of(chart: Chart, variant: str, kind: str) -> list[Series]:
+    """In the variant's panel, or in a panel of all."""
     return [
         series
         for panel in chart.panels
         for series in panel.series
         if (series.variant, series.kind) == (variant, kind)
+        and (panel.variant == variant or not any(part.variant for part in chart.panels))
     ]
 
 
@@ -181,7 +185,7 @@ def test_a_sweep_that_diverged_everywhere_is_left_out() -> None:
     analysis = analyse(records, tune, samples=10)
     assert {sweep.variant for sweep in analysis.rate_sweeps} == {"dense"}
     chart = next(chart for chart in charts(analysis) if chart.id == "learning_rate")
-    assert {series.variant for series in chart.panels[0].series} == {"dense"}
+    assert {series.variant for panel in chart.panels for series in panel.series} == {"dense"}
 
 
 def test_layers_have_panels_of_granularity() -> None:
@@ -200,12 +204,44 @@ def test_layers_have_panels_of_granularity() -> None:
     assert chart.panels[0].series[-2:] == tuple(marked)  # on top
 
 
-def test_panels_are_laid_over_each_other_only_where_that_may_be(drawn: dict[str, Chart]) -> None:
-    whole = drawn["isoflop"]
-    assert [panel.title for panel in whole.panels] == [
-        "dense", "moe-g1", "moe-g2", "moe-g4", "moe-g8", "pkm",
-    ]  # fmt: skip
-    (panel,) = whole.overlaid.panels
-    assert panel.series == tuple(series for part in whole.panels for series in part.series)
-    assert len({part.y for part in whole.panels}) == 1
-    assert drawn["frontier"].overlaid == drawn["frontier"]
+def test_a_variant_has_a_panel_with_the_baseline_pale_behind(drawn: dict[str, Chart]) -> None:
+    names = ["dense", "moe-g1", "moe-g2", "moe-g4", "moe-g8", "pkm"]
+    for name in ("isoflop", "frontier", "wall_clock"):
+        panels = drawn[name].panels
+        assert [(panel.title, panel.variant) for panel in panels] == [
+            *zip(names, names, strict=True)
+        ]
+        assert len({panel.y for panel in panels}) == 1
+        lines = [series for series in panels[0].series if series.kind == "line"]
+        for panel in panels[1:]:
+            behind = panel.series[: len(lines)]
+            assert [(part.x, part.y) for part in behind] == [(part.x, part.y) for part in lines]
+            assert all(part.strength < 0.5 and part.variant == "dense" for part in behind)
+            assert {part.variant for part in panel.series[len(lines) :]} == {panel.variant}
+    together, *apart = drawn["multiplier_scale"].panels
+    assert (together.variant, [panel.variant for panel in apart]) == (None, names[1:])
+    labels = [series.label for series in together.series if series.label]
+    assert labels == names[1:]
+    assert {series.kind for series in together.series} == {"line"}
+    for panel in drawn["resources"].panels:
+        assert [series.label for series in panel.series if series.kind == "line"] == names
+
+
+def test_the_best_six_the_baseline_and_the_candidate_are_drawn() -> None:
+    records, tune = crowd()
+    analysis = analyse(records, tune, highlight="monet", samples=10)
+    ranked = [s.variant for s in analysis.standings if s.variant not in ("dense-swiglu", "monet")]
+    hidden = left_out(analysis)
+    assert list(hidden) == ranked[6:]
+    assert len(hidden) == len(MULTIPLIERS) - 8
+    for chart in charts(analysis):
+        kept = without(chart, hidden)
+        shown = {series.variant for panel in kept.panels for series in panel.series}
+        assert shown - {None} <= set(MULTIPLIERS) - set(hidden)
+        assert not {panel.variant for panel in kept.panels} & set(hidden)
+        assert not {key.variant for key in kept.keys} & set(hidden)
+        assert ("Left out here, not on the page: 10 variants" in kept.caption) == (kept != chart)
+    few = [record for record in records if record.variant not in (*hidden, "monet")]
+    small = analyse(few, samples=10)
+    assert left_out(small) == ()
+    assert all(without(chart, left_out(small)) == chart for chart in charts(small))

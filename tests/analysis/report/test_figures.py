@@ -1,10 +1,13 @@
 """What the figures show, and that they are the same bytes every time."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Annotation, Text
 
 from isoflop.analysis.analyse import Analysis, analyse
 from isoflop.analysis.report import figures
@@ -78,7 +81,10 @@ def test_eighteen_variants_and_odd_names_are_drawn() -> None:
         f"{name}.svg" for name in figures.FIGURES if name != "granularity"
     }
     titles = [ax.get_title() for ax in panels(make("isoflop", analysis))]
-    assert sorted(titles) == sorted(names)
+    best = [standing.variant for standing in analysis.standings if standing.variant != "dense"]
+    assert sorted(titles) == sorted(["dense", *best[:6]])
+    (bars,) = panels(make("multiplier", analysis))
+    assert len(bars.get_yticklabels()) == len(names)
 
 
 def test_a_variant_has_one_colour_and_marker_everywhere(full: Analysis) -> None:
@@ -91,14 +97,28 @@ def test_a_variant_has_one_colour_and_marker_everywhere(full: Analysis) -> None:
     for variant, ax in titles.items():
         assert look[variant].tint() in {line.get_color() for line in ax.lines}
     for name in ("frontier", "wall_clock", "holdout"):
-        (legend,) = make(name, full).legends
-        keys = {line.get_label(): line for line in legend.get_lines()}
-        assert {name: line.get_color() for name, line in keys.items()} == {
-            name: style.tint() for name, style in look.items()
-        }
-        assert {name: line.get_marker() for name, line in keys.items()} == {
-            name: style.marker for name, style in look.items()
-        }
+        for ax in panels(make(name, full)):
+            style = look[ax.get_title()]
+            assert style.tint() in {line.get_color() for line in ax.lines}
+            assert style.marker in {line.get_marker() for line in ax.lines}
+            assert ax.title.get_color() == style.colour
+
+
+def test_lines_are_labelled_at_their_ends_in_their_order_and_apart(full: Analysis) -> None:
+    figure = make("resources", full)
+    figure.draw_without_rendering()
+    for ax in panels(figure):
+        ends, boxes = {}, {}
+        for text in ax.texts:
+            assert isinstance(text, Annotation)
+            ends[text.get_text()] = float(text.xy[1])
+            boxes[text.get_text()] = Text.get_window_extent(text)  # without its line
+        assert set(boxes) == set(TRUTH)
+        in_order = sorted(ends, key=lambda name: ends[name])
+        for below, above in pairwise(in_order):
+            assert boxes[below].y1 <= boxes[above].y0 + 1
+        assert all(box.x0 > ax.get_window_extent().x1 for box in boxes.values())
+        assert all(box.x1 <= figure.bbox.x1 for box in boxes.values())
 
 
 def test_an_untrusted_fit_is_dashed_and_hollow(full: Analysis) -> None:
@@ -148,7 +168,7 @@ def test_multipliers_are_drawn_best_first(full: Analysis) -> None:
 
 def test_compute_axes_are_ticked_at_the_budgets(full: Analysis) -> None:
     for name in ("frontier", "multiplier_scale"):
-        (ax,) = panels(make(name, full))
+        ax = panels(make(name, full))[-1]
         assert [label.get_text() for label in ax.get_xticklabels()] == [
             "1e14", "4e14", "1.6e15", "6.4e15",
         ]  # fmt: skip
@@ -172,17 +192,17 @@ def test_the_layer_under_comparison_is_on_top_in_every_figure() -> None:
     compared = analyse(records, tune, highlight="moe-g2", samples=50)
     others = {look.tint() for name, look in looks(compared).items() if name != "moe-g2"}
     highlight = HIGHLIGHT.lower()
-    for name in ("frontier", "multiplier_scale", "wall_clock", "learning_rate"):
-        for ax in panels(make(name, compared)):
-            lines = [line for line in drawn(ax) if line.get_linestyle() != "None"]
-            marked = [at for at, line in enumerate(lines) if line.get_color() == highlight]
-            assert marked, name
-            assert not [line for line in lines[marked[0] :] if line.get_color() in others], name
-            widest = max(line.get_linewidth() for line in lines if line.get_color() in others)
-            assert all(lines[at].get_linewidth() > widest for at in marked), name
-    for name in ("isoflop", "holdout"):
+    for name in ("multiplier_scale", "resources"):
+        ax = panels(make(name, compared))[0]
+        lines = [line for line in drawn(ax) if line.get_linestyle() != "None"]
+        marked = [at for at, line in enumerate(lines) if line.get_color() == highlight]
+        assert marked, name
+        assert not [line for line in lines[marked[0] :] if line.get_color() in others], name
+        widest = max(line.get_linewidth() for line in lines if line.get_color() in others)
+        assert all(lines[at].get_linewidth() > widest for at in marked), name
+    for name in ("isoflop", "frontier", "multiplier_scale", "wall_clock", "holdout"):
         *_, last = (ax.get_title() for ax in panels(make(name, compared)))
-        assert last == "moe-g2"
+        assert last == "moe-g2", name
     for name in ("multiplier", "granularity"):
         (ax,) = panels(make(name, compared))
         sizes = {

@@ -1,11 +1,26 @@
 """Looks that tell variants apart."""
 
+import re
+from pathlib import Path
+
 import pytest
 from matplotlib.colors import to_rgb
 
 from isoflop.analysis.analyse import analyse
-from isoflop.analysis.report.style import BASELINE, HIGHLIGHT, MARKERS, PALETTE, looks
+from isoflop.analysis.report.style import (
+    BASELINE,
+    FAMILIES,
+    HIGHLIGHT,
+    MARKERS,
+    families,
+    family,
+    looks,
+)
 from isoflop.analysis.simulate import simulate
+from isoflop.models import LAYERS
+from tests.analysis.report.crowd import MULTIPLIERS
+
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples"
 
 
 def test_the_layer_under_comparison_stands_out_and_the_others_recede() -> None:
@@ -14,9 +29,9 @@ def test_the_layer_under_comparison_stands_out_and_the_others_recede() -> None:
     assert {(look.weight, look.strength) for look in usual.values()} == {(1.0, 1.0)}
     assert {name: look.tint() for name, look in usual.items()} == {
         "dense": BASELINE,
-        "moe": PALETTE[0].lower(),
-        "peer": PALETTE[1].lower(),
-        "pkm": PALETTE[2].lower(),
+        "moe": FAMILIES["MoE"][0].lower(),
+        "peer": FAMILIES["single-neuron experts"][0].lower(),
+        "pkm": FAMILIES["memory"][0].lower(),
     }
     shown = analyse(records, highlight="moe", samples=10)
     assert shown.variants == ("dense", "peer", "pkm", "moe")  # drawn last
@@ -35,10 +50,36 @@ def test_the_layer_under_comparison_stands_out_and_the_others_recede() -> None:
 
 
 def test_eighteen_variants_differ_in_colour_or_marker() -> None:
-    names = ["dense", *(f"layer-{number}" for number in range(40))]
-    analysis = analyse(simulate(dict.fromkeys(names, 1.0), (1e14,)), samples=2)
-    chosen = list(looks(analysis).values())
-    assert len({(look.colour, look.marker) for look in chosen[:18]}) == 18
-    assert len({(look.colour, look.marker) for look in chosen}) == len(names)
-    assert len({look.colour for look in chosen}) == len(PALETTE) + 1
-    assert {look.marker for look in chosen} == set(MARKERS)
+    for names in (list(MULTIPLIERS), ["dense", *(f"layer-{number}" for number in range(40))]):
+        analysis = analyse(simulate(dict.fromkeys(names, 1.0), (1e14,)), samples=2)
+        chosen = looks(analysis)
+        assert len({(look.colour, look.marker) for look in chosen.values()}) == len(names)
+        for members in families(analysis).values():
+            colours = {chosen[name].colour for name in members}
+            assert len(colours) >= min(len(members), 6)
+            others = {look.colour for name, look in chosen.items() if name not in members}
+            assert not colours & others
+    assert {look.marker for look in chosen.values()} == set(MARKERS)
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        ("dense", "dense"), ("moe", "MoE"), ("moe_ec", "MoE"), ("remoe", "MoE"),
+        ("xmoe.py:XMoE", "MoE"), ("pkm", "memory"), ("memory_plus.py:MemoryPlus", "memory"),
+        ("peer", "single-neuron experts"), ("omnimoe", "single-neuron experts"),
+        ("mine.py:Dense2", "other"), ("memoirs.py:Mine", "other"),
+    ],
+)  # fmt: skip
+def test_a_layer_has_a_family(layer: str, expected: str) -> None:
+    assert family(layer) == expected
+
+
+def test_every_registered_layer_and_example_has_a_family() -> None:
+    classes = [
+        f"{path.name}:{name}"
+        for path in EXAMPLES.glob("*.py")
+        for name in re.findall(r"^class (\w+)\(Layer\)", path.read_text(encoding="utf-8"), re.M)
+    ]
+    assert len(classes) > 3
+    assert [name for name in (*LAYERS, *classes) if family(name) == "other"] == []

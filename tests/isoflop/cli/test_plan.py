@@ -239,12 +239,19 @@ def test_the_cells_of_shipped_suites_are_what_they_were() -> None:
     """Their records are named so."""
     first = {
         name: [cell.id for cell in plan(load_suite(name), name)][::40]
-        for name in ("ci", "quick", "h100", "paper", "post-training")
+        for name in ("ci", "quick", "h100", "h100-lunch", "paper", "post-training")
     }
     assert first == {
         "ci": ["28454735fe1c", "a429e06730b7"],
         "quick": ["cc659e8bd706", "3b86e324b46e"],
         "h100": ["59e59b432f90", "a42a6136333b"],
+        "h100-lunch": [
+            "84ef4e0a8e5b",
+            "e5eadc586d00",
+            "d284c5c01fd4",
+            "1537833f1e28",
+            "c38a040889a7",
+        ],
         "paper": ["32f875252e5f"],
         "post-training": ["31ab1004af50", "f8e965eba409"],
     }
