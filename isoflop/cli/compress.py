@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +10,7 @@ import typer
 
 from isoflop.cli.console import Json, app, show
 from isoflop.cli.evaluate import cells_of, tokens_of
+from isoflop.cli.options import described, options_of
 from isoflop.results.compressed import FOLDER, Compressed
 from isoflop.results.errors import IsoflopError, did_you_mean
 from isoflop.results.record import Record, load_records
@@ -114,7 +113,6 @@ def compress(
 def methods(as_json: Json = False) -> None:
     """List the methods of `compress`, with options and their defaults."""
     from isoflop.bench.methods import METHODS
-    from isoflop.cli.layers import described
 
     rows = []
     for name in sorted(METHODS):
@@ -189,31 +187,6 @@ def chosen(
         and (not sizes or record.size.name in sizes)
         and budget in (None, record.budget)
     ]
-
-
-def options_of(texts: list[str]) -> list[dict[str, Any]]:
-    """KEY=VALUE,VALUE ... as every combination of values. A value is JSON, or else a string.
-
-    Raises:
-        IsoflopError: there is no `=`, or a key twice.
-    """
-    values: dict[str, list[Any]] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key or key in values:
-            raise IsoflopError(f"--option: {text!r}: give each as KEY=VALUE, once")
-        values[key] = [_value(part) for part in value.split(",")]
-    return [
-        dict(zip(values, combination, strict=True))
-        for combination in itertools.product(*values.values())
-    ]
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def shares_of(text: str) -> list[float]:

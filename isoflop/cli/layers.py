@@ -6,15 +6,16 @@ import json
 import re
 import shlex
 import sys
-from dataclasses import MISSING, Field, asdict, fields
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from isoflop.cli.console import Json, app, show
 from isoflop.cli.engines import EngineOptions, On, find_engine
+from isoflop.cli.options import described, options_of
 from isoflop.cli.tensorboard import TensorBoard
 from isoflop.cli.time_limit import TimeLimit
 from isoflop.cli.wandb import Wandb
@@ -22,8 +23,6 @@ from isoflop.results.errors import printable
 
 if TYPE_CHECKING:
     from isoflop.bench.compare import Comparison
-    from isoflop.bench.methods import Method
-    from isoflop.models import Layer
 
 LayerArgument = Annotated[
     str, typer.Argument(help="path/to/file.py, or path/to/file.py:Class, or a registered name.")
@@ -51,21 +50,6 @@ def layers(as_json: Json = False) -> None:
             what, options = str(error), ""
         rows.append({"layer": name, "from": source, "what": what, "options": options})
     show(rows, "Layers", as_json)
-
-
-def described(layer: type[Layer] | type[Method]) -> tuple[str, str]:
-    """The first line of the docstring of a layer or method, and its options with their defaults."""
-    summary = next(iter((layer.__doc__ or "").strip().splitlines()), "")
-    return summary, ", ".join(
-        f"{option.name}={default_of(option)}" for option in fields(layer.Options)
-    )
-
-
-def default_of(option: Field[Any]) -> str:
-    """The default of an option as Python writes it, or `required`."""
-    if option.default is not MISSING:
-        return repr(option.default)
-    return "required" if option.default_factory is MISSING else repr(option.default_factory())
 
 
 @app.command()
@@ -119,7 +103,6 @@ def lint(
     from isoflop.bench.methods.lint import names_method
     from isoflop.bench.shape_checks import shapes_of
     from isoflop.bench.suite import load_suite
-    from isoflop.cli.compress import options_of
 
     shapes = shapes_of(load_suite(suite)) if suite else []
     use = "trained"
