@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from isoflop.analysis.curves import AnalysisError
 from isoflop.analysis.estimate import Estimate
@@ -148,9 +148,7 @@ def mean_interval(values: Sequence[float]) -> Estimate:
     mean = float(np.mean(values))
     if len(values) == 1:
         return Estimate(mean, np.nan, np.nan)
-    half = float(
-        stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
-    )
+    half = float(stdtrit(len(values) - 1, 0.975) * np.std(values, ddof=1) / np.sqrt(len(values)))
     return Estimate(mean, mean - half, mean + half)
 
 

@@ -230,10 +230,8 @@ def suite_path(name: str) -> Path:
 
 
 def load_suite(name: str) -> Suite:
-    """Read and check a suite. A layer file that is beside it is found from anywhere.
+    """Read and check a suite, by path or a shipped one by name; layer files may lie beside it.
 
-    Args:
-        name: path of a TOML file, or the name of a shipped suite.
     Raises:
         SuiteError: there is no such file, or it is not a suite.
     """
@@ -248,7 +246,8 @@ def load_suite(name: str) -> Suite:
             f"give a TOML file or one of: {', '.join(known)}"
         ) from None
     except (ValueError, RecursionError) as error:
-        raise SuiteError(f"{path}: not TOML: {str(error)[:200]}") from None
+        why = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
+        raise SuiteError(f"{path}: not TOML: {why}") from None
     try:
         suite = Suite.model_validate({"name": path.stem, **table}, strict=True)
     except ValidationError as error:

@@ -1,6 +1,18 @@
-"""Options of the tests."""
+"""Options of the tests, and their order."""
 
 import pytest
+
+# files of few tests that take minutes: first, so that no process is left with one at the end
+LONG = (
+    "isoflop/test_wheel.py",
+    "bench/test_run.py",
+    "models/ops/test_interpreter.py",
+    "isoflop/cli/test_layers.py",
+    "bench/test_parallel.py",
+    "bench/engines/test_ranks.py",
+    "bench/test_user_layers.py",
+    "examples/test_notebook.py",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -9,3 +21,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     parser.addoption("--trials", action="store_true", help="tests of suites that take minutes")
     parser.addoption("--robustness-store", help="JSON file for the counts of tests/robustness")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not str(item.path).endswith(LONG))

@@ -74,7 +74,7 @@ def test_flops_prints_the_breakdown_of_a_suite() -> None:
     assert len(table) == 7 * 3
 
 
-@pytest.mark.parametrize("suite", ["ci", "quick", "h100-lunch", "h100", "paper"])
+@pytest.mark.parametrize("suite", ["ci", "quick", "h100", "paper"])
 def test_plan_prices_every_shipped_suite(suite: str) -> None:
     for row in rows("plan", suite, "--device", "h100"):
         assert row["seconds"] > 0

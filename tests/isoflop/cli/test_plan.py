@@ -155,7 +155,7 @@ REFUSED = {
     "huge budget": ("flops = 1e9", "flops = 1e300", "budgets.0.flops: "),
     "huge depth": ("depth = 2", "depth = 1000000000", "sizes.a.depth: Input should be less than"),
     "long integer": ("context = ", f"context = {'9' * 5000} # ", "not TOML"),
-    "nested": ("[corpus]", f"x = {'[' * 5000}{']' * 5000}\n[corpus]", "not TOML: maximum rec"),
+    "nested": ("[corpus]", f"x = {'[' * 5000}{']' * 5000}\n[corpus]", "not TOML: nested too"),
     "long name": ("[corpus]", f'name = "{"a" * 300}"\n[corpus]', "name: a name has 100 characters"),
     "no factors": ("budget = 1e9", "budget = 1e9\nfactors = []", "tune.factors: "),
 }
