@@ -178,7 +178,8 @@ def figure(ablation: Ablation) -> Figure:
         choices = axes.setdefault(effect.axis, [])
         if effect.choice not in choices:
             choices.append(effect.choice)
-    variants = list(ablation.as_it_is)
+    changed = {effect.variant for effect in ablation.effects}
+    variants = [variant for variant in ablation.as_it_is if variant in changed]
     colours = dict(zip([v for v in variants if v != ablation.baseline], PALETTE, strict=False))
     colours[ablation.baseline] = BASELINE
     heights = [len(choices) * (0.6 + 0.4 * len(variants)) for choices in axes.values()]
