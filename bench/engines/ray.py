@@ -154,6 +154,7 @@ class Ray:
         waiting = longest_first(cells, places()[0].like)
         running: dict[Any, Cell] = {}
         crashes: dict[str, int] = {}
+        stored: set[str] = set()  # cells whose records are home
         scratch = scratch_of(records)
         left = None if limits.deadline is None else limits.deadline - time.monotonic()
         deadline = None if left is None else time.time() + left
@@ -187,6 +188,8 @@ class Ray:
                         raise
                     except exceptions.RayError as error:
                         del running[news]
+                        if cell.id in stored and limits.models is None:
+                            continue  # it was lost after its work
                         lost = isinstance(error, exceptions.NodeDiedError)
                         crashes[cell.id] = crashes.get(cell.id, 0) + (not lost)
                         if crashes[cell.id] == CRASHES:
@@ -204,6 +207,7 @@ class Ray:
                     if isinstance(message, _Done):
                         _keep(message, cell, scratch, limits)
                     elif message.record is not None:
+                        stored.add(cell.id)
                         yield store(cell, message.record, records, scratch)
                     else:
                         yield replace(message, cell=cell)
