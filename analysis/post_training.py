@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -118,7 +118,7 @@ def _row(group: tuple[Compressed, ...], records: Sequence[Record]) -> Row:
         differences.append(loss - float(np.mean(beside)))
     against = mean_interval([difference for difference in differences if np.isfinite(difference)])
     row = Row(group, mean_interval(losses), mean_interval(changes), against, "no sibling")
-    return Row(group, row.loss, row.change, against, _verdict(row, differences))
+    return replace(row, verdict=_verdict(row, differences))
 
 
 def _verdict(row: Row, differences: Sequence[float]) -> Verdict:

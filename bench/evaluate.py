@@ -9,19 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from isoflop.bench.data import Tokens, bits_per_byte, windows_at
 from isoflop.bench.documents import BUILT_IN, documents, files_of
-from isoflop.bench.isolate import describe
-from isoflop.bench.kept_models import model_path
+from isoflop.bench.kept_models import load_model, model_path
 from isoflop.bench.plan import Cell
 from isoflop.bench.readers import END_OF_TEXT, DataError
 from isoflop.bench.step import Trainer
 from isoflop.bench.suite import Corpus
-from isoflop.results.errors import IsoflopError
 
 
 @dataclass(frozen=True)
@@ -123,18 +119,11 @@ def kept_losses(cell: Cell, models: Path, sets: Sequence[HeldOutSet]) -> list[fl
     Computed as the loss of its record was, under autocast to bfloat16; on a GPU if there is one.
 
     Raises:
-        IsoflopError: the weights cannot be read, or are not of this model.
+        IsoflopError: see `load_model`.
     """
-    path = model_path(models, cell.id)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trainer = Trainer(cell, device)
-    try:
-        trainer.model.load_state_dict(load_file(path, device=str(device)))
-    except (SafetensorError, RuntimeError) as error:
-        raise IsoflopError(
-            f"{path}: cannot be loaded as weights of {cell.variant}, size {cell.size.name}: "
-            f"{describe(error)}"
-        ) from None
+    model = load_model(model_path(models, cell.id), cell).to(device)
+    trainer = Trainer(cell, device, model=model)
     return [trainer.evaluate(part.windows) for part in sets]
 
 

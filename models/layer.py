@@ -117,6 +117,7 @@ class Layer(nn.Module):
 
 
 L = TypeVar("L", bound=type[Layer])
+T = TypeVar("T", bound=type)
 
 LAYERS: dict[str, type[Layer]] = {}
 
@@ -128,12 +129,22 @@ def register(name: str) -> Callable[[L], L]:
         ValueError: the name is taken.
     """
 
-    def add(layer: L) -> L:
-        if name in LAYERS:
-            raise ValueError(f"a layer named {name!r} is registered already")
-        layer.name = name
-        LAYERS[name] = layer
-        return layer
+    return registrar(LAYERS, name, "layer")
+
+
+def registrar(registry: dict[str, type[Any]], name: str, kind: str) -> Callable[[T], T]:
+    """Class decorator that enters a class into a registry, and the name into the class.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def add(entry: T) -> T:
+        if name in registry:
+            raise ValueError(f"a {kind} named {name!r} is registered already")
+        entry.name = name  # type: ignore[attr-defined]
+        registry[name] = entry
+        return entry
 
     return add
 

@@ -226,7 +226,7 @@ def rows_of(measured: Measurements, problem: Problem) -> list[list[str]]:
             rows.append([*row, times.failed, *["-"] * 7])
             continue
         row += [_milliseconds(times.forward_seconds), _milliseconds(times.step_seconds)]
-        row.append(_ratio(times, ours).replace("x", ""))
+        row.append(_ratio(times, ours))
         for passes, time in ((1, times.forward_seconds), (3, times.step_seconds)):
             row.append(_digits(passes * problem.bytes_forward / time / 1e9))
             row.append(_percent(passes * limit / time))
@@ -245,7 +245,7 @@ def brief(devices: Sequence[Measurements]) -> str:
             others = (
                 f"{times.side}: {times.failed}"
                 if isinstance(times, Failure)
-                else f"{times.side} {_ratio(times, step)}"
+                else f"{times.side} {_ratio(times, step, 'x')}"
                 for times in problem.others
             )
             rows.append(
@@ -268,11 +268,11 @@ def _unmeasured(devices: Sequence[Measurements]) -> list[str]:
     return [f"{text}\n" for kind, text in UNMEASURED.items() if kind not in kinds]
 
 
-def _ratio(times: Times, ours: float) -> str:
+def _ratio(times: Times, ours: float, unit: str = "") -> str:
     """Forward + backward over ours, with its range over processes."""
     if times.ratio is None:
-        return f"{times.step_seconds / ours:.2f}x"
-    return f"{times.ratio[0]:.2f}x{_range(times.ratio[1:])}"
+        return f"{times.step_seconds / ours:.2f}{unit}"
+    return f"{times.ratio[0]:.2f}{unit}{_range(times.ratio[1:])}"
 
 
 def _range(ends: tuple[float, float] | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 BITS = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4, "int2": 2}  # of each number, scales apart
@@ -46,10 +47,7 @@ def pack(values_N: Tensor, precision: str, group: int = GROUP) -> Tensor:
     scale_G1 = (extreme_G1 / lowest).half()  # the codes are of the scale as it is stored
     code_GN = torch.where(scale_G1 == 0, 0.0, value_GN / scale_G1.float())
     code_GN = code_GN.round().clamp(lowest, -lowest - 1) - lowest
-    per_byte = 8 // bits
-    shift = torch.arange(per_byte, dtype=torch.uint8) * bits
-    codes = (code_GN.to(torch.uint8).view(-1, per_byte) << shift).sum(1, dtype=torch.uint8)
-    return torch.cat((scale_G1.view(-1).view(torch.uint8), codes))
+    return torch.cat((scale_G1.view(-1).view(torch.uint8), pack_codes(code_GN, bits)))
 
 
 def unpack(packed: Tensor, precision: str, numbers: int, group: int = GROUP) -> Tensor:
@@ -61,9 +59,23 @@ def unpack(packed: Tensor, precision: str, numbers: int, group: int = GROUP) -> 
     bits = BITS[precision]
     scales = numbers // group * SCALE_BYTES
     scale_G = packed[:scales].view(torch.float16).float()
-    codes = packed[scales:]
-    if bits < 8:
-        shift = torch.arange(8 // bits, dtype=torch.uint8) * bits
-        codes = (codes[:, None] >> shift) & (2**bits - 1)
-    code_GN = codes.reshape(-1, group).float() - 2 ** (bits - 1)
+    code_GN = unpack_codes(packed[scales:], bits).reshape(-1, group).float() - 2 ** (bits - 1)
     return (code_GN * scale_G[:, None]).view(-1)
+
+
+def pack_codes(codes: Tensor, bits: int) -> Tensor:
+    """Codes from 0 to 2^bits - 1 as bytes, 8 / bits of them in each, the first in the lowest bits;
+    the last is padded with zeros."""
+    per_byte = 8 // bits
+    flat = codes.flatten().to(torch.uint8)
+    flat = F.pad(flat, (0, -len(flat) % per_byte)).view(-1, per_byte)
+    shift = torch.arange(per_byte, dtype=torch.uint8) * bits
+    return (flat << shift).sum(1, dtype=torch.uint8)
+
+
+def unpack_codes(packed: Tensor, bits: int) -> Tensor:
+    """The codes in these bytes, the padding of `pack_codes` among them."""
+    if bits == 8:
+        return packed
+    shift = torch.arange(8 // bits, dtype=torch.uint8) * bits
+    return ((packed[:, None] >> shift) & (2**bits - 1)).flatten()

@@ -26,6 +26,7 @@ from isoflop.bench.engines.contract import (
     scratch_of,
     store,
 )
+from isoflop.bench.engines.local import places
 from isoflop.bench.plan import Cell
 from isoflop.bench.policy import longest_first, need
 from isoflop.bench.ranks import Job, follow, join, tell
@@ -89,8 +90,6 @@ class Torchrun:
         if not cells:
             return
         tokens = prepare(cells[0].corpus)
-        from isoflop.bench.engines.local import places
-
         like = places()[0].like
         for cell in longest_first(cells, like):
             if limits.deadline is not None and monotonic() > limits.deadline:

@@ -15,13 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from isoflop.bench.data import Sampler, Tokens, bits_per_byte, hash_of_windows
 from isoflop.bench.evaluate import HeldOutSet
 from isoflop.bench.isolate import describe
-from isoflop.bench.kept_models import initial_path, model_path
+from isoflop.bench.kept_models import initial_path, load_model, model_path
 from isoflop.bench.layers import file_of, read_source, source_hash
 from isoflop.bench.machine import (
     device_name,
@@ -80,15 +78,15 @@ class Source:
         """The trained model, on the CPU.
 
         Raises:
-            IsoflopError: the weights cannot be read, or are not of this model.
+            IsoflopError: see `load_model`.
         """
-        return self._load(model_path(self.models, self.cell.id))
+        return load_model(model_path(self.models, self.cell.id), self.cell)
 
     def initial(self) -> Decoder:
         """The model before training.
 
         Raises:
-            IsoflopError: it was not kept, or see `model`.
+            IsoflopError: it was not kept, or see `load_model`.
         """
         path = initial_path(self.models, self.cell.id)
         if not path.exists():
@@ -96,17 +94,7 @@ class Source:
                 f"{path}: no weights before training, which the method needs: they were trained "
                 "before --keep-models kept them; train them anew in another folder"
             )
-        return self._load(path)
-
-    def _load(self, path: Path) -> Decoder:
-        model = Decoder(self.cell.config)
-        try:
-            model.load_state_dict(load_file(path))
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise IsoflopError(
-                f"{path}: cannot be loaded as weights of {self.name}: {describe(error)}"
-            ) from None
-        return model
+        return load_model(path, self.cell)
 
     @cached_property
     def held(self) -> Held:

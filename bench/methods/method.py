@@ -14,6 +14,7 @@ from torch import Tensor
 from isoflop.bench.layers import complete_options, load_file, read_source
 from isoflop.bench.methods.experts import Rebuilt, rebuild
 from isoflop.models import Decoder
+from isoflop.models.layer import registrar
 from isoflop.results.errors import did_you_mean
 
 SEQUENCES = 64  # of a forward pass over the calibration text
@@ -132,14 +133,7 @@ def register(name: str) -> Callable[[M], M]:
         ValueError: the name is taken.
     """
 
-    def add(method: M) -> M:
-        if name in METHODS:
-            raise ValueError(f"a method named {name!r} is registered already")
-        method.name = name
-        METHODS[name] = method
-        return method
-
-    return add
+    return registrar(METHODS, name, "method")
 
 
 def find_method(name: str, source: str | None = None) -> type[Method]:

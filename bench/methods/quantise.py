@@ -20,7 +20,7 @@ class Quantise(Method):
     Groups of `group` weights along the inputs of each output share a scale in float16, the largest
     weight over the largest code: codes are signed and symmetric, -2^(b-1) + 1 to 2^(b-1) - 1 (in 2
     bits -1, 0 and 1). The model computes with the rounded values; the bytes are those of the packed
-    codes (`pack`) and the scales.
+    codes (`decoding.quantise.pack_codes`) and the scales.
     """
 
     @dataclass(frozen=True, kw_only=True)
@@ -65,22 +65,3 @@ def dequantise(codes_EIO: Tensor, scales: Tensor, group: int) -> Tensor:
     """The values of codes, in float32."""
     wide = scales.float().repeat_interleave(group, 1)[:, : codes_EIO.shape[1]]
     return codes_EIO.float() * wide
-
-
-def pack(codes: Tensor, bits: int) -> Tensor:
-    """Codes as bytes, 8 / bits of them in each, the first in the lowest bits; the last is padded.
-
-    Returns:
-        [ceil(codes * bits / 8)] uint8.
-    """
-    per_byte = 8 // bits
-    flat = codes.flatten().to(torch.int16) + 2 ** (bits - 1)
-    flat = torch.nn.functional.pad(flat, (0, -len(flat) % per_byte)).view(-1, per_byte)
-    return (flat << (bits * torch.arange(per_byte))).sum(1).to(torch.uint8)
-
-
-def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
-    """The first `count` codes of `pack`, [count] int8."""
-    shifts = bits * torch.arange(8 // bits)
-    codes = (packed.to(torch.int16)[:, None] >> shifts) & (2**bits - 1)
-    return (codes.flatten()[:count] - 2 ** (bits - 1)).to(torch.int8)

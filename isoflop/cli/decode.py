@@ -52,7 +52,6 @@ def decode(
     as_json: Json = False,
 ) -> None:
     """Decode with experts in a file: speed, bytes read and loss of offloading methods."""
-    from isoflop.bench.decoding.kept import load_decoder
     from isoflop.bench.decoding.measure import (
         METHODS,
         SINGLE,
@@ -62,6 +61,7 @@ def decode(
         measure,
         objection,
     )
+    from isoflop.bench.kept_models import load_model, model_path
 
     for name in method or ():
         if name not in METHODS:
@@ -85,7 +85,7 @@ def decode(
         corpus, context = tokens_of(folder, cell, record), cell.training.context
         try:
             measured = measure(
-                load_decoder(cell, folder / "models"),
+                load_model(model_path(folder / "models", cell.id), cell).eval(),
                 held_out_windows(corpus.validation, context, tokens),
                 calibration_windows(corpus.train, context),
                 folder,
@@ -153,12 +153,11 @@ def show_locality(
 ) -> None:
     """Routing locality and cache hit rates of kept mixtures of experts, by granularity."""
     from isoflop.analysis.report.locality import documents
-    from isoflop.bench.decoding.kept import load_decoder
     from isoflop.bench.decoding.locality import locality
     from isoflop.bench.decoding.measure import held_out_windows
     from isoflop.bench.decoding.routed import routed_blocks
     from isoflop.bench.decoding.trace import record_trace
-    from isoflop.bench.kept_models import model_path
+    from isoflop.bench.kept_models import load_model, model_path
     from isoflop.results.files import write_whole
 
     kept = [
@@ -169,7 +168,7 @@ def show_locality(
     rows: list[dict[str, Any]] = []
     for cell, record in offloadable(folder, kept):
         corpus, context = tokens_of(folder, cell, record), cell.training.context
-        model = load_decoder(cell, folder / "models")
+        model = load_model(model_path(folder / "models", cell.id), cell).eval()
         windows = held_out_windows(corpus.validation, context, tokens)
         trace, block = record_trace(model, windows[:, :-1]), routed_blocks(model)[0]
         expert_bytes = 4 * (block.up_EDF[0].numel() + block.down_EFD[0].numel())

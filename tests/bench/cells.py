@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import torch
+
+from isoflop.bench.data import prepare
 from isoflop.bench.plan import Cell, plan
-from isoflop.bench.suite import Suite
-from isoflop.bench.train import describe
-from isoflop.results.record import Measured, Record
+from isoflop.bench.suite import Suite, to_toml
+from isoflop.bench.train import describe, train_cell
+from isoflop.results.record import Measured, Record, write_record
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -33,6 +37,17 @@ def tiny_suite(**changes: Any) -> Suite:
 
 def tiny_cells(**changes: Any) -> list[Cell]:
     return plan(tiny_suite(**changes), "tiny.toml")
+
+
+def keep_run(folder: Path, **changes: Any) -> Path:
+    """The folder of a run of the tiny suite that has kept its models."""
+    (folder / "suite.toml").write_text(to_toml(tiny_suite(**changes)))
+    cells = tiny_cells(**changes)
+    tokens = prepare(cells[0].corpus)
+    for cell in cells:
+        record = train_cell(cell, tokens, torch.device("cpu"), folder, models=folder / "models")
+        write_record(folder / "records", record)
+    return folder
 
 
 def make_record(**changes: Any) -> Record:

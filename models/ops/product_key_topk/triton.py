@@ -149,22 +149,19 @@ def _half_topk(query_SHMC: Tensor, keys_SHCN: Tensor, k: int) -> tuple[Tensor, T
     parts = [t.flatten(0, 1).split(together) for t in (query_SHMC, best, index)]
     block_n = max(16, min(TILE, triton.next_power_of_2(n)))
     block_m = TILE // block_n
-    with torch.autocast(query_SHMC.device.type, enabled=False):
-        for query, keys_part, *results in zip(
-            parts[0], keys.split(together), *parts[1:], strict=True
-        ):
-            rows = query.shape[0] * M
-            _row_topk[(triton.cdiv(rows, block_m),)](
-                query @ keys_part,
-                *results,
-                rows,
-                n,
-                k,
-                BLOCK_M=block_m,
-                BLOCK_N=block_n,
-                BLOCK_K=triton.next_power_of_2(k),
-                num_warps=1,
-            )
+    for query, keys_part, *results in zip(parts[0], keys.split(together), *parts[1:], strict=True):
+        rows = query.shape[0] * M
+        _row_topk[(triton.cdiv(rows, block_m),)](
+            query @ keys_part,
+            *results,
+            rows,
+            n,
+            k,
+            BLOCK_M=block_m,
+            BLOCK_N=block_n,
+            BLOCK_K=triton.next_power_of_2(k),
+            num_warps=1,
+        )
     return best, index
 
 

@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from isoflop.bench.decoding.quantise import pack_codes, unpack_codes
 from isoflop.bench.methods.counts import stored_bytes
 from isoflop.bench.methods.low_rank import factorise
 from isoflop.bench.methods.matrices import Factored, Whole, factors
 from isoflop.bench.methods.method import rebuilt, with_layers
-from isoflop.bench.methods.quantise import dequantise, pack, quantise, unpack
+from isoflop.bench.methods.quantise import dequantise, quantise
 from tests.bench.methods.models import OPTIONS, apply, layer_of, make_calibration, make_model
 
 TOKENS = make_calibration(9).tokens
@@ -37,6 +38,16 @@ def test_what_is_on_the_grid_stays_exactly(bits: int) -> None:
     values = dequantise(codes, scales, 8)
     again, same = quantise(values, bits, 8)
     assert torch.equal(dequantise(again, same, 8), values)
+
+
+def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Signed codes as bytes."""
+    return pack_codes(codes.to(torch.int16) + 2 ** (bits - 1), bits)
+
+
+def unpack(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
+    codes = unpack_codes(packed, bits)[:count].to(torch.int16)
+    return (codes - 2 ** (bits - 1)).to(torch.int8)
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2])

@@ -7,20 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
-from isoflop.bench.data import prepare
 from isoflop.bench.kept_models import initial_path, model_path
 from isoflop.bench.plan import Cell, plan
-from isoflop.bench.suite import to_toml
-from isoflop.bench.train import train_cell
 from isoflop.cli.compress import options_of, shares_of
 from isoflop.cli.main import app
 from isoflop.results.compressed import Compressed, load_compressed
 from isoflop.results.errors import IsoflopError
-from isoflop.results.record import load_records, write_record
-from tests.bench.cells import TINY, tiny_suite
+from isoflop.results.record import load_records
+from tests.bench.cells import TINY, keep_run, tiny_suite
 
 SUITE: dict[str, Any] = {
     "placement": "all",
@@ -46,13 +42,7 @@ def cells() -> list[Cell]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    (folder / "suite.toml").write_text(to_toml(tiny_suite(**SUITE)))
-    tokens = prepare(cells()[0].corpus)
-    for cell in cells():
-        record = train_cell(cell, tokens, torch.device("cpu"), folder, models=folder / "models")
-        write_record(folder / "records", record)
-    return folder
+    return keep_run(tmp_path_factory.mktemp("run"), **SUITE)
 
 
 @pytest.fixture

@@ -18,13 +18,12 @@ from isoflop.bench.documents import documents
 from isoflop.bench.evaluate import read_set, windows_multiple
 from isoflop.bench.kept_models import model_path
 from isoflop.bench.suite import to_toml
-from isoflop.bench.train import train_cell
 from isoflop.cli.evaluate import choose, notes
 from isoflop.cli.main import app
 from isoflop.models import Decoder
 from isoflop.results.errors import IsoflopError
 from isoflop.results.record import Record, Size, load_records, write_record
-from tests.bench.cells import make_record, tiny_cells, tiny_suite
+from tests.bench.cells import keep_run, make_record, tiny_cells, tiny_suite
 
 TEXT = "The café opened in 1999.\nNobody came, so it closed — and then it opened again.\n" * 20
 
@@ -35,14 +34,8 @@ def tokens() -> Tokens:
 
 
 @pytest.fixture(scope="module")
-def trained(tokens: Tokens, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that has kept its models."""
-    folder = tmp_path_factory.mktemp("run")
-    (folder / "suite.toml").write_text(to_toml(tiny_suite()))
-    for cell in tiny_cells():
-        record = train_cell(cell, tokens, torch.device("cpu"), folder, models=folder / "models")
-        write_record(folder / "records", record)
-    return folder
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return keep_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture

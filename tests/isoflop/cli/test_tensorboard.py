@@ -1,7 +1,4 @@
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Generator, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -19,11 +16,11 @@ from isoflop.cli.scalars import run_name, scalars
 from isoflop.cli.tensorboard import EventFile, TensorBoardError, require_tensorboard
 from isoflop.results.record import Record, read_record
 from tests.bench.cells import make_record, tiny_cells
+from tests.isoflop.cli.without import run_without
 
 pytest.importorskip("tensorboard")
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-ROOT = Path(__file__).parents[3]
 TAGS = {
     "train/loss",
     "train/learning_rate",
@@ -147,19 +144,7 @@ def test_a_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("verb", [["run", "ci"], ["tune", "ci"], ["compare", "my_layer.py"]])
 def test_without_the_package_nothing_is_trained(tmp_path: Path, verb: list[str]) -> None:
-    code = (
-        "import sys; sys.modules['tensorboard'] = None\n"  # as if it were not installed
-        f"sys.argv = ['isoflop', *{verb!r}, '--tensorboard', 'tb']\n"
-        "from isoflop.cli.main import main; main()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_without("tensorboard", tmp_path, *verb, "--tensorboard", "tb")
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("isoflop: --tensorboard: the tensorboard package is missing: ")

@@ -1,10 +1,7 @@
 """Weights & Biases in its offline mode: what is on disk is the record."""
 
 import json
-import os
 import struct
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -20,8 +17,8 @@ from isoflop.cli.scalars import run_name, scalars
 from isoflop.cli.wandb import WandbError, WandbRun, require_wandb
 from isoflop.results.record import read_record
 from tests.bench.cells import tiny_cells
+from tests.isoflop.cli.without import run_without
 
-ROOT = Path(__file__).parents[3]
 BLOCK = 32768  # bytes of a block of the log, which is LevelDB's
 HEADER = 7  # bytes before the first record of a file, and of each part of a record
 
@@ -140,19 +137,7 @@ def test_what_wandb_refuses_is_one_line(offline: Path) -> None:
 
 
 def test_without_the_package_nothing_is_trained(tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.modules['wandb'] = None\n"  # as if it were not installed
-        "sys.argv = ['isoflop', 'run', 'ci', '--wandb', 'sizes']\n"
-        "from isoflop.cli.main import main; main()"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_without("wandb", tmp_path, "run", "ci", "--wandb", "sizes")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("isoflop: --wandb: the wandb package is missing: ")
     assert done.stderr.count("\n") == 1

@@ -42,12 +42,7 @@ def compile_for_hopper(
     compiled = triton.compile(source, target=target, options={"num_warps": num_warps})
     binary = folder / f"{kernel.__name__}.cubin"
     binary.write_bytes(compiled.asm["cubin"])
-    usage = subprocess.run(
-        [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", binary],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    usage = _dump(binary, "--dump-resource-usage")
     spilled = re.findall(r"STACK:(\d+)", usage)
     assert spilled
     assert max(map(int, spilled)) <= 64, usage
@@ -58,14 +53,15 @@ def compile_for_hopper(
 
 def _loops(binary: Path) -> list[int]:
     """Every branch back is the end of a loop; an instruction has 16 bytes."""
-    import triton
-
-    code = subprocess.run(
-        [triton.knobs.nvidia.cuobjdump.path, "-sass", binary],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    code = _dump(binary, "-sass")
     branches = re.findall(r"/\*([0-9a-f]+)\*/[^;/]*\bBRA\b[^;]*?0x([0-9a-f]+)", code)
     spans = [int(source, 16) - int(target, 16) for source, target in branches]
     return [span // 16 + 1 for span in spans if span > 0]
+
+
+def _dump(binary: Path, what: str) -> str:
+    """What cuobjdump says of a binary."""
+    import triton
+
+    command = [triton.knobs.nvidia.cuobjdump.path, what, binary]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
