@@ -16,7 +16,6 @@ LONGEST, LONGEST_TEST = 320, 340  # lines: what is read in one sitting; tests on
 LONGER = {
     "tests/analysis/laws/test_fit.py": "every status and interval of a fit, on simulations",
     "tests/analysis/laws/test_table.py": "a table of tables: what is read, and each refusal",
-    "tests/bench/submissions/test_submissions.py": "a table of forgeries of one submission",
     "tests/isoflop/cli/test_layers.py": "all that a layer of one's own goes through, on one suite",
 }
 
