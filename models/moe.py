@@ -37,10 +37,14 @@ class MoEOptions(Layer.Options):
             )
 
 
-class MoEBase(Layer):
-    """The router and the experts of both and of ReMoE: GELU experts of width d_ff / G."""
+class RoutedExperts(Layer):
+    """What MoEs of granularity G share: experts of width d_ff / G, chosen by a linear router.
 
-    Options = MoEOptions
+    A subclass sets `n_experts` and `router`.
+    """
+
+    router: nn.Linear
+    n_experts: int
 
     def __init__(self, d_model: int, **options: Any) -> None:
         super().__init__(d_model, **options)
@@ -48,8 +52,28 @@ class MoEBase(Layer):
         d_ff = round(o.ratio * d_model)
         if d_ff % o.granularity:
             raise ValueError(f"granularity {o.granularity} must divide the FFN width {d_ff}")
-        self.n_experts = o.granularity * o.expansion
         self.d_expert = d_ff // o.granularity
+
+    def routing_parameters(self) -> list[Tensor]:
+        return [self.router.weight]
+
+    def flops_per_token(self) -> int:
+        """Router 2 D E, and G experts of 4 D d_ff / G: the experts' part does not depend on G."""
+        experts = 4 * self.d_model * self.d_expert * self.options.granularity
+        return self.routing_flops_per_token() + experts
+
+    def routing_flops_per_token(self) -> int:
+        return 2 * self.d_model * self.n_experts
+
+
+class MoEBase(RoutedExperts):
+    """The router and the experts of both and of ReMoE: GELU experts."""
+
+    Options = MoEOptions
+
+    def __init__(self, d_model: int, **options: Any) -> None:
+        super().__init__(d_model, **options)
+        self.n_experts = self.options.granularity * self.options.expansion
         self.router = nn.Linear(d_model, self.n_experts, bias=False)
         self.up_EDF = nn.Parameter(torch.empty(self.n_experts, d_model, self.d_expert))
         self.down_EFD = nn.Parameter(torch.empty(self.n_experts, self.d_expert, d_model))
@@ -64,17 +88,6 @@ class MoEBase(Layer):
 
     def parameter_groups(self) -> list[ParameterGroup]:
         return [] if self.options.decay else [ParameterGroup([self.up_EDF, self.down_EFD])]
-
-    def routing_parameters(self) -> list[Tensor]:
-        return [self.router.weight]
-
-    def flops_per_token(self) -> int:
-        """Router 2 D G E, and G experts of 4 D d_ff / G: the experts' part does not depend on G."""
-        experts = 4 * self.d_model * self.d_expert * self.options.granularity
-        return self.routing_flops_per_token() + experts
-
-    def routing_flops_per_token(self) -> int:
-        return 2 * self.d_model * self.n_experts
 
     def moved_per_token(self) -> int:
         """2 G (D + d_ff / G): grows with G, while the experts' FLOPs do not."""

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from isoflop.models.dense import Dense, init_linear
 from isoflop.models.layer import Layer, full_precision, register
+from isoflop.models.moe import RoutedExperts
 from isoflop.models.ops import expert_ffn
 
 
 @register("moe_shared")
-class SharedMoE(Layer):
+class SharedMoE(RoutedExperts):
     """y = FFN_shared(x) + sum over the chosen of g_i E_i(x) (DeepSeekMoE, arXiv 2401.06066).
 
     s = sigmoid(W x); the experts of the largest s + b are chosen, and g_i = s_i / sum of the chosen
@@ -55,10 +56,6 @@ class SharedMoE(Layer):
     def __init__(self, d_model: int, **options: Any) -> None:
         super().__init__(d_model, **options)
         o = self.options
-        d_ff = round(o.ratio * d_model)
-        if d_ff % o.granularity:
-            raise ValueError(f"granularity {o.granularity} must divide the FFN width {d_ff}")
-        self.d_expert = d_ff // o.granularity
         self.n_experts = (o.granularity * o.expansion - o.shared) * self.reduction
         self.chosen = (o.granularity - o.shared) * self.reduction
         d_in = d_model // self.reduction
@@ -112,19 +109,8 @@ class SharedMoE(Layer):
         index_MK = self.route(x_BTD.flatten(0, 1))[1]
         return index_MK.flatten().bincount(minlength=self.n_experts)
 
-    def routing_parameters(self) -> list[Tensor]:
-        return [self.router.weight]
-
-    def flops_per_token(self) -> int:
-        """Router 2 D E, and G experts of 4 D d_ff / G."""
-        experts = 4 * self.d_model * self.d_expert * self.options.granularity
-        return self.routing_flops_per_token() + experts
-
     def moved_per_token(self) -> int:
         return 2 * self.chosen * sum(self.up_EDF.shape[1:])
-
-    def routing_flops_per_token(self) -> int:
-        return 2 * self.d_model * self.n_experts
 
     def active_parameters(self) -> int:
         experts = self.up_EDF.numel() + self.down_EFD.numel()

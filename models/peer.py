@@ -8,13 +8,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from isoflop.models.layer import Layer, ParameterGroup, register
+from isoflop.models.layer import Layer, register
 from isoflop.models.ops import expert_mix
-from isoflop.models.product_keys import ProductKeys, QueryNorm, check_product_keys
+from isoflop.models.product_keys import ProductKeyLayer, ProductKeys, QueryNorm, check_product_keys
 
 
 @register("peer")
-class PEER(Layer):
+class PEER(ProductKeyLayer):
     """f(x) = sum over heads, over the k experts each retrieves, of g_i(x) act(u_i . x) v_i.
 
     Each head has its own query; all heads share the experts and, by default, the sub-keys. g is a
@@ -71,9 +71,6 @@ class PEER(Layer):
         pairs = self.options.heads * self.options.top_k
         return self.routing_flops_per_token() + 4 * pairs * self.d_model
 
-    def routing_flops_per_token(self) -> int:
-        return self.retrieval.flops_per_token()
-
     def active_parameters(self) -> int:
         """Retrieval, and the two rows of each of the heads * k experts."""
         tables = self.up_ND.numel() + self.down_ND.numel()
@@ -82,14 +79,3 @@ class PEER(Layer):
 
     def tables(self) -> list[nn.Parameter]:
         return [self.up_ND, self.down_ND]
-
-    def parameter_groups(self) -> list[ParameterGroup]:
-        o = self.options
-        return [ParameterGroup(self.tables(), decay=float(o.decay), constant=o.constant_rate)]
-
-    def routing_parameters(self) -> list[Tensor]:
-        return self.retrieval.routing_parameters()
-
-    def load(self, x_BTD: Tensor) -> Tensor:
-        """Sum of the gates of each expert: z' in section 4.3 of the paper."""
-        return self.retrieval.load(x_BTD.flatten(0, 1))

@@ -8,13 +8,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from isoflop.models.layer import Layer, ParameterGroup, register
+from isoflop.models.layer import Layer, register
 from isoflop.models.ops import value_sum
-from isoflop.models.product_keys import ProductKeys, QueryNorm, check_product_keys
+from isoflop.models.product_keys import ProductKeyLayer, ProductKeys, QueryNorm, check_product_keys
 
 
 @register("pkm")
-class PKM(Layer):
+class PKM(ProductKeyLayer):
     """y = sum over heads, over the k slots each retrieves, of softmax(score) * value.
 
     Values are initialised normal with variance 1 / d_model, as in the paper: the output starts at a
@@ -63,23 +63,9 @@ class PKM(Layer):
         pairs = self.options.heads * self.options.top_k
         return self.routing_flops_per_token() + 2 * pairs * self.d_model
 
-    def routing_flops_per_token(self) -> int:
-        return self.retrieval.flops_per_token()
-
     def active_parameters(self) -> int:
         pairs = self.options.heads * self.options.top_k
         return super().active_parameters() - self.values_ND.numel() + pairs * self.d_model
 
     def tables(self) -> list[nn.Parameter]:
         return [self.values_ND]
-
-    def parameter_groups(self) -> list[ParameterGroup]:
-        o = self.options
-        return [ParameterGroup(self.tables(), decay=float(o.decay), constant=o.constant_rate)]
-
-    def routing_parameters(self) -> list[Tensor]:
-        return self.retrieval.routing_parameters()
-
-    def load(self, x_BTD: Tensor) -> Tensor:
-        """Sum of the weights of each slot."""
-        return self.retrieval.load(x_BTD.flatten(0, 1))

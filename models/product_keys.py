@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from isoflop.models.layer import full_precision
+from isoflop.models.layer import Layer, ParameterGroup, full_precision
 from isoflop.models.ops import product_key_topk
 
 QueryNorm = Literal["batch", "layer", "none"]
@@ -84,6 +84,29 @@ class ProductKeys(nn.Module):
         """Query projection, and each head's two half-queries against their sub-keys."""
         d_model = self.query.in_features
         return 2 * d_model * self.heads * self.d_key + 2 * self.heads * self.n_sub * self.d_key
+
+
+class ProductKeyLayer(Layer):
+    """What layers of tables read by product keys share.
+
+    A subclass sets `retrieval`, and has the options `constant_rate` and `decay`.
+    """
+
+    retrieval: ProductKeys
+
+    def routing_flops_per_token(self) -> int:
+        return self.retrieval.flops_per_token()
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        o = self.options
+        return [ParameterGroup(self.tables(), decay=float(o.decay), constant=o.constant_rate)]
+
+    def routing_parameters(self) -> list[Tensor]:
+        return self.retrieval.routing_parameters()
+
+    def load(self, x_BTD: Tensor) -> Tensor:
+        """Sum of the gates of each row: z' in section 4.3 of PEER's paper."""
+        return self.retrieval.load(x_BTD.flatten(0, 1))
 
 
 def check_product_keys(n_keys: int, top_k: int, d_key: int = 2) -> int:

@@ -1,7 +1,9 @@
-"""What holds for the whole tree: imports, links, length of files, words, versions."""
+"""What holds for the whole tree: imports, links, length of files, repeats, words, versions."""
 
+import ast
 import re
 import tomllib
+from collections import defaultdict
 from pathlib import Path
 
 import grimp
@@ -17,6 +19,20 @@ LONGER = {
     "tests/analysis/laws/test_fit.py": "every status and interval of a fit, on simulations",
     "tests/analysis/laws/test_table.py": "a table of tables: what is read, and each refusal",
     "tests/isoflop/cli/test_layers.py": "all that a layer of one's own goes through, on one suite",
+}
+
+REPEAT = 6  # lines of code in a row that may not stand twice
+
+# Pairs of files, or one twice, whose repeats are meant.
+COMMAND = "typer reads a command's options from its signature"
+BACK_ENDS = "back ends of one operator take the same arguments"
+TWINS = {
+    ("bench/engines/ray.py", "bench/engines/torchrun.py"): "methods of the contract of engines",
+    ("isoflop/cli/layers.py", "isoflop/cli/suites.py"): COMMAND,
+    ("isoflop/cli/suites.py", "isoflop/cli/suites.py"): COMMAND,
+    ("models/ops/expert_ffn/grouped.py", "models/ops/expert_ffn/reference.py"): BACK_ENDS,
+    ("models/ops/expert_mix/cpu.py", "models/ops/expert_mix/triton.py"): BACK_ENDS,
+    ("models/ops/expert_ffn/triton.py",) * 2: "two kernels that take the same tiles",
 }
 
 # Words that the project replaced by those of the field; below, where they mean another thing.
@@ -91,6 +107,56 @@ def test_a_file_of_code_is_read_in_one_sitting() -> None:
     }
     assert {path: length for path, length in over.items() if path not in LONGER} == {}
     assert LONGER.keys() <= over.keys()  # else its reason is no longer needed
+
+
+def code_lines(source: str) -> list[tuple[int, str]]:
+    """Numbered lines without imports, docstrings, comments, spaces and lines of brackets alone."""
+    skipped: set[int] = set()
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            skipped.update(range(node.lineno, (node.end_lineno or 0) + 1))
+        elif isinstance(node, documented) and ast.get_docstring(node) is not None:
+            skipped.update(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    split = ((n, " ".join(line.split())) for n, line in enumerate(source.splitlines(), 1))
+    return [
+        (n, line.split(" # ")[0])
+        for n, line in split
+        if n not in skipped and re.search(r"\w", line) and not line.startswith("#")
+    ]
+
+
+def repeats(sources: dict[str, str]) -> dict[tuple[str, str], list[str]]:
+    """Where the same lines stand in two places, by the two files."""
+    places = defaultdict(list)
+    for path, source in sources.items():
+        numbered = code_lines(source)
+        for start in range(len(numbered) - REPEAT + 1):
+            run = numbered[start : start + REPEAT]
+            places[tuple(line for _, line in run)].append((path, run[0][0]))
+    result = defaultdict(list)
+    for (path, line), *others in places.values():
+        for other, other_line in others:
+            pair = (min(path, other), max(path, other))
+            result[pair].append(f"{path}:{line} ~ {other}:{other_line}")
+    return result
+
+
+def test_no_code_stands_twice() -> None:
+    paths = [path for path in files(".py", tests=False) if path.parts[0] in PACKAGES]
+    result = repeats({p.as_posix(): (ROOT / p).read_text(encoding="utf-8") for p in paths})
+    assert {pair: where for pair, where in result.items() if pair not in TWINS} == {}
+    assert TWINS.keys() <= result.keys()  # else its reason is no longer needed
+
+
+def test_a_repeat_is_seen_through_comments_spaces_and_imports() -> None:
+    plain = [f"a{i} = f({i})" for i in range(REPEAT)]
+    spaced = ["def g():", '    """Text."""', *(f"    {line}  # {line}" for line in plain)]
+    spaced[4:4] = ["", "    # a comment", "    import os"]
+    sources = {"a.py": "\n".join(plain), "b.py": "\n".join(spaced)}
+    assert repeats(sources) == {("a.py", "b.py"): ["a.py:1 ~ b.py:3"]}
+    sources["a.py"] = sources["a.py"].replace("a3", "b3")
+    assert repeats(sources) == {}
 
 
 @pytest.mark.parametrize("word", BANNED)
