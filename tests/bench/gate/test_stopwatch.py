@@ -1,6 +1,9 @@
 """Verdicts on simulated timings; what real clocks say is in `tests/benchmarks/test_gate.py`."""
 
+import os
 import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +99,53 @@ def test_a_revision_is_checked_out_for_the_block(repository: Path) -> None:
         assert folder == repository
 
 
+HOLD = """
+import sys
+from pathlib import Path
+from isoflop.bench.gate import stopwatch
+stopwatch.ROOT = Path(sys.argv[1])
+with stopwatch.checkout_of("HEAD") as folder:
+    print(folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+def worktrees(repository: Path) -> int:
+    listed = ["git", "-C", str(repository), "worktree", "list"]
+    return subprocess.run(listed, capture_output=True, text=True, check=True).stdout.count("\n")
+
+
+def test_the_checkout_of_a_killed_call_is_removed_by_the_next(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of a call which still runs stays."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(repository)],
+        env=os.environ | {"TMPDIR": str(temporary), "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert other.stdout is not None
+        left = Path(other.stdout.readline().strip())
+        with checkout_of("HEAD"):
+            assert (left / "isoflop").is_dir()
+            assert worktrees(repository) == 3
+    finally:
+        other.kill()
+        other.communicate()
+    assert list(temporary.iterdir()) == [left]
+    with checkout_of("HEAD") as folder:
+        assert list(temporary.iterdir()) == [folder]
+        assert worktrees(repository) == 2
+    assert list(temporary.iterdir()) == []
+    assert worktrees(repository) == 1
+
+
 @pytest.mark.parametrize(
     ("revision", "message"),
     [
@@ -109,6 +159,4 @@ def test_what_cannot_be_checked_out_is_one_line(
     with pytest.raises(StopwatchError, match=message) as caught, checkout_of(revision):
         pass
     assert "\n" not in str(caught.value)
-    listed = ["git", "-C", str(repository), "worktree", "list"]
-    worktrees = subprocess.run(listed, capture_output=True, text=True, check=True).stdout
-    assert worktrees.count("\n") == 1  # nothing is left behind
+    assert worktrees(repository) == 1  # nothing is left behind
