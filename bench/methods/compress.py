@@ -23,7 +23,7 @@ from isoflop.bench.kept_models import initial_path, load_model, model_path
 from isoflop.bench.layers import file_of, read_source, source_hash
 from isoflop.bench.machine import device_name, measured, peak_memory, reset_peak_memory
 from isoflop.bench.methods.counts import counts, stored_bytes
-from isoflop.bench.methods.experts import UnfitError
+from isoflop.bench.methods.experts import Rebuilt, UnfitError
 from isoflop.bench.methods.method import Calibration, Method, find_method, make_method
 from isoflop.bench.methods.text import Held, from_text, from_training
 from isoflop.bench.plan import Cell
@@ -205,7 +205,10 @@ class _Job:
         held = counts(changed, tokens, method.name)
         reset_peak_memory(source.device)
         model = copy.deepcopy(changed).to(source.device)
-        recovery, seconds = self.recover(model, share, held.flops.training)
+        teaching = sum(
+            layer.teaching_flops_per_token() for layer in model.tested if isinstance(layer, Rebuilt)
+        )
+        recovery, seconds = self.recover(model, share, held.flops.training + teaching)
         loss, others = source.losses(model)
         record = source.record
         return Compressed(

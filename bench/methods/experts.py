@@ -65,6 +65,10 @@ class Rebuilt(Layer):
         matrices = sum(self.up.bytes_of(e) + self.down.bytes_of(e) for e in experts)
         return matrices + BYTES * self.other_parameters()
 
+    def teaching_flops_per_token(self) -> int:
+        """Forward FLOPs that training takes beside those of the model: of a teacher, if it has."""
+        return 0
+
     def even_cost(self) -> bool:
         """Whether every token costs the same, so that `flops_per_token` is exact."""
         return True
@@ -150,9 +154,12 @@ class Experts(Rebuilt):
         """Gates and router rows of the chosen, [M, K] each."""
         return self.choose(self.score(x_MD))
 
-    def choose(self, score_MR: Tensor) -> tuple[Tensor, Tensor]:
+    def choose(self, score_MR: Tensor, bias_R: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Gates and rows of the chosen by their scores; of some rows alone, with their biases."""
+        bias_R = self.bias_R if bias_R is None else bias_R
         with full_precision(score_MR):
-            index = (score_MR + self.bias_R).topk(min(self.summed, self.rows), dim=-1).indices
+            count = min(self.summed, score_MR.shape[-1])
+            index = (score_MR + bias_R).topk(count, dim=-1).indices
             gate = score_MR.gather(-1, index)
             if self.gates == "sigmoid":
                 gate = gate / gate.sum(-1, keepdim=True)
