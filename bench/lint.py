@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import tomllib
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -126,32 +124,21 @@ def refuse_files(cells: Iterable[Cell]) -> list[str]:
     return notes
 
 
-def read_options(name: str, given: Iterable[str]) -> dict[str, Any]:
-    """A layer's options, each given as NAME=VALUE: a TOML value, or a bare word, which is a string.
+def check_options(name: str, options: dict[str, Any]) -> None:
+    """Check that a layer takes these options.
 
     Raises:
-        LintError: one has another form, or the layer does not take it.
+        LintError: it does not.
     """
-    options = {}
-    for text in given:
-        key, equals, value = text.partition("=")
-        if not key or not equals or key in options:
-            raise LintError(f"--option {text}: give NAME=VALUE, each name once")
-        try:
-            options[key] = tomllib.loads(f"value = {value}")["value"]
-        except (tomllib.TOMLDecodeError, RecursionError):
-            if not re.fullmatch(r"[A-Za-z][\w.-]*", value):
-                raise LintError(f"--option {text}: neither a TOML value nor one word") from None
-            options[key] = value
-    if options:
-        if file_of(name):
-            plain = json.loads(json.dumps(options, default=str))  # TOML has dates
-            problem = isolate.call(_options_problem, name, plain)
-        else:
-            problem = _options_problem(name, options)
-        if problem:
-            raise LintError(f"{name}: --option {problem}")
-    return options
+    if not options:
+        return
+    if file_of(name):
+        plain = json.loads(json.dumps(options, default=str))  # TOML has dates
+        problem = isolate.call(_options_problem, name, plain)
+    else:
+        problem = _options_problem(name, options)
+    if problem:
+        raise LintError(f"{name}: --option {problem}")
 
 
 def _options_problem(name: str, options: dict[str, Any]) -> str:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import datetime
 import platform
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from isoflop.results.record import Measured
 
 
 def device_name(device: torch.device) -> str:
@@ -70,3 +74,22 @@ def git_revision() -> str | None:
         )
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def measured(device: str, started: datetime.datetime, seconds: float, **more: Any) -> Measured:
+    """What a record says of the machine, the day and the code.
+
+    Args:
+        device: by name.
+        seconds: of the whole.
+        more: further fields of `Measured`; none was trained if they do not say so.
+    """
+    trained: dict[str, Any] = {"train_seconds": 0.0, "tokens_per_second": None}
+    return Measured(
+        device=device,
+        started=started.isoformat(timespec="seconds"),
+        seconds=seconds,
+        versions=versions(),
+        git_revision=git_revision(),
+        **trained | {"peak_memory_bytes": None} | more,
+    )

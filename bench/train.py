@@ -16,13 +16,7 @@ from torch import Tensor, nn
 
 from isoflop.bench.data import Sampler, Tokens, bits_per_byte, hash_of_windows
 from isoflop.bench.kept_models import initial_path, keep_model, model_path
-from isoflop.bench.machine import (
-    device_name,
-    git_revision,
-    peak_memory,
-    reset_peak_memory,
-    versions,
-)
+from isoflop.bench.machine import device_name, measured, peak_memory, reset_peak_memory
 from isoflop.bench.plan import Cell
 from isoflop.bench.step import Trainer, describe_devices, make_trainer, seed_for
 from isoflop.models.decoder import blocks_with_layer
@@ -120,17 +114,15 @@ def train_cell(
         tokens_in_corpus=len(tokens.train),
         validation_hash=hash_of_windows(windows),
         curve=run.curve,
-        measured=Measured(
-            device=describe_devices(device_name(device)),
+        measured=measured(
+            describe_devices(device_name(device)),
+            started,
+            perf_counter() - begin,
             threads=torch.get_num_threads() if device.type == "cpu" else None,
             compiled=run.compiled if device.type != "cpu" else None,
-            started=started.isoformat(timespec="seconds"),
-            seconds=perf_counter() - begin,
             train_seconds=run.train_seconds,
             tokens_per_second=cell.tokens / run.train_seconds if outcome["loss"] else None,
             peak_memory_bytes=peak if peak is not None else peak_memory(device),
-            versions=versions(),
-            git_revision=git_revision(),
         ),
     )
 

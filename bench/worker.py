@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from isoflop.bench.data import open_tokens
-from isoflop.bench.machine import device_name, git_revision, versions
+from isoflop.bench.machine import device_name, measured
 from isoflop.bench.plan import Cell
 from isoflop.bench.ranks import Job, together
 from isoflop.bench.train import Hooks, Progress, StoppedError, describe, train_cell
 from isoflop.results.errors import IsoflopError
-from isoflop.results.record import Measured, Record
+from isoflop.results.record import Record
 
 if TYPE_CHECKING:  # Windows has no ForkServerContext
     from multiprocessing.context import ForkServerContext, SpawnContext
@@ -144,21 +144,15 @@ def died(
         reason = f"its process was ended by {name}{hint}"
     else:
         reason = f"its process ended with exit code {exit_code}"
-    now = datetime.datetime.now(datetime.UTC)
     return describe(
         cell,
         {"status": "failed", "message": reason, "loss": None, "bits_per_byte": None},
         tokens_in_corpus=tokens,
         validation_hash=validation_hash,
         curve=[],
-        measured=Measured(
-            device="cuda" if device.type == "cuda" else device_name(device),
-            started=now.isoformat(timespec="seconds"),
+        measured=measured(
+            "cuda" if device.type == "cuda" else device_name(device),
+            datetime.datetime.now(datetime.UTC),
             seconds=0.0,
-            train_seconds=0.0,
-            tokens_per_second=None,
-            peak_memory_bytes=None,
-            versions=versions(),
-            git_revision=git_revision(),
         ),
     )

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from isoflop.bench import checkpoint
-from isoflop.bench.decoding.quantise import BITS, GROUP, pack, packed_bytes, unpack
 from isoflop.bench.decoding.routed import RoutedBlock
+from isoflop.bench.quantisation import BITS, GROUP, pack, packed_bytes, unpack
 from isoflop.results.errors import IsoflopError
 
 PAGE = mmap.PAGESIZE
-FORMAT = "isoflop experts 1"
+FORMAT = "isoflop experts 2"
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,13 @@ class Layout:
     page: int = PAGE
 
     @property
-    def numbers(self) -> int:
-        """Weights of an expert: its first matrix [D, F], then its second [F, D]."""
-        return 2 * self.d_model * self.d_expert
+    def shapes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Of an expert's matrices, which follow each other: [D, F] and [F, D]."""
+        return (self.d_model, self.d_expert), (self.d_expert, self.d_model)
 
     def bytes_of(self, precision: str) -> int:
         """Bytes of a copy, scales included, the rest of its last page not."""
-        return packed_bytes(precision, self.numbers, self.group)
+        return sum(packed_bytes(precision, *shape, self.group) for shape in self.shapes)
 
     def pages(self, precision: str) -> int:
         """Bytes of the pages that a copy takes."""
@@ -67,7 +67,7 @@ def write_experts(
     """Write the experts of some blocks, whole or not at all, and through to the disk.
 
     Raises:
-        ValueError: a precision is unknown, or groups do not divide an expert's weights.
+        ValueError: a precision is unknown, or a group is empty.
         OSError: the folder is full or not writable.
     """
     first = blocks[0].up_EDF
@@ -87,11 +87,10 @@ def write_experts(
             file.write(header)
             for layer, block in enumerate(blocks):
                 for expert in range(layout.experts):
-                    weights = (block.up_EDF[expert].detach(), block.down_EFD[expert].detach())
-                    values = torch.cat([matrix.flatten() for matrix in weights]).float()
                     for precision in precisions:
                         file.seek(layout.offset(layer, expert, precision))
-                        file.write(pack(values, precision, group).numpy().tobytes())
+                        for matrix in (block.up_EDF[expert], block.down_EFD[expert]):
+                            file.write(pack(matrix.detach(), precision, group).numpy().tobytes())
             file.truncate(layout.total)
             file.flush()
             os.fsync(file.fileno())  # a page that is not yet on the disk stays in memory
@@ -144,12 +143,11 @@ class ExpertFile:
 
     def matrices(self, precision: str, raw: Tensor) -> tuple[Tensor, Tensor]:
         """An expert's two matrices in float32, [D, F] and [F, D], from the bytes of a copy."""
-        layout = self.layout
-        packed = raw[: layout.bytes_of(precision)]
-        up, down = unpack(packed, precision, layout.numbers, layout.group).view(2, -1)
+        group, (of_up, of_down) = self.layout.group, self.layout.shapes
+        middle, end = packed_bytes(precision, *of_up, group), self.layout.bytes_of(precision)
         return (
-            up.view(layout.d_model, layout.d_expert),
-            down.view(layout.d_expert, layout.d_model),
+            unpack(raw[:middle], precision, *of_up, group),
+            unpack(raw[middle:end], precision, *of_down, group),
         )
 
     def drop_pages(self) -> None:

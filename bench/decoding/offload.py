@@ -12,7 +12,7 @@ from isoflop.bench.decoding.decode import Engine
 from isoflop.bench.decoding.expert_cache import HIGH, ExpertCache, Policy
 from isoflop.bench.decoding.expert_file import ExpertFile, Slots
 from isoflop.bench.decoding.links import FileLink
-from isoflop.bench.decoding.routed import expert, routed_blocks, scores
+from isoflop.bench.decoding.routed import routed_blocks, scores
 from isoflop.models import Decoder
 
 
@@ -78,7 +78,7 @@ class OffloadedEngine(Engine):
                 self.link.wait(place)
                 slots = self.slots[place.level]
                 up_DF, down_FD = self.file.matrices(slots.precision, slots.bytes[place.slot])
-                y_1D = y_1D + gate * expert(normed_1D, up_DF, down_FD)
+                y_1D = y_1D + gate * block.expert(normed_1D, up_DF, down_FD)
         return block.add(normed_1D, y_1D).view_as(x_11D)
 
     def prefetch(self, layer: int, x_1D: Tensor) -> None:

@@ -6,46 +6,53 @@ Dimensions in names: M tokens, K experts per token, E experts, D model width, F 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from isoflop.bench.methods.experts import Experts, UnfitError, activated, rebuild
+from isoflop.bench.methods.matrices import Whole
 from isoflop.models import Decoder
 from isoflop.models.decoder import Block
-from isoflop.models.moe import MoE
-from isoflop.models.moe_shared import SharedMoE
 
 
 class RoutedBlock:
-    """A block with `moe` or `moe_shared`, taken apart: its router, its experts, and the rest."""
+    """A block whose layer is `moe` or `moe_shared`, or what a method made of one.
+
+    The weights are the layer's own.
+
+    Raises:
+        ValueError: its experts are not whole matrices that can be read one by one.
+    """
 
     def __init__(self, index: int, block: Block) -> None:
-        layer = block.ffn
-        if type(layer) not in (MoE, SharedMoE):
-            raise ValueError(
-                f"experts of {layer.name} cannot be read one by one: those of moe and moe_shared "
-                "can"
-            )
+        name = block.ffn.name or type(block.ffn).__name__
+        refused = f"experts of {name} cannot be read one by one: those of moe and moe_shared can"
+        try:
+            layer = rebuild(block.ffn, shared=True)
+        except UnfitError:
+            raise ValueError(refused) from None
+        if not isinstance(layer, Experts) or layer.constant_CD is not None:
+            raise ValueError(refused)
+        if not isinstance(layer.up, Whole) or not isinstance(layer.down, Whole):
+            raise ValueError(refused)
         self.index, self.block, self.layer = index, block, layer
-        self.router_ED: Tensor = layer.router.weight  # type: ignore[union-attr, assignment]
-        self.up_EDF: Tensor = layer.up_EDF  # type: ignore[assignment]
-        self.down_EFD: Tensor = layer.down_EFD  # type: ignore[assignment]
-        self.experts = len(self.router_ED)
-        self.chosen = layer.chosen if isinstance(layer, SharedMoE) else layer.options.granularity
+        self.up_EDF, self.down_EFD = layer.up.weight, layer.down.weight
+        self.experts, self.chosen = len(layer.up), layer.chosen
 
     def route(self, x_MD: Tensor) -> tuple[Tensor, Tensor]:
         """Gates and indices of the experts that normed vectors choose, [M, K] each."""
-        if isinstance(self.layer, SharedMoE):
-            return self.layer.route(x_MD)
-        gate_MK, index_MK = self.layer.route(x_MD).topk(self.chosen, dim=-1)  # type: ignore[operator]
-        return gate_MK, index_MK
+        return self.layer.route(x_MD)
 
     def guess(self, x_MD: Tensor) -> tuple[Tensor, Tensor]:
         """What `route` will give if the blocks in between add nothing to the stream [M, D]."""
         return self.route(self.block.ffn_norm(x_MD))
 
+    def expert(self, x_MD: Tensor, up_DF: Tensor, down_FD: Tensor) -> Tensor:
+        """The output of an expert of these matrices, [M, D]."""
+        return activated(self.layer.activation, x_MD @ up_DF) @ down_FD
+
     def add(self, x_MD: Tensor, y_MD: Tensor) -> Tensor:
         """What the block adds to the stream, from normed vectors and the chosen experts' sum."""
-        if isinstance(self.layer, SharedMoE) and self.layer.shared is not None:
+        if self.layer.shared is not None:
             y_MD = y_MD + self.layer.shared(x_MD)
         return self.block.output_norm(y_MD)
 
@@ -59,11 +66,6 @@ def routed_blocks(model: Decoder) -> list[RoutedBlock]:
     tested = {id(layer) for layer in model.tested}
     blocks: list[Block] = list(model.blocks)  # type: ignore[arg-type]
     return [RoutedBlock(i, b) for i, b in enumerate(blocks) if id(b.ffn) in tested]
-
-
-def expert(x_1D: Tensor, up_DF: Tensor, down_FD: Tensor) -> Tensor:
-    """One GELU expert on one token, [1, D]."""
-    return F.gelu(x_1D @ up_DF) @ down_FD
 
 
 def scores(gate_MK: Tensor) -> Tensor:

@@ -21,15 +21,9 @@ from isoflop.bench.evaluate import HeldOutSet
 from isoflop.bench.isolate import describe
 from isoflop.bench.kept_models import initial_path, load_model, model_path
 from isoflop.bench.layers import file_of, read_source, source_hash
-from isoflop.bench.machine import (
-    device_name,
-    git_revision,
-    peak_memory,
-    reset_peak_memory,
-    versions,
-)
+from isoflop.bench.machine import device_name, measured, peak_memory, reset_peak_memory
 from isoflop.bench.methods.counts import counts, stored_bytes
-from isoflop.bench.methods.experts import UnfitError
+from isoflop.bench.methods.experts import Rebuilt, UnfitError
 from isoflop.bench.methods.method import Calibration, Method, find_method, make_method
 from isoflop.bench.methods.text import Held, from_text, from_training
 from isoflop.bench.plan import Cell
@@ -38,9 +32,9 @@ from isoflop.models import Decoder
 from isoflop.results import compressed
 from isoflop.results.compressed import Compressed, Recovery, read_compressed, write_compressed
 from isoflop.results.errors import IsoflopError
-from isoflop.results.record import Measured, Record
+from isoflop.results.record import Record
 
-VERSION = 1  # part of every id: raise it when a change to the code changes results
+VERSION = 2  # part of every id: raise it when a change to the code changes results
 RECOVERY_RATE = 0.3  # peak learning rate of recovery training over the source cell's
 MEASURED_WINDOWS = 16  # on which the executed FLOPs are counted
 
@@ -211,7 +205,10 @@ class _Job:
         held = counts(changed, tokens, method.name)
         reset_peak_memory(source.device)
         model = copy.deepcopy(changed).to(source.device)
-        recovery, seconds = self.recover(model, share, held.flops.training)
+        teaching = sum(
+            layer.teaching_flops_per_token() for layer in model.tested if isinstance(layer, Rebuilt)
+        )
+        recovery, seconds = self.recover(model, share, held.flops.training + teaching)
         loss, others = source.losses(model)
         record = source.record
         return Compressed(
@@ -247,16 +244,13 @@ class _Job:
             flops_per_token=held.flops,
             measured_flops_per_token=held.measured,
             stored_bytes=held.stored_bytes,
-            measured=Measured(
-                device=device_name(source.device),
+            measured=measured(
+                device_name(source.device),
+                started,
+                perf_counter() - begin,
                 threads=torch.get_num_threads() if source.device.type == "cpu" else None,
-                started=started.isoformat(timespec="seconds"),
-                seconds=perf_counter() - begin,
                 train_seconds=seconds,
-                tokens_per_second=None,
                 peak_memory_bytes=peak_memory(source.device),
-                versions=versions(),
-                git_revision=git_revision(),
             ),
         )
 

@@ -18,6 +18,14 @@ from isoflop.models import Dense, Layer, MoE, SharedMoE, full_precision
 from isoflop.models.ops import expert_ffn
 
 
+def activated(activation: str, h_MF: Tensor) -> Tensor:
+    """Hidden values, [M, F], or [M, F / 2] of SwiGLU; activations are named as `dense` has them."""
+    if activation == "swiglu":
+        gate_MF, h_MF = torch.chunk(h_MF, 2, dim=-1)
+        return F.silu(gate_MF) * h_MF
+    return F.relu(h_MF).square() if activation == "relu2" else F.gelu(h_MF)
+
+
 class UnfitError(ValueError):
     """A method cannot change a layer of this kind, whatever its options."""
 
@@ -34,11 +42,7 @@ class Rebuilt(Layer):
 
     def hidden(self, expert: int, x_MD: Tensor) -> Tensor:
         """What an expert's second matrix reads."""
-        h_MF = self.up(expert, x_MD)
-        if self.activation == "swiglu":
-            gate_MF, h_MF = torch.chunk(h_MF, 2, dim=-1)
-            return F.silu(gate_MF) * h_MF
-        return F.relu(h_MF).square() if self.activation == "relu2" else F.gelu(h_MF)
+        return activated(self.activation, self.up(expert, x_MD))
 
     def expert(self, expert: int, x_MD: Tensor) -> Tensor:
         """An expert's output, before its gate."""
@@ -60,6 +64,10 @@ class Rebuilt(Layer):
         experts = range(len(self.up))
         matrices = sum(self.up.bytes_of(e) + self.down.bytes_of(e) for e in experts)
         return matrices + BYTES * self.other_parameters()
+
+    def teaching_flops_per_token(self) -> int:
+        """Forward FLOPs that training takes beside those of the model: of a teacher, if it has."""
+        return 0
 
     def even_cost(self) -> bool:
         """Whether every token costs the same, so that `flops_per_token` is exact."""
@@ -119,8 +127,8 @@ class Experts(Rebuilt):
 
     @classmethod
     def of(cls, source: MoE | SharedMoE) -> Experts:
-        """A copy of a trained layer."""
-        router = copy.deepcopy(source.router)
+        """A trained layer, whose weights it shares."""
+        router = source.router
         up, down = Whole(source.up_EDF), Whole(source.down_EFD)
         if isinstance(source, MoE):
             result = cls(router, up, down, source.options.granularity, "softmax")
@@ -128,8 +136,8 @@ class Experts(Rebuilt):
             return result
         result = cls(router, up, down, source.chosen, "sigmoid")
         result.bias_rate = source.options.bias_rate
-        result.shared = copy.deepcopy(source.shared)
-        result.bias_R.copy_(source.bias_E)
+        result.shared = source.shared
+        result.bias_R = source.bias_E
         return result
 
     @property
@@ -146,9 +154,12 @@ class Experts(Rebuilt):
         """Gates and router rows of the chosen, [M, K] each."""
         return self.choose(self.score(x_MD))
 
-    def choose(self, score_MR: Tensor) -> tuple[Tensor, Tensor]:
+    def choose(self, score_MR: Tensor, bias_R: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Gates and rows of the chosen by their scores; of some rows alone, with their biases."""
+        bias_R = self.bias_R if bias_R is None else bias_R
         with full_precision(score_MR):
-            index = (score_MR + self.bias_R).topk(min(self.summed, self.rows), dim=-1).indices
+            count = min(self.summed, score_MR.shape[-1])
+            index = (score_MR + bias_R).topk(count, dim=-1).indices
             gate = score_MR.gather(-1, index)
             if self.gates == "sigmoid":
                 gate = gate / gate.sum(-1, keepdim=True)
@@ -240,16 +251,20 @@ class Experts(Rebuilt):
         return 2 * self.d_model * self.rows
 
 
-def rebuild(layer: Layer) -> Rebuilt:
-    """A copy of a trained layer in the form that methods change.
+def rebuild(layer: Layer, shared: bool = False) -> Rebuilt:
+    """A trained layer in the form that methods change, and that decoding takes apart.
 
+    Args:
+        shared: with the layer's own weights, to read; a copy else, to change.
     Raises:
         UnfitError: it is of another kind than `dense`, `moe` and `moe_shared`.
     """
     if isinstance(layer, Rebuilt):
-        return copy.deepcopy(layer)
-    if type(layer) is Dense:
-        return FeedForward(layer)
-    if type(layer) is MoE or type(layer) is SharedMoE:
-        return Experts.of(layer)
-    raise UnfitError(f"layer {layer.name!r}: only dense, moe and moe_shared can be changed")
+        result = layer
+    elif type(layer) is Dense:
+        result = FeedForward(layer)
+    elif type(layer) is MoE or type(layer) is SharedMoE:
+        result = Experts.of(layer)
+    else:
+        raise UnfitError(f"layer {layer.name!r}: only dense, moe and moe_shared can be changed")
+    return result if shared else copy.deepcopy(result)

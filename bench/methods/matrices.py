@@ -10,16 +10,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from isoflop.bench.quantisation import packed_bytes
+
 BYTES = 2  # of a weight that is stored as it is, in bfloat16
-SCALE_BYTES = 2  # of a group's scale, in float16
 
 
 class Whole(nn.Module):
-    """A matrix for each expert, [E, I, O]; `bits` a weight if its values are quantised."""
+    """A matrix for each expert, [E, I, O], given and not copied; `bits` a weight if its values are
+    quantised."""
 
     def __init__(self, weight_EIO: Tensor) -> None:
         super().__init__()
-        self.weight = nn.Parameter(weight_EIO.detach().clone())
+        self.weight = nn.Parameter(weight_EIO.detach())
         self.bits: int | None = None
         self.group = 0  # weights with a scale in common, along the inputs
 
@@ -53,8 +55,7 @@ class Whole(nn.Module):
         inputs, outputs = self.shape
         if self.bits is None:
             return BYTES * inputs * outputs
-        groups = -(-inputs // self.group) * outputs
-        return -(-inputs * outputs * self.bits // 8) + SCALE_BYTES * groups
+        return packed_bytes(f"int{self.bits}", inputs, outputs, self.group)
 
 
 class Factored(nn.Module):

@@ -27,7 +27,9 @@ def compress(
     option: Annotated[
         list[str] | None,
         typer.Option(
-            "--option", metavar="KEY=VALUE", help="Of the method; values between commas: each."
+            "--option",
+            metavar="NAME=VALUE",
+            help="Of the method, in TOML or a word; values between commas: each.",
         ),
     ] = None,
     recover: Annotated[

@@ -15,7 +15,7 @@ import typer
 
 from isoflop.cli.console import Json, app, show
 from isoflop.cli.engines import EngineOptions, On, find_engine
-from isoflop.cli.options import described, options_of
+from isoflop.cli.options import described, single_options
 from isoflop.cli.tensorboard import TensorBoard
 from isoflop.cli.time_limit import TimeLimit
 from isoflop.cli.wandb import Wandb
@@ -29,7 +29,7 @@ LayerArgument = Annotated[
 ]
 Options = Annotated[
     list[str] | None,
-    typer.Option("--option", help="Option of the layer as NAME=VALUE, in TOML; may be repeated."),
+    typer.Option("--option", help="NAME=VALUE of the layer, in TOML or a word; may be repeated."),
 ]
 
 
@@ -97,7 +97,7 @@ def lint(
 ) -> None:
     """Check a layer before training it, or a method. Exit code 1 if a check fails."""
     from isoflop.bench.checks import ESSENTIAL
-    from isoflop.bench.lint import BrokenFileError, Finding, read_options, with_class
+    from isoflop.bench.lint import BrokenFileError, Finding, check_options, with_class
     from isoflop.bench.lint import lint as run_checks
     from isoflop.bench.methods.lint import lint as lint_method
     from isoflop.bench.methods.lint import names_method
@@ -105,14 +105,15 @@ def lint(
     from isoflop.bench.suite import load_suite
 
     shapes = shapes_of(load_suite(suite)) if suite else []
-    use = "trained"
+    options, use = single_options(option or []), "trained"
     try:
         if names_method(layer):
             name, use = layer, "used"
-            findings = lint_method(name, options_of(option or [])[0])
+            findings = lint_method(name, options)
         else:
             name = with_class(layer)
-            findings = run_checks(name, read_options(name, option or []), shapes)
+            check_options(name, options)
+            findings = run_checks(name, options, shapes)
     except BrokenFileError as error:
         name, findings = layer, [Finding("builds", False, str(error))]
     if as_json:
@@ -166,7 +167,7 @@ def compare(
     """Train a new layer's cells beside a suite's stored records: is it better than dense?"""
     from isoflop.analysis.report.derive import COMPARISON, read_comparison, report
     from isoflop.bench.compare import prepare
-    from isoflop.bench.lint import read_options, refuse, with_class
+    from isoflop.bench.lint import check_options, refuse, with_class
     from isoflop.bench.run import missing
     from isoflop.bench.shape_checks import shapes_of
     from isoflop.bench.suite import load_suite
@@ -175,7 +176,8 @@ def compare(
 
     engine = find_engine(on, engine_options)
     layer = with_class(layer)
-    options = read_options(layer, option or [])
+    options = single_options(option or [])
+    check_options(layer, options)
     note = refuse(layer, options, shapes_of(load_suite(suite)))
     if note:
         print(printable(f"{layer}: {note}"), file=sys.stderr)

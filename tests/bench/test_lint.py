@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from isoflop.bench.checks import CHECKS, ESSENTIAL
-from isoflop.bench.lint import LintError, lint, read_options, refuse, refuse_files, with_class
+from isoflop.bench.lint import LintError, check_options, lint, refuse, refuse_files, with_class
 from isoflop.bench.shape_checks import Shape, at_shape
 from isoflop.bench.subject import Subject
 from isoflop.models import LAYERS
@@ -126,32 +126,19 @@ def test_options_are_checked(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("here")
-def test_options_are_toml_or_one_word() -> None:
-    given = ["activation=swiglu", "ratio=2.5"]
-    assert read_options("dense", given) == {"activation": "swiglu", "ratio": 2.5}
-    assert read_options("dense", ['activation="swiglu"']) == {"activation": "swiglu"}
-    assert read_options("moe", ["granularity=4"]) == {"granularity": 4}
-    assert read_options("nowhere.py:Mine", ["x=[1, 2]"]) == {"x": [1, 2]}  # `builds` says it
-    assert read_options("moe", []) == {}
-
-
-@pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
-    ("given", "text"),
+    ("options", "text"),
     [
-        (["granularity"], "granularity: give NAME=VALUE"),
-        (["=4"], "=4: give NAME=VALUE"),
-        (["granularity=2", "granularity=4"], "granularity=4: give NAME=VALUE, each name once"),
-        (["granularity=[4"], r"granularity=\[4: neither a TOML value nor one word"),
-        (["granularity="], "granularity=: neither"),
-        (["granularity=two"], "granularity: Input should be a valid integer"),
-        (["granularity=0"], "granularity"),
-        (["grain=4"], "grain: unknown option of layer moe.*; known: .*granularity"),
+        ({"granularity": "two"}, "granularity: Input should be a valid integer"),
+        ({"granularity": 0}, "granularity"),
+        ({"grain": 4}, "grain: unknown option of layer moe.*; known: .*granularity"),
     ],
 )
-def test_a_wrong_option_is_one_line(given: list[str], text: str) -> None:
+def test_a_wrong_option_is_one_line(options: dict[str, object], text: str) -> None:
+    check_options("moe", {"granularity": 4})
+    check_options("nowhere.py:Mine", {"x": [1, 2]})  # `builds` says what is wrong with it
     with pytest.raises(LintError, match=f"--option {text}") as error:
-        read_options("moe", given)
+        check_options("moe", options)
     assert "\n" not in str(error.value)
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from isoflop.bench.decoding.expert_file import PAGE, ExpertFile, Slots, write_experts
-from isoflop.bench.decoding.quantise import BITS, pack, unpack
 from isoflop.bench.decoding.routed import routed_blocks
+from isoflop.bench.quantisation import BITS, pack, unpack
 from isoflop.results.errors import IsoflopError
 from tests.models.test_decoder import build
 
@@ -28,11 +28,9 @@ def test_every_copy_of_every_expert_comes_back(layer: str, tmp_path: Path) -> No
             for expert in range(block.experts):
                 read += file.read(number, expert, precision, slots.views[1])
                 up, down = file.matrices(precision, slots.bytes[1])
-                values = torch.cat(
-                    (block.up_EDF[expert].flatten(), block.down_EFD[expert].flatten())
-                )
-                expected = unpack(pack(values.detach(), precision), precision, values.numel())
-                assert torch.equal(torch.cat((up.flatten(), down.flatten())), expected)
+                for got, source in ((up, block.up_EDF), (down, block.down_EFD)):
+                    packed = pack(source[expert].detach(), precision)
+                    assert torch.equal(got, unpack(packed, precision, *got.shape))
                 if precision == "fp32":
                     assert torch.equal(up, block.up_EDF[expert])
                     assert torch.equal(down, block.down_EFD[expert])
@@ -69,7 +67,7 @@ def test_dropped_pages_are_not_in_memory(tmp_path: Path) -> None:
     file.close()
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"\x80", b'{"format": "isoflop experts 1"}', None])
+@pytest.mark.parametrize("content", [b"", b"{}", b"\x80", b'{"format": "isoflop experts 2"}', None])
 def test_another_file_is_refused(content: bytes | None, tmp_path: Path) -> None:
     path = tmp_path / "experts"
     if content is None:

@@ -11,9 +11,10 @@ from isoflop.bench.decoding.expert_cache import Policy
 from isoflop.bench.decoding.expert_file import ExpertFile, write_experts
 from isoflop.bench.decoding.links import FileLink, SimulatedLink
 from isoflop.bench.decoding.offload import OffloadedEngine
-from isoflop.bench.decoding.quantise import BITS, pack, unpack
 from isoflop.bench.decoding.routed import routed_blocks
 from isoflop.bench.decoding.trace import record_trace, simulate
+from isoflop.bench.methods import Calibration, PruneFrequency, Quantise
+from isoflop.bench.quantisation import BITS, pack, unpack
 from isoflop.models import Decoder
 from tests.models.test_decoder import T, V, build
 
@@ -41,6 +42,11 @@ def logits(engine: Engine) -> torch.Tensor:
         engine.clear()
         result.append(torch.stack([engine.step(token) for token in window]))
     return torch.stack(result)
+
+
+def make_calibration(model: Decoder) -> Calibration:
+    windows = torch.from_numpy(WINDOWS)
+    return Calibration(windows[:, :-1], windows[:, 1:], seed=0)
 
 
 def offloaded(model: Decoder, file: ExpertFile, policy: Policy, **kwargs: str) -> OffloadedEngine:
@@ -86,10 +92,26 @@ def test_low_copies_are_what_is_computed_with(model: Decoder, file: ExpertFile, 
         for block in routed_blocks(model):
             for weight in (block.up_EDF, block.down_EFD):
                 for matrix in weight:
-                    packed = pack(matrix.flatten(), low)
-                    matrix.copy_(unpack(packed, low, matrix.numel()).view_as(matrix))
+                    matrix.copy_(unpack(pack(matrix, low), low, *matrix.shape))
         source = model(torch.from_numpy(WINDOWS))
     torch.testing.assert_close(logits(engine), source, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("low", ["int8", "int4", "int2"])
+def test_a_model_that_a_method_has_made_decodes_too(
+    model: Decoder, low: str, tmp_path: Path
+) -> None:
+    """Quantised after training, its copies of as many bits are exact: one rule rounds both."""
+    pruned = PruneFrequency(drop=0.25).apply(model, make_calibration(model))
+    changed = Quantise(bits=BITS[low]).apply(pruned, make_calibration(model))
+    write_experts(tmp_path / "changed", routed_blocks(changed), (low,))
+    file = ExpertFile(tmp_path / "changed")
+    engine = offloaded(changed, file, Policy(high=6), high=low)
+    assert engine.routed[0].experts < routed_blocks(model)[0].experts
+    with torch.no_grad():
+        source = changed(torch.from_numpy(WINDOWS))
+    torch.testing.assert_close(logits(engine), source, rtol=1e-5, atol=1e-5)
+    file.close()
 
 
 def test_skipped_and_low_experts_by_hand(model: Decoder, file: ExpertFile) -> None:
@@ -113,10 +135,7 @@ def test_skipped_and_low_experts_by_hand(model: Decoder, file: ExpertFile) -> No
             up, down = blocks[0].up_EDF[index[0, k]], blocks[0].down_EFD[index[0, k]]
             kinds.append("high" if before <= 0.3 else "low" if before <= t2 else "none")
             if kinds[-1] == "low":
-                up, down = (
-                    unpack(pack(m.flatten(), "int4"), "int4", m.numel()).view_as(m)
-                    for m in (up, down)
-                )
+                up, down = (unpack(pack(m, "int4"), "int4", *m.shape) for m in (up, down))
             if kinds[-1] != "none":
                 y = torch.nn.functional.gelu(normed @ up) @ down
                 expected = expected + gates[0, k] * y

@@ -58,7 +58,7 @@ def test_a_trace_holds_what_the_routers_see() -> None:
     seen: list[torch.Tensor] = []
     blocks = routed_blocks(model)
     for block in blocks:
-        block.layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        block.block.ffn.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.no_grad():
         model(torch.from_numpy(WINDOWS))
         for layer, block in enumerate(blocks):

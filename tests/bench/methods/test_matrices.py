@@ -4,61 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from isoflop.bench.decoding.quantise import pack_codes, unpack_codes
 from isoflop.bench.methods.counts import stored_bytes
 from isoflop.bench.methods.low_rank import factorise
 from isoflop.bench.methods.matrices import Factored, Whole, factors
 from isoflop.bench.methods.method import rebuilt, with_layers
-from isoflop.bench.methods.quantise import dequantise, quantise
+from isoflop.bench.quantisation import dequantise, pack, quantise
 from tests.bench.methods.models import OPTIONS, apply, layer_of, make_calibration, make_model
 
 TOKENS = make_calibration(9).tokens
-
-
-@pytest.mark.parametrize("bits", [8, 4, 2])
-def test_groups_are_rounded_to_their_own_scale(bits: int) -> None:
-    weight = torch.randn(2, 10, 3)
-    codes, scales = quantise(weight, bits, 4)
-    assert scales.shape == (2, 3, 3)
-    values = dequantise(codes, scales, 4)
-    for e in range(2):
-        for i in range(10):
-            for o in range(3):
-                group = weight[e, i // 4 * 4 : i // 4 * 4 + 4, o]
-                scale = float((group.abs().max() / (2 ** (bits - 1) - 1)).half())
-                most = 2 ** (bits - 1) - 1
-                code = max(-most, min(most, round(float(weight[e, i, o]) / scale)))
-                assert values[e, i, o] == pytest.approx(code * scale, rel=1e-6)
-
-
-@pytest.mark.parametrize("bits", [8, 4, 2])
-def test_what_is_on_the_grid_stays_exactly(bits: int) -> None:
-    """Rounding once more changes nothing."""
-    codes, scales = quantise(torch.randn(3, 32, 5), bits, 8)
-    values = dequantise(codes, scales, 8)
-    again, same = quantise(values, bits, 8)
-    assert torch.equal(dequantise(again, same, 8), values)
-
-
-def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """Signed codes as bytes."""
-    return pack_codes(codes.to(torch.int16) + 2 ** (bits - 1), bits)
-
-
-def unpack(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
-    codes = unpack_codes(packed, bits)[:count].to(torch.int16)
-    return (codes - 2 ** (bits - 1)).to(torch.int8)
-
-
-@pytest.mark.parametrize("bits", [8, 4, 2])
-@pytest.mark.parametrize("count", [1, 7, 64])
-def test_packed_codes_come_back(bits: int, count: int) -> None:
-    most = 2 ** (bits - 1) - 1
-    codes = torch.randint(-most, most + 1, (count,), dtype=torch.int8)
-    packed = pack(codes, bits)
-    assert packed.dtype == torch.uint8
-    assert len(packed) == -(-count * bits // 8)
-    assert torch.equal(unpack(packed, bits, count), codes)
 
 
 def test_a_matrix_of_zeros_stays_zero() -> None:
@@ -73,8 +26,7 @@ def test_bytes_are_those_of_the_packed_codes_and_the_scales(bits: int, group: in
     size = 2 * sum(p.numel() for name, p in model.named_parameters() if "_E" not in name)
     for layer in model.tested:
         for weight in (layer.up_EDF, layer.down_EFD):
-            codes, scales = quantise(weight, bits, group)
-            size += sum(len(pack(matrix, bits)) for matrix in codes) + 2 * scales.numel()
+            size += sum(len(pack(matrix, f"int{bits}", group)) for matrix in weight)
     assert stored_bytes(changed) == size
 
 

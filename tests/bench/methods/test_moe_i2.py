@@ -1,11 +1,15 @@
 """MoE-I^2, against its definitions."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from isoflop.bench.methods.method import make_method, rebuilt, with_layers
 from isoflop.bench.methods.moe_i2 import MoEI2, allocate, ranks, without
 from tests.bench.methods.models import apply, layer_of, make_calibration, make_model
+
+FEW: dict[str, Any] = {"population": 8, "generations": 2}
 
 
 def test_importance_is_the_loss_without_an_expert_less_that_with_it() -> None:
@@ -32,9 +36,9 @@ def test_importance_is_the_loss_without_an_expert_less_that_with_it() -> None:
         assert scores[index][expert] == pytest.approx(float(after - before), abs=1e-5)
 
 
-def test_the_least_important_leave() -> None:
+def test_without_a_search_the_least_important_leave() -> None:
     model, calibration = make_model(), make_calibration()
-    method, _ = make_method(MoEI2, {"drop": 0.25})
+    method, _ = make_method(MoEI2, {"drop": 0.25, "search": "importance"})
     assert isinstance(method, MoEI2)
     changed = method.apply(model, calibration)
     scores = method.importance(with_layers(model, rebuilt(model)), calibration)
@@ -83,8 +87,8 @@ def test_ranks_follow_importance_and_save() -> None:
 
 def test_low_rank_of_what_is_left_costs_at_most_what_is_stated() -> None:
     model = make_model()
-    pruned = apply("moe-i2", model, drop=0.25)
-    changed = apply("moe-i2", model, drop=0.25, keep=0.5)
+    pruned = apply("moe-i2", model, drop=0.25, **FEW)
+    changed = apply("moe-i2", model, drop=0.25, keep=0.5, **FEW)
     for index in range(2):
         assert len(layer_of(changed, index).up) == len(layer_of(pruned, index).up)
         assert (

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from isoflop.bench.kept_models import initial_path, model_path
 from isoflop.bench.plan import Cell, plan
-from isoflop.cli.compress import options_of, shares_of
+from isoflop.cli.compress import shares_of
 from isoflop.cli.main import app
 from isoflop.results.compressed import Compressed, load_compressed
 from isoflop.results.errors import IsoflopError
@@ -151,7 +151,7 @@ class Bad(Method):
     ("arguments", "message"),
     [
         (["--method=prune-reep"], "--method: no method 'prune-reep' (did you mean 'prune-reap'?)"),
-        (["--method=prune-reap", "--option=drop"], "--option: 'drop': give each as KEY=VALUE"),
+        (["--method=prune-reap", "--option=drop"], "--option drop: give NAME=VALUE"),
         (["--method=prune-reap", "--option=dropp=1"], "--method: dropp: unknown option of method"),
         (["--method=prune-reap", "--option=drop=0.9"], "moe, size m: drop: 0.9 leaves 0 of 4"),
         (["--method=low-rank", "--option=keep=1.0"], "a rank saves nothing"),
@@ -201,11 +201,5 @@ def test_calibration_on_a_text_that_is_evaluated_is_refused(folder: Path) -> Non
     assert {item.calibration.text for item in records(folder)} == {"text.txt"}
 
 
-def test_options_and_shares_are_read() -> None:
-    assert options_of([]) == [{}]
-    assert options_of(["drop=0,0.5", "dropped=largest"]) == [
-        {"drop": 0, "dropped": "largest"},
-        {"drop": 0.5, "dropped": "largest"},
-    ]
-    assert options_of(["gate=true"]) == [{"gate": True}]
+def test_shares_are_read() -> None:
     assert shares_of("0,1%,0.05,5%") == [0, 0.01, 0.05]
