@@ -47,12 +47,15 @@ def predict_work(cell: Cell, device: Device) -> float:
     The sum of compute, the optimiser, and what each token moves for itself: rows of tables, and
     what its experts read and write. So of two layers of equal FLOPs the one of thinner experts, or
     of more rows, takes longer. A dense weight is read once for the whole batch.
+
+    Of a cell of several processes each does its share, but for the optimiser, on a device of its
+    own; their exchange of gradients is not counted.
     """
     compute = cell.flops / (device.flops * device.utilisation)
     moved = max(0, cell.row_bytes_per_token) + cell.moved_bytes_per_token
     traffic = PASSES * moved * cell.tokens / (GATHERED * device.bandwidth)
     optimiser = cell.steps * 28 * cell.parameters.total / device.bandwidth
-    return compute + traffic + optimiser
+    return (compute + traffic) / cell.training.gpus_per_cell + optimiser
 
 
 def predict_host(cell: Cell, device: Device) -> float:

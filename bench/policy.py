@@ -24,7 +24,7 @@ CORES = 8  # of the host, for each GPU, where it is not known
 
 @dataclass(frozen=True)
 class Need:
-    """What a cell takes of a device."""
+    """What a cell takes of a device, or of each of several."""
 
     seconds: float  # with the device to itself
     bytes: float
@@ -38,7 +38,7 @@ class Schedule:
 
     seconds: float  # until the last one ends
     held: float  # seconds of all devices together, each until its last one ends
-    at_a_time: int  # cells on one device, at most
+    at_a_time: int  # cells, at most
     compiled: int  # cells
 
 
@@ -52,7 +52,8 @@ def need(cell: Cell, device: Device) -> Need:
     compiled = max(work, host) + COMPILE_SECONDS
     eager = max(EAGER_WORK * work, EAGER_HOST * host)
     seconds = min(compiled, eager)
-    return Need(seconds, memory, min(1.0, work / seconds), compiled < eager)
+    load = min(1.0, work / seconds) if cell.training.gpus_per_cell == 1 else 1.0
+    return Need(seconds, memory, load, compiled < eager)
 
 
 def fits(new: Need, running: Sequence[Need], device: Device, cores: int = CORES) -> bool:
@@ -77,11 +78,19 @@ def longest_first(cells: Iterable[Cell], device: Device) -> list[Cell]:
 def schedule(
     cells: Iterable[Cell], device: Device, devices: int = 1, cores: int = CORES
 ) -> Schedule:
-    """Play a run on equal devices through: whenever there is room, the longest cell that fits."""
-    waiting = [need(cell, device) for cell in longest_first(cells, device)]
+    """Play a run on equal devices through: whenever there is room, the longest cell that fits.
+
+    Cells of several processes take as many devices each; where there are fewer, which must be
+    cores, the processes take turns.
+    """
+    cells = list(cells)
+    ranks = max((cell.training.gpus_per_cell for cell in cells), default=1)
+    groups, turns = max(1, devices // ranks), max(1.0, ranks / devices)
+    needs = [need(cell, device) for cell in longest_first(cells, device)]
+    waiting = [replace(item, seconds=turns * item.seconds) for item in needs]
     compiled = sum(item.compiled for item in waiting)
-    running: list[list[tuple[float, Need]]] = [[] for _ in range(devices)]
-    ends = [0.0] * devices
+    running: list[list[tuple[float, Need]]] = [[] for _ in range(groups)]
+    ends = [0.0] * groups
     now, most = 0.0, 0
     while waiting or any(running):
         for number, place in enumerate(running):
@@ -98,11 +107,11 @@ def schedule(
                 item = waiting.pop(start)
                 place.append((now + item.seconds, item))
                 ends[number] = max(ends[number], now + item.seconds)
-            most = max(most, len(place))
+        most = max(most, sum(map(len, running)))
         now = min(end for place in running for end, _ in place)
         for place in running:
             place[:] = [entry for entry in place if entry[0] > now]
-    return Schedule(now, sum(ends), most, compiled)
+    return Schedule(now, sum(ends) * min(ranks, devices), most, compiled)
 
 
 def card(name: str, memory: float) -> Device:

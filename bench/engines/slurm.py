@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -210,9 +211,12 @@ class Slurm:
                     self._submit(queue, len(left), cells[0].suite)
                     quiet = False
             time.sleep(POLL_SECONDS)
-        self.jobs = []
         if not left:
+            for job in self.jobs:  # tasks that were queued again, and have nothing more to do
+                with suppress(EngineError):
+                    _run("scancel", "--state=PENDING", job)
             shutil.rmtree(_folder(records), ignore_errors=True)
+        self.jobs = []
         remove_scratch(records)
 
     def _submit(self, queue: SharedQueue, cells: int, name: str) -> None:

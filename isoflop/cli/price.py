@@ -69,9 +69,18 @@ def price_row(
 
     A SLURM task ends, and is paid, when no cell is left for it; with `ray` and `local` all
     devices are there until the last cell ends. On `ray` a cell has its GPU alone.
+
+    Raises:
+        IsoflopError: a cell takes more devices than there are.
     """
     from isoflop.bench.policy import CORES, need, schedule
 
+    ranks = cells[0].training.gpus_per_cell  # of all, as the text
+    if ranks > workers:
+        raise IsoflopError(
+            f"--workers: {workers} are fewer than the {ranks} of training.gpus_per_cell that train "
+            "a cell together"
+        )
     how = schedule(cells, device, workers, cores=1 if on == "ray" else CORES)
     hours = (how.held if on == "slurm" else workers * how.seconds) / 3600
     return {
@@ -79,7 +88,8 @@ def price_row(
         "on": on,
         "device": device.name,
         "workers": workers,
-        "at_a_time_on_each": how.at_a_time,
+        "gpus_per_cell": ranks,
+        "cells_at_a_time": how.at_a_time,
         "makespan_hours": how.seconds / 3600,
         "longest_cell_hours": max(need(cell, device).seconds for cell in cells) / 3600,
         "core_hours" if device.name == "cpu" else "gpu_hours": hours,

@@ -162,12 +162,14 @@ def plan(
         print(note, file=sys.stderr)
     if as_json:
         return
-    how = schedule(cells, target, places(target))
-    slots = how.at_a_time * places(target)
-    memory = sum(sorted((needed.bytes for _, needed in needs), reverse=True)[:slots])
+    how = schedule(cells, target, places(target, cells))
+    ranks = described.training.gpus_per_cell
+    largest = sorted((needed.bytes for _, needed in needs), reverse=True)
+    memory = ranks * sum(largest[: how.at_a_time])
+    where = target.name if ranks == 1 or target.name == "cpu" else f"{ranks} x {target.name}"
     print(
         f"{len(cells)} cells, {show_flops(sum(cell.flops for cell in cells))} FLOPs, about "
-        f"{how.seconds / 60:.0f} min on {target.name} with {slots} at a time (a rough figure), "
+        f"{how.seconds / 60:.0f} min on {where} with {how.at_a_time} at a time (a rough figure), "
         f"{memory / 2**30:.1f} GiB at most"
     )
     if target.name != "cpu":
@@ -286,18 +288,18 @@ def say_missing(cells: list[Cell], records: Path) -> None:
         print(f"{absent} of {len(cells)} cells have no record in {records} yet", file=sys.stderr)
 
 
-def places(device: Device) -> int:
-    """Devices like this one that a plan counts with: this machine's cores, or one GPU."""
+def places(device: Device, cells: list[Cell]) -> int:
+    """Devices like this one that a plan counts with: this machine's cores, or a cell's GPUs."""
     from isoflop.bench.engines.local import cores
 
-    return cores() if device.name == "cpu" else 1
+    return cores() if device.name == "cpu" else cells[0].training.gpus_per_cell
 
 
 def minutes(cells: list[Cell], device: Device) -> float:
     """The predicted time of cells on a device; a rough figure."""
     from isoflop.bench.policy import schedule
 
-    return schedule(cells, device, places(device)).seconds / 60
+    return schedule(cells, device, places(device, cells)).seconds / 60
 
 
 def load_cells(name: str, seeds: int | None = None) -> tuple[Suite, list[Cell]]:

@@ -10,7 +10,10 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+
+from tests.bench.test_run import children_of
 
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch")
 SETTINGS = """
@@ -18,6 +21,7 @@ ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
 AuthType=auth/munge
+AuthInfo=cred_expire=10
 SlurmUser=root
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
@@ -34,7 +38,7 @@ ReturnToService=2
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
-SlurmdTimeout=30
+SlurmdTimeout=15
 SchedulerParameters=sched_interval=2
 NodeName=n[1-4] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=1 RealMemory=2000
 PartitionName=small Nodes=n[1-4] Default=YES MaxTime=INFINITE State=UP
@@ -51,9 +55,48 @@ def missing() -> str:
     return "" if os.geteuid() == 0 else "SLURM's daemons are started by root"
 
 
+@dataclass
+class Cluster:
+    """A running SLURM."""
+
+    environment: dict[str, str]  # in which its commands find it
+    daemons: dict[str, subprocess.Popen[bytes]]  # of the nodes, by name
+
+    def ask(self, *command: str) -> str:
+        """What one of its commands prints."""
+        done = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, check=True, timeout=60
+        )
+        return done.stdout
+
+    def tasks(self) -> dict[str, tuple[str, str]]:
+        """Of every task of an array, by its number: SLURM's own number, and the node."""
+        text = self.ask("squeue", "--noheader", "--array", "--format=%K %A %N")
+        return {
+            key: (job, rest[0] if rest else "")
+            for key, job, *rest in map(str.split, text.splitlines())
+        }
+
+    def lose(self, node: str) -> None:
+        """End a node as a power cut does: its daemon, its slurmstepds, and all that they run."""
+        wanted = {f"SLURM_CONF={self.environment['SLURM_CONF']}", f"SLURMD_NODENAME={node}"}
+        doomed = {self.daemons[node].pid}
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with suppress(OSError, IndexError):
+                if wanted <= set(path.read_text(errors="replace").split("\0")):
+                    stat = path.with_name("stat").read_text().rsplit(")", 1)[1]
+                    doomed |= {int(path.parent.name), int(stat.split()[1])}
+        # A task's parent is its slurmstepd, but one whose parent ended has this process or init.
+        doomed -= {os.getpid(), 1}
+        doomed |= {child for pid in doomed for child in children_of(pid)}
+        for pid in doomed:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
 @contextmanager
-def slurm(folder: Path) -> Iterator[dict[str, str]]:
-    """The environment in which SLURM's commands find the cluster."""
+def slurm(folder: Path) -> Iterator[Cluster]:
+    """A SLURM of nodes n1 to n4."""
     host, port = socket.gethostname().split(".")[0], 20000 + os.getpid() % 20000
     (folder / "state").mkdir(parents=True)
     configuration = folder / "slurm.conf"
@@ -62,13 +105,13 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
     environment = os.environ | {"SLURM_CONF": str(configuration), "PATH": _path()}
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(*command: str) -> None:
+    def start(*command: str) -> subprocess.Popen[bytes]:
         with (folder / "daemons.log").open("ab") as log:
-            started.append(
-                subprocess.Popen(
-                    command, env=environment, stdout=log, stderr=log, start_new_session=True
-                )
+            process = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, start_new_session=True
             )
+        started.append(process)
+        return process
 
     def states() -> str:
         command = ["sinfo", "--noheader", "--format=%T %D"]
@@ -81,10 +124,12 @@ def slurm(folder: Path) -> Iterator[dict[str, str]]:
             start("runuser", "-u", "munge", "--", "munged", "--foreground", "--force")
             wait_for(Path("/run/munge/munge.socket.2").is_socket)
         start("slurmctld", "-D", "-f", str(configuration))
-        for node in range(1, 5):
-            start("slurmd", "-D", "-N", f"n{node}", "-f", str(configuration))
+        daemons = {
+            name: start("slurmd", "-D", "-N", name, "-f", str(configuration))
+            for name in ("n1", "n2", "n3", "n4")
+        }
         wait_for(lambda: states().split() == ["idle", "4"])
-        yield environment
+        yield Cluster(environment, daemons)
     finally:
         subprocess.run(["scancel", "--user=root"], env=environment, check=False, timeout=30)
         time.sleep(1)  # the tasks' own processes are ended by their slurmd

@@ -3,21 +3,40 @@
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from isoflop.bench.engines.contract import Event, Limits
+from isoflop.bench.engines.local import Local
 from isoflop.bench.engines.shared_queue import SharedQueue
 from isoflop.bench.engines.slurm import Slurm
+from isoflop.bench.plan import Cell
 from isoflop.results.errors import IsoflopError
 from isoflop.results.record import load_records, write_record
-from tests.bench.cells import make_record, tiny_cells
-from tests.bench.engines.slurm_cluster import missing, slurm, wait_for
+from tests.bench.cells import TINY, make_record, tiny_cells
+from tests.bench.engines.slurm_cluster import Cluster, missing, slurm, wait_for
 from tests.bench.test_run import SUITE
 
 REASON = missing()
+needs_slurm = pytest.mark.skipif(bool(REASON), reason=REASON)
+# A layer whose training notes every step, and is slow while a file is there: so a test acts on a
+# run in a known state, however busy the machine.
+HELD = """
+import os, time
+from isoflop.models import LAYERS
+
+class Held(LAYERS["dense"]):
+    def after_step(self):
+        if "SLURM_JOB_ID" in os.environ:
+            task = os.environ["SLURM_ARRAY_TASK_ID"]
+            with open(f"{noted}/{{task}}-{{os.getpid()}}", "a") as file:
+                file.write("x")
+            if os.path.exists({hold!r}):
+                time.sleep(0.3)
+"""
 
 
 def refused(*given: str) -> str:
@@ -113,15 +132,15 @@ def test_news_are_read_once_and_a_record_without_a_report_counts(
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    with slurm(tmp_path_factory.mktemp("slurm")) as environment:
-        yield environment
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with slurm(tmp_path_factory.mktemp("slurm")) as running:
+        yield running
 
 
 def isoflop(folder: Path, environment: dict[str, str], *options: str) -> subprocess.Popen[str]:
     (folder / "suite.toml").write_text(SUITE)
     return subprocess.Popen(
-        [sys.executable, "-m", "isoflop", "run", "suite.toml", "--out", "out", *options],
+        [sys.executable, "-m", "isoflop", "run", "suite.toml", *options],
         cwd=folder,
         env=environment | {"PYTHONPATH": os.getcwd()},
         stdout=subprocess.PIPE,
@@ -134,48 +153,93 @@ def comparable(records: Path) -> dict[str, object]:
     return {r.cell: r.model_dump(exclude={"measured"}) for r in load_records(records)}
 
 
-@pytest.mark.skipif(bool(REASON), reason=REASON)
-def test_an_unknown_partition_is_one_line(cluster: dict[str, str], tmp_path: Path) -> None:
-    output, _ = isoflop(
-        tmp_path, cluster, "--on", "slurm", "--engine-options", "partition=smal"
-    ).communicate(timeout=300)
+@needs_slurm
+def test_an_unknown_partition_is_one_line(cluster: Cluster, tmp_path: Path) -> None:
+    options = ("--on", "slurm", "--engine-options", "partition=smal")
+    output, _ = isoflop(tmp_path, cluster.environment, *options).communicate(timeout=300)
     assert "slurm has no partition 'smal' (did you mean 'small'?)" in output
     assert "Traceback" not in output
 
 
-@pytest.mark.skipif(bool(REASON), reason=REASON)
-def test_records_are_those_of_a_local_run_though_a_node_is_lost(
-    cluster: dict[str, str], tmp_path: Path
-) -> None:
-    plain = tmp_path / "plain"
-    plain.mkdir()
-    output, _ = isoflop(plain, cluster).communicate(timeout=400)
-    expected = comparable(plain / "out" / "records")
-    assert len(expected) == 4, output
-
-    process = isoflop(tmp_path, cluster, "--on", "slurm", "--engine-options", "workers=3")
-    claims = tmp_path / "out" / "slurm-records" / "claims"
-    try:
-        wait_for(lambda: claims.exists() and len(list(claims.iterdir())) >= 2, 300)
-        for state in ("down", "resume"):  # its job is queued again at once
-            command = ["scontrol", "update", "nodename=n1", f"state={state}", "reason=test"]
-            subprocess.run(command, env=cluster, check=True)
-        output, _ = process.communicate(timeout=500)
-    finally:
-        process.kill()
-    assert process.returncode == 0, output
-    assert comparable(tmp_path / "out" / "records") == expected
-    assert not (tmp_path / "out" / "slurm-records").exists()
-
-
-@pytest.mark.skipif(bool(REASON), reason=REASON)
+@needs_slurm
 def test_a_killed_command_is_started_again_and_watches_the_same_job(
-    cluster: dict[str, str], tmp_path: Path
+    cluster: Cluster, tmp_path: Path
 ) -> None:
-    process = isoflop(tmp_path, cluster, "--on", "slurm")
+    options = ("--out", "out", "--on", "slurm")
+    process = isoflop(tmp_path, cluster.environment, *options)
     jobs = tmp_path / "out" / "slurm-records" / "jobs"
     wait_for(jobs.exists, 300)
     process.kill()
     process.wait()
-    output, _ = isoflop(tmp_path, cluster, "--on", "slurm").communicate(timeout=500)
+    output, _ = isoflop(tmp_path, cluster.environment, *options).communicate(timeout=500)
     assert len(load_records(tmp_path / "out" / "records")) == 4, output
+
+
+def forty_cells(folder: Path, noted: Path, hold: Path) -> list[Cell]:
+    """Ten of each kind; the slow ones start first, since they have the most steps."""
+    file = folder / "held.py"
+    file.write_text(HELD.format(hold=str(hold), noted=str(noted)))
+    variants = TINY["variants"] | {
+        "moe": {"layer": "moe", "learning_rate": 1e-2, "options": {"expansion": 2}},
+        "held": {"layer": f"{file}:Held", "learning_rate": 1e-2},
+    }
+    budgets = [
+        {"flops": 5e8, "variants": ["dense", "peer", "moe"]},
+        {"flops": 2e9, "variants": ["held"]},
+    ]
+    return tiny_cells(seeds=list(range(10)), variants=variants, budgets=budgets)
+
+
+@needs_slurm
+def test_forty_cells_though_a_node_is_lost_and_a_task_meets_its_time_limit(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has one record, and the task that is cut repeats no step.
+
+    Compared with a local run are eight cells, two of each kind.
+    """
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTHONPATH", os.getcwd())
+    hold, noted, records = tmp_path / "hold", tmp_path / "steps", tmp_path / "out" / "records"
+    hold.touch()
+    noted.mkdir()
+    cells = forty_cells(tmp_path, noted, hold)
+    assert len(cells) == 40
+    seen: list[str] = []
+
+    def run() -> None:
+        for event in Slurm(["workers=4", "time=30"]).train(cells, records, Limits()):
+            seen.extend([event.cell.id] if event.record is not None else [])
+
+    def steps() -> dict[str, int]:
+        return {path.name: path.stat().st_size for path in noted.iterdir()}
+
+    running = threading.Thread(target=run, daemon=True)
+    running.start()
+    wait_for(lambda: len(steps()) == 4 and min(steps().values()) >= 5, 300)
+    tasks = cluster.tasks()
+    node, cut = tasks["1"][1], tasks["2"][0]
+    cluster.lose(node)
+    wasted = sum(count for name, count in steps().items() if name.startswith("1-"))
+    cluster.ask("scontrol", "update", f"jobid={cut}", "timelimit=1")
+    # SLURM warns before the limit; the cell saves its state, and the task is queued again.
+    wait_for(lambda: any((tmp_path / "out" / "checkpoints").glob("*.pt")))
+    cluster.ask("scontrol", "update", f"jobid={cut}", "timelimit=30")  # of its second start
+    wait_for(lambda: node in cluster.ask("sinfo", "--noheader", "--states=down", "--format=%N"))
+    hold.unlink()
+    some = [cell for cell in cells if cell.seed < 2]
+    list(Local().train(some, tmp_path / "plain" / "records", Limits()))
+    running.join(300)
+    assert sorted(seen) == sorted(cell.id for cell in cells)
+    result, expected = comparable(records), comparable(tmp_path / "plain" / "records")
+    assert sorted(result) == sorted(seen)
+    assert len(expected) == 8
+    assert {cell: result[cell] for cell in expected} == expected
+    assert not (tmp_path / "out" / "slurm-records").exists()
+    assert cluster.ask("squeue", "--noheader", "--states=PENDING") == ""
+    assert not (tmp_path / "out" / "checkpoints").exists()
+    length = next(cell.steps for cell in cells if cell.variant == "held")
+    assert 5 <= wasted < length
+    assert sum(steps().values()) == 10 * length + wasted
+    assert len(steps()) == 10 + 2  # processes, of which two were ended

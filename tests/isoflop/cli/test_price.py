@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from isoflop.bench.cost import DEVICES
-from isoflop.bench.plan import sweep_cells
+from isoflop.bench.cost import DEVICES, local_cpu
+from isoflop.bench.plan import Cell, plan, sweep_cells
 from isoflop.bench.policy import need, schedule
 from isoflop.bench.suite import load_suite
 from isoflop.cli.main import app
@@ -51,7 +51,7 @@ def test_engines_hold_gpus_in_their_own_ways() -> None:
     assert slurm["cost"] is None
     quick = load_cells("quick")[1]
     alone, shared = (price_row(quick, H100, on, 4, 1.0) for on in ("ray", "local"))
-    assert (alone["at_a_time_on_each"], shared["at_a_time_on_each"] > 1) == (1, True)
+    assert (alone["cells_at_a_time"], shared["cells_at_a_time"] > 4) == (4, True)
     assert alone["makespan_hours"] > shared["makespan_hours"]
     assert ray["cells"] == len(cells)
 
@@ -105,3 +105,81 @@ def test_bad_values_are_one_line(tmp_path: Path, options: tuple[str, ...], line:
 def test_a_price_that_is_no_number_is_refused_whatever_parses_it() -> None:
     with pytest.raises(IsoflopError, match="--price: nan is no price"):
         check_price("local", 2, float("nan"))
+
+
+def shared(batch: int, gpus: int) -> list[Cell]:
+    """The suite `h100` with micro-batches of 4 sequences, and so many GPUs for a cell."""
+    suite = load_suite("h100")
+    training = {"batch": batch, "micro_batch": 4, "gpus_per_cell": gpus}
+    return plan(
+        suite.model_copy(update={"training": suite.training.model_copy(update=training)}), "h100"
+    )
+
+
+def test_several_gpus_for_a_cell_are_all_counted() -> None:
+    """Four cells at a time on 16 GPUs, each in less than the time of one GPU."""
+    alone, together = (price_row(shared(32, gpus), H100, "slurm", 16, 2.0) for gpus in (1, 4))
+    assert (alone["gpus_per_cell"], together["gpus_per_cell"]) == (1, 4)
+    assert (alone["cells_at_a_time"], together["cells_at_a_time"]) == (16, 4)
+    longest = together["longest_cell_hours"]
+    assert 0.25 * alone["longest_cell_hours"] < longest < 0.6 * alone["longest_cell_hours"]
+    seconds = [need(cell, H100).seconds for cell in shared(32, 4)]
+    assert together["gpu_hours"] == pytest.approx(4 * sum(seconds) / 3600)
+    assert together["cost"] == pytest.approx(2 * together["gpu_hours"])
+    assert together["makespan_hours"] >= sum(seconds) / 3600 / 4
+    rest = price_row(shared(32, 4), H100, "slurm", 19, 2.0)  # three GPUs train nothing
+    assert rest["makespan_hours"] == together["makespan_hours"]
+    cores = schedule(shared(32, 4), local_cpu(), devices=2)  # two of the four processes at a time
+    assert cores.at_a_time == 1
+    assert cores.held == pytest.approx(2 * cores.seconds)
+
+
+SHARED = """
+[corpus]
+vocabulary = 300
+documents = 40
+validation = 0.2
+[training]
+context = 16
+validation_tokens = 512
+batch = 8
+{training}
+[sizes]
+s = {{ width = 16, depth = 2, heads = 2 }}
+[[budgets]]
+flops = 1e9
+[transfer]
+width = 16
+[variants]
+dense = {{ layer = "dense", learning_rate = 1e-2 }}
+"""
+
+
+@pytest.mark.parametrize(
+    ("training", "line"),
+    [
+        (
+            "micro_batch = 2\ngpus_per_cell = 4",
+            "--workers: 2 are fewer than the 4 of training.gpus_per_cell that train a cell",
+        ),
+        (
+            "micro_batch = 2\ngpus_per_cell = 3",
+            "training.gpus_per_cell: 3 processes cannot share the 4 micro-batches of size s evenly",
+        ),
+        ("gpus_per_cell = 0", "training.gpus_per_cell"),
+    ],
+)
+def test_processes_that_cannot_be_are_one_line(tmp_path: Path, training: str, line: str) -> None:
+    (tmp_path / "shared.toml").write_text(SHARED.format(training=training))
+    outcome = run(tmp_path, "plan", "shared.toml", "--workers", "2", "--device", "h100")
+    assert not outcome.fault, outcome
+    assert (outcome.code, outcome.out) == (2, "")
+    assert line in outcome.err
+
+
+def test_a_plan_of_shared_cells_names_their_gpus(tmp_path: Path) -> None:
+    text = SHARED.format(training="micro_batch = 2\ngpus_per_cell = 4")
+    (tmp_path / "shared.toml").write_text(text)
+    outcome = run(tmp_path, "plan", "shared.toml", "--device", "h100")
+    assert outcome.code == 0
+    assert "min on 4 x h100 with 1 at a time" in outcome.out
