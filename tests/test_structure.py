@@ -175,6 +175,13 @@ def test_the_words_are_those_of_the_field(word: str) -> None:
     assert wrong == [], f"write {BANNED[word]}"
 
 
+def test_checkouts_of_workflows_leave_no_credentials() -> None:
+    """Steps after them run code of whoever opened the pull request."""
+    for path in files(".yml"):
+        text = (ROOT / path).read_text(encoding="utf-8")
+        assert text.count("actions/checkout@") == text.count("persist-credentials: false"), path
+
+
 def test_versions_agree() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()

@@ -185,7 +185,8 @@ def _choices(directory: Path, records: Sequence[Record]) -> Ablation | None:
     """The ablation beside a directory, if it is of the same text."""
     other = directory.resolve().parent / ABLATIONS
     changed, _ = sources(other)
-    hashes = {record.validation_hash for record in (*records, *changed)}
+    as_it_is = [record for record in changed if not record.ablation]  # a choice may be other text
+    hashes = {record.validation_hash for record in (*records, *as_it_is)}
     return _ablation(other, changed) if changed and len(hashes) == 1 else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import textwrap
 import warnings
 from collections.abc import Callable, Mapping
@@ -27,6 +28,7 @@ SIZES = {"variant": 1.0, "diamond": 1.35, "dot": 0.6, "dash": 1.1}  # of markers
 LETTER = 0.068  # inches that a letter of a legend or caption takes, about
 LINE = 0.21  # inches between the labels of lines, of the height that a panel has with its axes
 MARGIN = 0.12  # inches around a figure's text
+GAP = 0.04  # inches between the labels of ticks below a panel
 
 
 def draw(
@@ -55,11 +57,24 @@ def files_of(name: str, figure: Figure, description: str) -> dict[str, bytes]:
     files = {}
     figure.draw_without_rendering()  # lays it out, once for both formats
     figure.set_layout_engine("none")
+    _part_labels(figure)
     for kind, extra in (("png", {}), ("svg", {"Date": None})):
         buffer = io.BytesIO()
         figure.savefig(buffer, format=kind, dpi=160, metadata={"Description": description, **extra})
         files[f"{name}.{kind}"] = buffer.getvalue()
     return files
+
+
+def _part_labels(figure: Figure) -> None:
+    """Hide labels below a panel that touch the one before; known once it is laid out."""
+    for ax in figure.axes:
+        end = -math.inf
+        for label in ax.get_xticklabels():
+            box = label.get_window_extent()
+            if box.x0 < end + GAP * figure.dpi:
+                label.set_visible(False)
+            elif box.width:
+                end = box.x1
 
 
 def render(chart: Chart, look: Mapping[str, Look]) -> Figure:

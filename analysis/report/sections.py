@@ -12,11 +12,14 @@ from isoflop.analysis.estimate import Estimate, estimate
 from isoflop.analysis.granularity import GranularitySweep
 from isoflop.analysis.learning_rates import RateSweep
 from isoflop.analysis.parabola import EXPLAIN
+from isoflop.analysis.ranking import Crossing
 from isoflop.analysis.report import equal_total_table, layer_figures, leaderboard
 from isoflop.analysis.report.format import decade, flops, flops_interval, interval
 from isoflop.analysis.report.markdown import escape, table
 from isoflop.analysis.report.verdict import result
 from isoflop.analysis.surface import EXPLAIN as EXPLAIN_LAW
+
+FEW = 3  # inconclusive crossings that are listed one by one
 
 # titles of the columns that hold words
 WORDS = ("variant", "from", "cell", "trend", "held out", "verdict")
@@ -109,12 +112,18 @@ def _by_budget(analysis: Analysis, values: Mapping[float, Estimate]) -> list[str
 
 
 def crossings(analysis: Analysis) -> list[str]:
-    """Where fitted frontiers cross."""
-    return [
-        f"{crossing.below} has the lower loss below {flops_interval(crossing.compute)} FLOPs, "
-        f"{crossing.above} above" + ("." if crossing.resolved else " (inconclusive at this noise).")
-        for crossing in analysis.crossings
-    ]
+    """Where fitted frontiers cross; of many inconclusive ones, the number alone."""
+    resolved = [crossing for crossing in analysis.crossings if crossing.resolved]
+    others = [crossing for crossing in analysis.crossings if not crossing.resolved]
+    told = [_crossing(crossing, ".") for crossing in resolved]
+    if len(others) > FEW:
+        return [*told, f"{len(others)} other pairs cross inconclusively at this noise."]
+    return told + [_crossing(crossing, " (inconclusive at this noise).") for crossing in others]
+
+
+def _crossing(crossing: Crossing, end: str) -> str:
+    where = flops_interval(crossing.compute)
+    return f"{crossing.below} has the lower loss below {where} FLOPs, {crossing.above} above{end}"
 
 
 HELD_OUT = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
@@ -54,15 +55,17 @@ def against_others(folder: Folder, manifest: Manifest, top: Path) -> Iterator[st
     Args:
         top: the folder of the submissions.
     """
-    directory, records = folder.directory, [*folder.records, *folder.tune]
-    reference = list(records)
+    directory = folder.directory
+    reference = own_text(folder.suite, [*folder.records, *folder.tune])
     for where, other in submissions(top, manifest.suite).items():
         if where.name == directory.name:
             continue
         unlike = list(_against(folder, manifest, where, other))
         yield from unlike
         if not unlike:
-            reference = load_records(where / "records") or reference
+            theirs = load_records(where / "records")
+            suite = load_suite(str(where / "suite.toml"))
+            reference = own_text(suite, theirs) or reference
     yield from _text(folder, manifest, reference)
 
 
@@ -84,13 +87,43 @@ def _against(folder: Folder, manifest: Manifest, where: Path, other: Manifest) -
 
 
 def _text(folder: Folder, manifest: Manifest, reference: Sequence[Record]) -> Iterator[str]:
-    """The records share their text with each other and with those of `reference`."""
-    directory, records = folder.directory, [*folder.records, *folder.tune]
+    """Records of one text share it: with those of `reference`, or under a choice of another text
+    with each other."""
+    by_text: dict[str, list[Record]] = {}
+    for record in [*folder.records, *folder.tune]:
+        by_text.setdefault(other_text(folder.suite, record), []).append(record)
+    for text, records in by_text.items():
+        said = records[0].validation_hash if text else manifest.validation_hash
+        yield from _alike(folder, records, said, records if text else reference)
+
+
+def other_text(suite: Suite, record: Record) -> str:
+    """What the choice of a record changes of the suite's corpus; empty for the suite's own."""
+    if record.ablation is None:
+        return ""
+    choice = suite.axes.get(record.ablation.axis, {}).get(record.ablation.choice)
+    return json.dumps(choice.corpus, sort_keys=True) if choice and choice.corpus else ""
+
+
+def own_text(suite: Suite, records: Sequence[Record]) -> list[Record]:
+    """Those of the suite's own text."""
+    return [record for record in records if not other_text(suite, record)]
+
+
+def _alike(
+    folder: Folder, records: Sequence[Record], text: str | None, reference: Sequence[Record]
+) -> Iterator[str]:
+    """Records that are of other text than they must be.
+
+    Args:
+        text: the hash of the held-out text.
+        reference: records of the same text.
+    """
     for record in records:
-        if record.validation_hash != manifest.validation_hash:
+        if record.validation_hash != text:
             yield (
-                f"{directory}: {record.cell}.json: validation_hash: says {record.validation_hash}, "
-                f"the others {manifest.validation_hash}"
+                f"{folder.directory}: {record.cell}.json: validation_hash: says "
+                f"{record.validation_hash}, the others {text}"
             )
     # Bytes and tokens of the held-out text, and tokens of the training text, are the same for all.
     for above, below in (("loss", "bits_per_byte"), ("tokens", "epochs")):
@@ -99,8 +132,8 @@ def _text(folder: Folder, manifest: Manifest, reference: Sequence[Record]) -> It
             value = _ratio(record, above, below)
             if value and known and not same(value, median(known)):
                 yield (
-                    f"{directory}: {record.cell}.json: {above} over {below} is {value:.6g}, in the "
-                    f"other records {median(known):.6g}"
+                    f"{folder.directory}: {record.cell}.json: {above} over {below} is {value:.6g}, "
+                    f"in the other records {median(known):.6g}"
                 )
 
 

@@ -16,7 +16,7 @@ from isoflop.bench.flops import FlopError, verify_flops
 from isoflop.bench.isolate import ChildError, stream
 from isoflop.bench.lint import refuse
 from isoflop.bench.plan import Cell, distinct_models, plan, sweep_cells
-from isoflop.bench.submissions.compared import against_others, as_published
+from isoflop.bench.submissions.compared import against_others, as_published, own_text
 from isoflop.bench.submissions.recompute import against_cells, impossible, without_layer
 from isoflop.bench.suite import Suite, SuiteError, load_suite
 from isoflop.results.errors import IsoflopError
@@ -232,7 +232,7 @@ def manifest_of(folder: Folder, options: dict[str, dict[str, object]]) -> Manife
         },
         versions={package: sorted(known) for package, known in sorted(versions.items())},
         devices=sorted({record.measured.device for record in records}),
-        validation_hash=next((record.validation_hash for record in records), None),
+        validation_hash=next((r.validation_hash for r in own_text(folder.suite, records)), None),
         flop_convention=next((record.flop_convention for record in records), ""),
         files=hashes(directory),
     )

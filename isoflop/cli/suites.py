@@ -144,7 +144,9 @@ def plan(
             "seed": cell.seed,
             "tokens": cell.tokens,
             "steps": cell.steps,
-            "epochs": cell.tokens / len(tokens.train) if tokens else None,
+            "epochs": cell.tokens / len(tokens.train)
+            if tokens and cell.corpus == described.corpus
+            else None,
             "active_parameters": cell.parameters.active,
             "total_parameters": cell.parameters.total,
             "seconds": needed.seconds,
@@ -157,7 +159,7 @@ def plan(
     if tokens is None:
         note = f"epochs are not known: {described.corpus.source} is not in the cache yet"
     else:
-        note = epochs_note(cells, tokens)
+        note = epochs_note([cell for cell in cells if cell.corpus == described.corpus], tokens)
     if note:
         print(note, file=sys.stderr)
     if as_json:

@@ -64,7 +64,23 @@ function dataSets(series, place) {
   return whiskers.length ? [{ ...base, borderWidth: weight, data: whiskers }, points] : [points];
 }
 
-function scale(axis, titled) {
+// Of labels across a narrow panel, those that would touch the one before go; their lines stay.
+const GAP = 6;
+function part(scale) {
+  const { ctx } = scale.chart;
+  ctx.save();
+  ctx.font = `${Chart.defaults.font.size}px ${Chart.defaults.font.family}`;
+  let end = -Infinity;
+  scale.ticks.forEach((tick, i) => {
+    const at = scale.getPixelForTick(i);
+    const half = ctx.measureText(tick.label).width / 2;
+    if (at - half < end + GAP) tick.label = "";
+    else end = at + half;
+  });
+  ctx.restore();
+}
+
+function scale(axis, titled, across) {
   const { rule = null } = axis;
   const labels = new Map(axis.ticks.map((value, i) => [value, axis.labels[i]]));
   return {
@@ -73,7 +89,11 @@ function scale(axis, titled) {
     max: axis.high,
     title: { display: titled, text: axis.title, color: css("--ink") },
     afterBuildTicks: (built) => { built.ticks = axis.ticks.map((value) => ({ value })); },
-    ticks: { callback: (value) => labels.get(value), color: css("--soft"), maxRotation: 0 },
+    afterUpdate: across ? part : undefined,
+    ticks: {
+      callback: (value) => labels.get(value), color: css("--soft"), maxRotation: 0,
+      autoSkip: !across,
+    },
     grid: {
       color: (context) => (context.tick?.value === rule ? css("--soft") : css("--line")),
     },
@@ -130,7 +150,7 @@ function draw(canvas, x, panel) {
       maintainAspectRatio: false,
       interaction: { mode: "nearest", intersect: true },
       layout: { padding: { right: widest ? widest + 12 : 0 } },
-      scales: { x: scale(x, titled), y: scale(panel.y, titled) },
+      scales: { x: scale(x, titled, true), y: scale(panel.y, titled, false) },
       plugins: {
         legend: { display: false },
         title: { display: "title" in panel, text: panel.title, color: css("--ink") },

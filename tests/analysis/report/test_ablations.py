@@ -76,6 +76,9 @@ def test_the_board_beside_it_shows_the_range(
     if same_text:
         text = changed[0].validation_hash
         plain = [record.model_copy(update={"validation_hash": text}) for record in plain]
+        changed = [  # a choice may be of other text
+            r.model_copy(update={"validation_hash": "other"}) if r.ablation else r for r in changed
+        ]
     write(tmp_path / "board", plain)
     write(tmp_path / "robustness", changed)
     rows = {row["variant"]: row for row in report(tmp_path / "board")}

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
@@ -12,7 +13,9 @@ from matplotlib.text import Annotation, Text
 from isoflop.analysis.analyse import Analysis, analyse
 from isoflop.analysis.report import figures
 from isoflop.analysis.report.charts import CHARTS
-from isoflop.analysis.report.style import HIGHLIGHT, looks
+from isoflop.analysis.report.format import si
+from isoflop.analysis.report.spec import Chart, axis, line, number, panel
+from isoflop.analysis.report.style import HIGHLIGHT, STYLE, looks
 from isoflop.analysis.simulate import rate_sweep, simulate
 
 BUDGETS = (1e14, 4e14, 1.6e15, 6.4e15)
@@ -183,6 +186,23 @@ def test_panels_of_one_axis_are_labelled_at_the_margin(full: Analysis) -> None:
     ]  # fmt: skip
     labels = [ax.get_ylabel() != "" for ax in panels(make("holdout", full))]
     assert labels == [True, False, False, True, False, False]
+
+
+def test_labels_below_a_panel_do_not_touch() -> None:
+    """Those of a log axis are not evenly spaced; their lines stay."""
+    ticks = (5e4, 7e4, 1e5, 1.5e5, 2e5, 3e5)
+    x = axis("N", (4e4, 4e5), si, log=True, ticks=ticks)
+    y = axis("L", (3, 4), number)
+    panels_of_it = tuple(panel(y, [line("dense", (5e4, 3e5), (3, 4))]) for _ in range(8))
+    with matplotlib.rc_context(STYLE):
+        figure = figures.render(Chart("a", "A", "", x, panels_of_it, ()), {})
+        figures.files_of("a", figure, "")
+    for ax in panels(figure)[4:]:
+        labels = [label for label in ax.get_xticklabels() if label.get_visible()]
+        assert [label.get_text() for label in labels] == ["50k", "70k", "100k", "150k", "300k"]
+        ends = [label.get_window_extent() for label in labels]
+        assert all(a.x1 + 3 < b.x0 for a, b in pairwise(ends))
+        assert tuple(ax.get_xticks()) == ticks
 
 
 def test_the_layer_under_comparison_is_on_top_in_every_figure() -> None:

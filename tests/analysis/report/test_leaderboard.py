@@ -2,12 +2,15 @@
 
 import csv
 import io
+from dataclasses import replace
 
 import pytest
 
 from isoflop.analysis.analyse import analyse
+from isoflop.analysis.estimate import Estimate
+from isoflop.analysis.ranking import Crossing
 from isoflop.analysis.report.leaderboard import as_csv, brief, headline, rows, table
-from isoflop.analysis.report.sections import markdown
+from isoflop.analysis.report.sections import crossings, markdown
 from isoflop.analysis.simulate import rate_sweep, simulate
 from isoflop.results.record import Record
 
@@ -228,3 +231,16 @@ def test_sections_appear_where_there_is_something_to_say() -> None:
     bare = markdown(analyse(simulate({"dense": 1.0}, BUDGETS[:1]), samples=100))
     for title in ("Held-out budget", "Granularity", "Learning-rate sweeps"):
         assert title not in bare
+
+
+def test_of_many_inconclusive_crossings_the_number_is_told(records: list[Record]) -> None:
+    """Eighteen laws that lie close have over a hundred."""
+    analysis = analyse(records, samples=20)
+    compute = Estimate(2e14, 1e14, 4e14)
+    doubtful = [Crossing("dense", f"moe-g{g}", compute, resolved=False) for g in range(4)]
+    sure = Crossing("dense", "peer", compute, resolved=True)
+    few = crossings(replace(analysis, crossings=(*doubtful[:3], sure)))
+    assert few[0] == "dense has the lower loss below 2e14 [1e14, 4e14] FLOPs, peer above."
+    assert [line.endswith(" above (inconclusive at this noise).") for line in few[1:]] == [True] * 3
+    many = crossings(replace(analysis, crossings=(*doubtful, sure)))
+    assert many == [few[0], "4 other pairs cross inconclusively at this noise."]

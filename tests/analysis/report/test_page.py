@@ -129,6 +129,33 @@ def test_eighteen_variants_fit(browser: Browser, tmp_path: Path, width: int) -> 
 
 
 @needs_browser
+@pytest.mark.parametrize("width", [390, 1280])
+def test_labels_below_a_panel_do_not_touch(browser: Browser, path: Path, width: int) -> None:
+    """The ticks of a log axis are not evenly spaced, and panels may be narrow: their lines stay."""
+    browser.open(path, width)
+    closest, labels, ticks = browser.evaluate("""(() => {
+        let [closest, labels, ticks] = [Infinity, 0, 0];
+        for (const { ctx, scales: { x } } of charts) {
+            ctx.font = `${Chart.defaults.font.size}px ${Chart.defaults.font.family}`;
+            let end = -Infinity;
+            x.ticks.forEach(({ label }, i) => {
+                ticks += 1;
+                if (!label) return;
+                const half = ctx.measureText(label).width / 2;
+                closest = Math.min(closest, x.getPixelForTick(i) - half - end);
+                end = x.getPixelForTick(i) + half;
+                labels += 1;
+            });
+        }
+        return [closest, labels, ticks];
+    })()""")
+    assert closest >= 5
+    assert labels >= 2 * browser.evaluate("charts.length")
+    described = "page.charts.flatMap(({ x, panels }) => panels.map(() => x.ticks.length))"
+    assert ticks == sum(browser.evaluate(described))
+
+
+@needs_browser
 def test_the_layer_under_comparison_is_on_top(browser: Browser, tmp_path: Path) -> None:
     path = tmp_path / "index.html"
     compared = analyse(records(), highlight="moe-g2", samples=50)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from isoflop.bench.cost import Device
+from isoflop.bench.data import DataError, prepare
 from isoflop.bench.engines import local
 from isoflop.bench.engines.contract import EngineError, Limits
 from isoflop.bench.engines.local import Local, Place
@@ -72,6 +74,17 @@ def test_a_process_trains_one_cell_after_another_with_the_same_results(
     )
     assert len(warm) == 6
     assert warm == cold
+
+
+def test_what_a_worker_says_of_the_tokens_is_said_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes back as the error that it was, and not as a process that ended."""
+    gone = replace(prepare(tiny_cells()[0].corpus), folder=tmp_path / "gone")
+    monkeypatch.setattr(local, "prepare_tokens", lambda corpus: gone)
+    with pytest.raises(DataError, match="gone: the tokens are gone or damaged"):
+        list(Local().train(tiny_cells(), tmp_path / "records", Limits()))
+    assert not (tmp_path / "records").exists()
 
 
 def test_a_cell_without_memory_beside_others_trains_again_by_itself(

@@ -5,10 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from isoflop.bench.plan import plan
 from isoflop.bench.submissions.bundle import SubmissionError, submit
 from isoflop.bench.submissions.verify import problems
+from isoflop.bench.suite import load_suite
 from isoflop.results.manifest import read_manifest
-from isoflop.results.record import load_records
+from isoflop.results.record import load_records, write_record
+from tests.bench.submissions.tiny import LAYER, SUITE, made_up, seal
 
 PUBLISHED = Path(__file__).parents[3] / "results/submissions/robustness-baselines"
 
@@ -46,3 +49,38 @@ def test_a_choice_that_is_missing_is_named(trained: Path, tmp_path: Path) -> Non
     (trained / "records" / f"{record.cell}.json").unlink()
     with pytest.raises(SubmissionError, match="1 of 159 cells have no record yet"):
         submit("again", trained, top=tmp_path / "others")
+
+
+AXIS = """
+[axes.text]
+other = { corpus = { vocabulary = 280 }, variants = ["dense"] }
+"""
+
+
+@pytest.mark.usefixtures("in_process")
+def test_records_of_a_choice_of_other_text_agree_with_each_other(tmp_path: Path) -> None:
+    """Their held-out text, its bytes and the length of the training text are not the suite's."""
+    source = tmp_path / "runs/tiny"
+    (source / "user").mkdir(parents=True)
+    (source / "user/mine.py").write_text(LAYER)
+    (source / "suite.toml").write_text(SUITE + AXIS)
+    for cell in plan(load_suite(str(source / "suite.toml")), ""):
+        record = made_up(cell)
+        if cell.ablation:
+            assert cell.corpus.vocabulary == 280
+            assert record.loss is not None
+            changes = {"validation_hash": "other", "epochs": 2 * record.epochs}
+            record = record.model_copy(update=changes | {"bits_per_byte": record.loss / 3})
+        write_record(source / "records", record)
+    folder = submit("mine", source, ["dense"], tmp_path / "submissions")
+    assert problems(folder) == []
+    assert read_manifest(folder).validation_hash == "0123456789abcdef"
+    changed = next(r for r in load_records(folder / "records") if r.ablation)
+    for change, said in (
+        ({"validation_hash": "third"}, "validation_hash: says"),
+        ({"epochs": 3 * changed.epochs}, "tokens over epochs is"),
+    ):
+        write_record(folder / "records", changed.model_copy(update=change))
+        seal(folder)
+        lines = problems(folder)
+        assert any(said in line for line in lines), lines

@@ -98,6 +98,7 @@ def test_more_seeds_than_a_suite_has(tmp_path: Path) -> None:
         (["report", "nowhere"], "isoflop: nowhere/records: no records here"),
         (["run", "ci", "--shard", "3/2"], "isoflop: --shard: '3/2' is not K/N with K from 1 to N"),
         (["tune", "ci", "--shard", "2"], "isoflop: --shard: '2' is not K/N with K from 1 to N"),
+        (["run", "ci", "--shard", ""], "isoflop: --shard: '' is not K/N with K from 1 to N"),
         (["fit", "nowhere.csv"], "isoflop: nowhere.csv: no such file"),
         (["fit", "x.csv", "--law", "y"], "isoflop: --law: no law 'y'; known: chinchilla"),
         (["fit", "x.csv", "--column", "N"], "isoflop: --column: 'N' is not NAME=HEADER"),
