@@ -56,8 +56,10 @@ def files(
         AnalysisError: losses on different text.
     """
     rows = post_training(records, items)
-    with rc_context(STYLE):
-        figures = files_of("post_training", figure(rows, records), description)
+    figures: dict[str, bytes] = {}
+    if not all(row.first.continued for row in rows):
+        with rc_context(STYLE):
+            figures = files_of("post_training", figure(rows, records), description)
     return {
         "POST-TRAINING.md": markdown(rows, records).encode(),
         "post_training.csv": as_csv(rows).encode(),
@@ -83,11 +85,14 @@ def markdown(rows: Sequence[Row], records: Sequence[Record]) -> str:
         "and budgets, else `no sibling`. A verdict takes three seeds of the source and three of "
         "calibration, and is not corrected for the number of comparisons. Bytes: bfloat16, but for "
         "quantised weights with their scales. Memory falls with experts; the work of a token only "
-        "with its rank, its number of experts, or constants.\n",
+        "with its rank, its number of experts, or constants. Where the source was trained further "
+        "on a second text first, losses are those on its end, which was held out, and there is no "
+        "sibling.\n",
         table(HEADER, [_cells(row) for row in rows], LEFT),
         *(f"- {escape(note)}.\n" for note in notes),
-        "\n![Loss after training](figures/post_training.png)\n",
     ]
+    if not all(row.first.continued for row in rows):
+        parts.append("\n![Loss after training](figures/post_training.png)\n")
     return "\n".join(parts)
 
 
@@ -138,6 +143,7 @@ def _plain(value: object) -> str:
 
 def figure(rows: Sequence[Row], records: Sequence[Record]) -> Figure:
     """Loss against each size, a row of panels per source; the siblings of its budget in black."""
+    rows = [row for row in rows if not row.first.continued]  # their losses are of another text
     sources = list(dict.fromkeys(row.source for row in rows))[:ROWS]
     methods = list(dict.fromkeys(row.first.method for row in rows))
     shares = sorted({row.first.recovery.share for row in rows})
