@@ -77,6 +77,12 @@ class Row:
         by_seed = _by_seed(self.items)
         return len(by_seed), min(map(len, by_seed.values()))
 
+    @property
+    def decode_ms(self) -> float | None:
+        """Median over all seeds; None if none was measured."""
+        times = [item.decode_ms for item in self.items if item.decode_ms is not None]
+        return float(np.median(times)) if times else None
+
     def size(self, axis: str) -> float:
         """The mean over all seeds; FLOPs may differ between them."""
         return float(np.mean([SIZES[axis](item) for item in self.items]))

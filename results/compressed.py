@@ -89,6 +89,7 @@ class Compressed(Frozen):
     flops_per_token: Flops  # at most, where the work depends on the data
     measured_flops_per_token: Spent  # forward, on validation text
     stored_bytes: Positive  # bfloat16, but for quantised weights and their scales
+    decode_ms: Spent | None = None  # of a token at batch 1, the median, on one thread of a CPU
     measured: Measured
 
     @property

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from isoflop.bench.data import Tokens, bits_per_byte, hash_of_windows
+from isoflop.bench.decoding.decode import milliseconds
 from isoflop.bench.evaluate import HeldOutSet
 from isoflop.bench.isolate import describe
 from isoflop.bench.kept_models import initial_path, load_model, model_path
@@ -286,6 +287,7 @@ class _Job:
             flops_per_token=held.flops,
             measured_flops_per_token=held.measured,
             stored_bytes=held.stored_bytes,
+            decode_ms=_decoding_time(changed, source.windows[0, :-1].tolist()),
             measured=measured(
                 device_name(source.device),
                 started,
@@ -295,3 +297,11 @@ class _Job:
                 peak_memory_bytes=peak_memory(source.device),
             ),
         )
+
+
+def _decoding_time(model: Decoder, tokens: list[int]) -> float | None:
+    """Milliseconds of a token; None of a user's layers that cannot decode token by token."""
+    try:
+        return milliseconds(model, tokens)
+    except ValueError:
+        return None
