@@ -114,11 +114,12 @@ def milliseconds(model: Decoder, tokens: Sequence[int]) -> float:
     Raises:
         ValueError: it cannot decode, or the tokens are more than its context.
     """
-    engine, seconds = Engine(model), []
+    engine = Engine(model)
+    seconds: list[float] = []
     with one_thread():
         for _ in range(2):
             engine.clear()
-            seconds = []
+            seconds.clear()
             for token in tokens:
                 start = time.perf_counter()
                 engine.step(token)
