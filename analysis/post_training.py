@@ -51,7 +51,7 @@ class Row:
     """A method with its options and recovery, on the cells of a variant, size and budget."""
 
     items: tuple[Compressed, ...]  # of all source seeds and calibration seeds
-    loss: Estimate  # over source seeds
+    loss: Estimate  # over source seeds; on the second text, where the source went on with one
     change: Estimate  # to the source's loss
     against: Estimate  # its loss minus a sibling's of equal stored bytes and total FLOPs
     verdict: Verdict
@@ -66,13 +66,22 @@ class Row:
 
     @property
     def options(self) -> str:
-        return ", ".join(f"{key} {value}" for key, value in self.first.options.items())
+        words = [f"{key} {value}" for key, value in self.first.options.items()]
+        if self.first.continued:
+            words.append(f"after {self.first.continued.share:.0%} on {self.first.continued.text}")
+        return ", ".join(words)
 
     @property
     def seeds(self) -> tuple[int, int]:
         """Source seeds, and the fewest calibration seeds of one."""
         by_seed = _by_seed(self.items)
         return len(by_seed), min(map(len, by_seed.values()))
+
+    @property
+    def decode_ms(self) -> float | None:
+        """Median over all seeds; None if none was measured."""
+        times = [item.decode_ms for item in self.items if item.decode_ms is not None]
+        return float(np.median(times)) if times else None
 
     def size(self, axis: str) -> float:
         """The mean over all seeds; FLOPs may differ between them."""
@@ -95,6 +104,7 @@ def post_training(records: Sequence[Record], items: Iterable[Compressed]) -> lis
             item.method,
             options,
             repr(item.recovery.share),
+            item.continued.model_dump_json() if item.continued else "",
             item.calibration.text,
             str(item.calibration.tokens),
         )
@@ -111,9 +121,9 @@ def post_training(records: Sequence[Record], items: Iterable[Compressed]) -> lis
 def _row(group: tuple[Compressed, ...], records: Sequence[Record]) -> Row:
     losses, changes, differences = [], [], []
     for items in _by_seed(group).values():
-        loss = float(np.mean([item.loss for item in items]))
+        loss, source_loss = np.mean([item.scored for item in items], axis=0).tolist()
         losses.append(loss)
-        changes.append(loss - items[0].source_loss)
+        changes.append(loss - source_loss)
         beside = [sibling(records, item, "stored bytes") for item in items]
         differences.append(loss - float(np.mean(beside)))
     against = mean_interval([difference for difference in differences if np.isfinite(difference)])
@@ -155,9 +165,13 @@ def mean_interval(values: Sequence[float]) -> Estimate:
 def sibling(records: Sequence[Record], item: Compressed, axis: str) -> float:
     """The loss of a model trained at the item's size with its total FLOPs; nan if none was.
 
+    No cell is trained on a second text: of a source that is, there is no sibling.
+
     Args:
         axis: a key of `SIZES`, of which the item's value is the size.
     """
+    if item.continued:
+        return np.nan
     wanted = SIZES[axis](item)
     by_budget: dict[float, list[Record]] = {}
     for record in records:

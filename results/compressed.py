@@ -44,6 +44,13 @@ class Recovery(Frozen):
     learning_rate: Spent  # peak
 
 
+class Continued(Recovery):
+    """Training of the source on a second text, before the method."""
+
+    text: str  # the path; the loss on its end, which is held out, is in `other_losses`
+    hash: str  # of its windows
+
+
 class Compressed(Frozen):
     """What a method made of one cell's model, and how it does."""
 
@@ -58,9 +65,11 @@ class Compressed(Frozen):
     seed: Count
     budget: Annotated[float, Field(gt=0)]  # FLOPs asked for by the source
     source_flops: Positive  # FLOPs spent by the source
-    source_loss: Spent  # of the source's record
+    source_loss: Spent  # of the source's record, or of the model that was trained on
     source_parameters: Parameters
     source_stored_bytes: Positive
+
+    continued: Continued | None = None  # the source of the losses is then the model after it
 
     method: Shown
     options: dict[str, Any]  # defaults included
@@ -80,12 +89,22 @@ class Compressed(Frozen):
     flops_per_token: Flops  # at most, where the work depends on the data
     measured_flops_per_token: Spent  # forward, on validation text
     stored_bytes: Positive  # bfloat16, but for quantised weights and their scales
+    decode_ms: Spent | None = None  # of a token at batch 1, the median, on one thread of a CPU
     measured: Measured
 
     @property
     def total_flops(self) -> int:
-        """Training FLOPs of the source and of the recovery."""
-        return self.source_flops + self.recovery.flops
+        """Training FLOPs of the source, of what followed it, and of the recovery."""
+        before = self.continued.flops if self.continued else 0
+        return self.source_flops + before + self.recovery.flops
+
+    @property
+    def scored(self) -> tuple[float, float]:
+        """The loss that counts, and the source's: on the second text if training went on there."""
+        if self.continued is None:
+            return self.loss, self.source_loss
+        name = self.continued.text
+        return self.other_losses[name], self.other_source_losses[name]
 
 
 def write_compressed(directory: Path, record: Compressed) -> Path:
@@ -108,6 +127,8 @@ def read_compressed(path: Path) -> Compressed:
         raise RecordError(f"{path}: parameters.layer_active: more than layer_total")
     if record.measured_flops_per_token > record.flops_per_token.forward:
         raise RecordError(f"{path}: measured_flops_per_token: more than flops_per_token")
+    if record.continued and record.continued.text not in record.other_losses:
+        raise RecordError(f"{path}: other_losses: none on {record.continued.text}")
     return record
 
 

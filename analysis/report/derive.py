@@ -9,7 +9,8 @@ where the path is relative to the document; the text between the markers is gene
 
 A directory with a `comparison.json` is a comparison of a new layer with the others and is reported
 as such. That file keeps what was asked; the result in it is generated. A directory with compressed
-models gets their table and figure beside the leaderboard. A directory whose records
+models gets their table and figure beside the leaderboard, and a REPORT.md on the papers behind the
+methods. A directory whose records
 have choices of an ablation gets their differences instead of a leaderboard.
 """
 
@@ -33,7 +34,8 @@ import PIL
 from isoflop.analysis.ablation import Ablation, ablation
 from isoflop.analysis.analyse import MARGIN, analyse
 from isoflop.analysis.curves import AnalysisError
-from isoflop.analysis.report import ablations, leaderboard, post_training
+from isoflop.analysis.post_training import post_training as after_training
+from isoflop.analysis.report import ablations, leaderboard, papers, post_training
 from isoflop.analysis.report.claims import claims, predictions
 from isoflop.analysis.report.figures import draw
 from isoflop.analysis.report.leaderboard import Row
@@ -53,6 +55,7 @@ DRAWN_BY = (
     f"{platform.system()} {platform.machine()}"
 )
 COMPARISON = "comparison.json"
+DECODED = "decode.json"  # what `isoflop decode --json` printed
 DOCUMENT = "REPORT.md"  # beside results directories, with blocks of any of them
 ABLATIONS = "robustness"  # the directory beside others whose choices their boards show
 BLOCK = re.compile(r"(<!-- isoflop:(\S+) (\S+) -->\n)(.*?)(<!-- /isoflop -->)", re.DOTALL)
@@ -124,6 +127,7 @@ def generate(
         except AnalysisError as error:
             raise AnalysisError(f"{directory}: {error}") from None
         files |= {directory / name: content for name, content in made.items()}
+        files[directory / DOCUMENT] = _study(directory, records, smaller).encode()
     for shown in filter(None, (document, directory.parent / DOCUMENT)):
         if shown.exists():
             blocks = {
@@ -135,6 +139,17 @@ def generate(
             text = shown.read_text(encoding="utf-8")
             files[shown] = embed(text, shown, directory, blocks).encode()
     return rows, files
+
+
+def _study(directory: Path, records: Sequence[Record], smaller: Sequence[Compressed]) -> str:
+    """REPORT.md of methods after training, with what decoding and routing said, if they ran."""
+    decoded, routed = directory / DECODED, directory / "locality" / "locality.csv"
+    return papers.report(
+        after_training(records, smaller),
+        smaller,
+        json.loads(decoded.read_text(encoding="utf-8")) if decoded.exists() else [],
+        routed.read_text(encoding="utf-8") if routed.exists() else "",
+    )
 
 
 def _digest(records: Iterable[Record | Compressed], more: str = "") -> str:

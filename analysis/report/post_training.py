@@ -31,7 +31,8 @@ from isoflop.results.record import Record
 
 HEADER = (
     "source", "method", "options", "recovery", "seeds", "loss", "change, nats", "parameters",
-    "stored bytes", "bytes kept", "FLOPs per token", "minus a smaller model's loss", "verdict",
+    "stored bytes", "bytes kept", "FLOPs per token", "decode ms", "minus a smaller model's loss",
+    "verdict",
 )  # fmt: skip
 LEFT = ("source", "method", "options", "verdict")
 COLUMNS = (
@@ -39,7 +40,7 @@ COLUMNS = (
     "calibration_seeds", "calibration_tokens", "search_evaluations", "loss", "loss_low",
     "loss_high", "change", "change_low", "change_high", "parameters", "active_parameters",
     "stored_bytes", "source_stored_bytes", "flops_per_token", "most_flops_per_token",
-    "against_sibling", "against_low", "against_high", "verdict",
+    "decode_ms", "against_sibling", "against_low", "against_high", "verdict",
 )  # fmt: skip
 ROWS = 6  # sources in the figure at most
 LINES = ("-", "--", ":")  # by recovery
@@ -56,8 +57,10 @@ def files(
         AnalysisError: losses on different text.
     """
     rows = post_training(records, items)
-    with rc_context(STYLE):
-        figures = files_of("post_training", figure(rows, records), description)
+    figures: dict[str, bytes] = {}
+    if not all(row.first.continued for row in rows):
+        with rc_context(STYLE):
+            figures = files_of("post_training", figure(rows, records), description)
     return {
         "POST-TRAINING.md": markdown(rows, records).encode(),
         "post_training.csv": as_csv(rows).encode(),
@@ -82,12 +85,15 @@ def markdown(rows: Sequence[Row], records: Sequence[Record]) -> str:
         "stored bytes and equal total FLOPs, recovery included, interpolated between trained sizes "
         "and budgets, else `no sibling`. A verdict takes three seeds of the source and three of "
         "calibration, and is not corrected for the number of comparisons. Bytes: bfloat16, but for "
-        "quantised weights with their scales. Memory falls with experts; the work of a token only "
-        "with its rank, its number of experts, or constants.\n",
+        "quantised weights with their scales. Decode ms: the median time of a token at batch 1 on "
+        "one thread. Memory falls with experts; the work of a token only with its rank, its number "
+        "of experts, or constants. Where the source was trained further on a second text first, "
+        "losses are those on its end, which was held out, and there is no sibling.\n",
         table(HEADER, [_cells(row) for row in rows], LEFT),
         *(f"- {escape(note)}.\n" for note in notes),
-        "\n![Loss after training](figures/post_training.png)\n",
     ]
+    if not all(row.first.continued for row in rows):
+        parts.append("\n![Loss after training](figures/post_training.png)\n")
     return "\n".join(parts)
 
 
@@ -107,6 +113,7 @@ def _cells(row: Row) -> list[str]:
         si(row.size("stored bytes")),
         f"{share:.0%}",
         si(row.size("FLOPs per token")),
+        "-" if row.decode_ms is None else f"{row.decode_ms:.2f}",
         interval(row.against, "+.3f") if np.isfinite(row.against.value) else "-",
         row.verdict,
     ]
@@ -124,7 +131,7 @@ def as_csv(rows: Sequence[Row]) -> str:
             *row.seeds, first.calibration.tokens, first.search_evaluations, *row.loss, *row.change,
             row.size("parameters"), first.parameters.active, row.size("stored bytes"),
             first.source_stored_bytes, row.size("FLOPs per token"), first.flops_per_token.forward,
-            *row.against, row.verdict,
+            "" if row.decode_ms is None else row.decode_ms, *row.against, row.verdict,
         ]  # fmt: skip
         writer.writerow([_plain(value) for value in values])
     return stream.getvalue()
@@ -138,6 +145,7 @@ def _plain(value: object) -> str:
 
 def figure(rows: Sequence[Row], records: Sequence[Record]) -> Figure:
     """Loss against each size, a row of panels per source; the siblings of its budget in black."""
+    rows = [row for row in rows if not row.first.continued]  # their losses are of another text
     sources = list(dict.fromkeys(row.source for row in rows))[:ROWS]
     methods = list(dict.fromkeys(row.first.method for row in rows))
     shares = sorted({row.first.recovery.share for row in rows})

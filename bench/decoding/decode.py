@@ -5,8 +5,11 @@ Dimensions in names: T time, D width, H heads, K width of a head, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,3 +95,33 @@ class Engine:
         for _ in range(count):
             answer.append(int(self.step(answer[-1] if answer else prompt[-1]).argmax()))
         return answer
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread, as a single token needs; a second may read ahead."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def milliseconds(model: Decoder, tokens: Sequence[int]) -> float:
+    """The median time of a token at batch 1 on one thread, after a first pass over the tokens.
+
+    Raises:
+        ValueError: it cannot decode, or the tokens are more than its context.
+    """
+    engine = Engine(model)
+    seconds: list[float] = []
+    with one_thread():
+        for _ in range(2):
+            engine.clear()
+            seconds.clear()
+            for token in tokens:
+                start = time.perf_counter()
+                engine.step(token)
+                seconds.append(time.perf_counter() - start)
+    return 1e3 * float(np.median(seconds))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from isoflop.bench.data import windows_at
+from isoflop.bench.decoding.decode import one_thread
 from isoflop.bench.decoding.expert_cache import Counts, Policy
 from isoflop.bench.decoding.expert_file import ExpertFile, Layout, write_experts
 from isoflop.bench.decoding.links import FileLink, SimulatedLink
@@ -95,17 +96,6 @@ def calibration_windows(train: np.ndarray, context: int, count: int = 8) -> np.n
     """Windows at even distances over the training text."""
     starts = np.linspace(0, len(train) - context - 1, count).astype(np.int64)
     return windows_at(train, starts, context)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute on one thread, as a single token needs; a second may read ahead."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def decode_windows(engine: OffloadedEngine, windows: np.ndarray) -> dict[str, Any]:

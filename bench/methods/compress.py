@@ -7,7 +7,7 @@ import datetime
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from isoflop.bench.data import Sampler, Tokens, bits_per_byte, hash_of_windows
+from isoflop.bench.data import Tokens, bits_per_byte, hash_of_windows
+from isoflop.bench.decoding.decode import milliseconds
 from isoflop.bench.evaluate import HeldOutSet
 from isoflop.bench.isolate import describe
 from isoflop.bench.kept_models import initial_path, load_model, model_path
@@ -24,18 +25,18 @@ from isoflop.bench.layers import file_of, read_source, source_hash
 from isoflop.bench.machine import device_name, measured, peak_memory, reset_peak_memory
 from isoflop.bench.methods.counts import counts, stored_bytes
 from isoflop.bench.methods.experts import Rebuilt, UnfitError
+from isoflop.bench.methods.further import RATE, Continuation, planned, train_further
 from isoflop.bench.methods.method import Calibration, Method, find_method, make_method
 from isoflop.bench.methods.text import Held, from_text, from_training
 from isoflop.bench.plan import Cell
-from isoflop.bench.step import Trainer, seed_for
+from isoflop.bench.step import Trainer
 from isoflop.models import Decoder
 from isoflop.results import compressed
-from isoflop.results.compressed import Compressed, Recovery, read_compressed, write_compressed
+from isoflop.results.compressed import Compressed, Continued, read_compressed, write_compressed
 from isoflop.results.errors import IsoflopError
 from isoflop.results.record import Record
 
 VERSION = 2  # part of every id: raise it when a change to the code changes results
-RECOVERY_RATE = 0.3  # peak learning rate of recovery training over the source cell's
 MEASURED_WINDOWS = 16  # on which the executed FLOPs are counted
 
 
@@ -55,10 +56,12 @@ class Source:
     """A cell with kept weights, and the texts of its corpus and its evaluations."""
 
     def __init__(
-        self, cell: Cell, record: Record, models: Path, tokens: Tokens, others: Sequence[HeldOutSet]
-    ) -> None:
+        self, cell: Cell, record: Record, models: Path, tokens: Tokens,
+        others: Sequence[HeldOutSet], continuation: Continuation | None = None,
+    ) -> None:  # fmt: skip
         self.cell, self.record, self.models, self.tokens = cell, record, models, tokens
-        self.others = others
+        self.continuation = continuation
+        self.others = [*others, *([continuation.held_out] if continuation else [])]
         training = cell.training
         self.windows = tokens.validation_windows(training.validation_tokens, training.context)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -68,7 +71,7 @@ class Source:
         return f"{self.cell.variant}, size {self.cell.size.name}"
 
     @cached_property
-    def model(self) -> Decoder:
+    def kept(self) -> Decoder:
         """The trained model, on the CPU.
 
         Raises:
@@ -76,12 +79,27 @@ class Source:
         """
         return load_model(model_path(self.models, self.cell.id), self.cell)
 
+    @cached_property
+    def model(self) -> Decoder:
+        """The model that methods change, on the CPU: the trained one, or after its continuation.
+
+        Raises:
+            IsoflopError: see `load_model`; or the second text overlaps an evaluation.
+        """
+        if self.continuation is None:
+            return self.kept
+        windows = self.continuation.windows(self.held)
+        flops = self.record.flops
+        return self.continuation.model(self.kept, self.cell, flops, windows, self.models)
+
     def initial(self) -> Decoder:
-        """The model before training.
+        """The model before its last training.
 
         Raises:
             IsoflopError: it was not kept, or see `load_model`.
         """
+        if self.continuation is not None:
+            return self.kept
         path = initial_path(self.models, self.cell.id)
         if not path.exists():
             raise IsoflopError(
@@ -114,8 +132,13 @@ class Source:
         return trainer.evaluate(self.windows), others
 
     @cached_property
-    def other_losses(self) -> dict[str, float]:
-        return self.losses(copy.deepcopy(self.model).to(self.device))[1]
+    def own_losses(self) -> tuple[float, dict[str, float]]:
+        """Of the source itself; that of its record, where nothing else is asked for."""
+        loss = self.record.loss if self.record.loss is not None else float("nan")
+        if not self.others:
+            return loss, {}
+        again, others = self.losses(copy.deepcopy(self.model).to(self.device))
+        return again if self.continuation else loss, others
 
 
 def compress(sources: Sequence[Source], request: Request, folder: Path) -> Iterator[Compressed]:
@@ -176,10 +199,25 @@ class _Job:
             "code": self.code,
             "options": self.options,
             "calibration": [seen, self.seed],
-            "recovery": [share, RECOVERY_RATE] if share else 0,
+            "recovery": [share, RATE] if share else 0,
             "evaluated": [hash_of_windows(part.windows) for part in self.source.others],
         }
+        continued = self.continued()
+        if continued is not None:
+            decides["continued"] = continued.model_dump(exclude={"text"})
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
+
+    def continued(self) -> Continued | None:
+        source = self.source
+        if source.continuation is None:
+            return None
+        return source.continuation.described(source.cell, source.record.flops)
+
+    def note(self) -> str:
+        """What a reader must know: of a method that compares two models, which they are."""
+        if self.source.continuation is None or not self.method.needs_initial:
+            return self.method.note
+        return "compared with the model before it was trained on"
 
     def apply(self) -> Decoder:
         tokens = torch.from_numpy(self.windows)
@@ -208,9 +246,13 @@ class _Job:
         teaching = sum(
             layer.teaching_flops_per_token() for layer in model.tested if isinstance(layer, Rebuilt)
         )
-        recovery, seconds = self.recover(model, share, held.flops.training + teaching)
+        record, trained = source.record, perf_counter()
+        recovery = planned(cell, share, record.flops, held.flops.training + teaching)
+        corpus, device = source.tokens.train, source.device
+        train_further(model, cell, recovery, corpus, "recovery", self.seed, device)
+        seconds = perf_counter() - trained
         loss, others = source.losses(model)
-        record = source.record
+        source_loss, source_others = source.own_losses
         return Compressed(
             id=self.id(share),
             cell=cell.id,
@@ -221,12 +263,13 @@ class _Job:
             seed=cell.seed,
             budget=cell.budget,
             source_flops=record.flops,
-            source_loss=record.loss if record.loss is not None else float("nan"),
+            source_loss=source_loss,
             source_parameters=cell.parameters,
             source_stored_bytes=stored_bytes(source.model),
+            continued=self.continued(),
             method=method.name,
             options=self.options,
-            note=method.note,
+            note=self.note(),
             calibration=compressed.Calibration(
                 text=self.request.text.name if self.request.text else cell.corpus.source,
                 tokens=self.windows[:, 1:].size if method.calibrated else 0,
@@ -239,11 +282,12 @@ class _Job:
             bits_per_byte=bits_per_byte(loss, source.windows, source.tokens.bytes_of_token),
             validation_hash=hash_of_windows(source.windows),
             other_losses=others,
-            other_source_losses=source.other_losses if others else {},
+            other_source_losses=source_others,
             parameters=held.parameters,
             flops_per_token=held.flops,
             measured_flops_per_token=held.measured,
             stored_bytes=held.stored_bytes,
+            decode_ms=_decoding_time(changed, source.windows[0, :-1].tolist()),
             measured=measured(
                 device_name(source.device),
                 started,
@@ -254,28 +298,10 @@ class _Job:
             ),
         )
 
-    def recover(self, model: Decoder, share: float, per_token: int) -> tuple[Recovery, float]:
-        """Train on with a share of the source's FLOPs, in whole steps; what was spent, seconds."""
-        cell, training = self.source.cell, self.source.cell.training
-        rate = RECOVERY_RATE * cell.learning_rate
-        per_step = per_token * training.batch * training.context
-        steps = max(1, round(share * self.source.record.flops / per_step)) if share else 0
-        begin = perf_counter()
-        if steps:
-            torch.manual_seed(seed_for("recovery", self.seed))
-            trainer = Trainer(
-                replace(cell, steps=steps, learning_rate=rate), self.source.device, model=model
-            )
-            sampler = Sampler(
-                self.source.tokens.train,
-                training.context,
-                training.batch,
-                seed_for("recovery", self.seed),
-            )
-            model.train()
-            for step in range(steps):
-                trainer.step(step, sampler(step))
-        spent = Recovery(
-            share=share, steps=steps, flops=steps * per_step, learning_rate=rate if steps else 0.0
-        )
-        return spent, perf_counter() - begin
+
+def _decoding_time(model: Decoder, tokens: list[int]) -> float | None:
+    """Milliseconds of a token; None of a user's layers that cannot decode token by token."""
+    try:
+        return milliseconds(model, tokens)
+    except ValueError:
+        return None

@@ -18,9 +18,10 @@ class PruneRouterNorm(Pruning):
     """Drops the experts of the smallest Delta_j = ||w_j after|| - ||w_j before||, w_j the router's
     row of expert j (arXiv 2405.16646): the difference of norms, not the norm of a difference.
 
-    The paper compares a pre-trained with a fine-tuned model. Here it is the model before and after
-    its only training, a proxy. `largest` is a control: a small change also marks experts that need
-    more bits (arXiv 2604.06515).
+    The paper compares a pre-trained with a fine-tuned model: so it is here with `--continue`, where
+    the kept model is trained on, on a second text. Without it the model before and after its only
+    training are compared, a proxy. `largest` is a control: a small change also marks experts that
+    need more bits (arXiv 2604.06515). `prune-random` is the other.
     """
 
     @dataclass(frozen=True, kw_only=True)

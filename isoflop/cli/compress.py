@@ -48,6 +48,17 @@ def compress(
         str | None,
         typer.Option(metavar="PATH", help="Text to calibrate on; else the training text."),
     ] = None,
+    second: Annotated[
+        str | None,
+        typer.Option(
+            "--continue",
+            metavar="PATH",
+            help="Text to train on before the method, which it scores.",
+        ),
+    ] = None,
+    second_share: Annotated[
+        str, typer.Option("--continue-share", help="Of a cell's FLOPs, for --continue.")
+    ] = "20%",
     data: Annotated[
         list[str] | None,
         typer.Option("--data", metavar="PATH", help="A further text to score; may be repeated."),
@@ -63,12 +74,17 @@ def compress(
     from isoflop.bench.methods.compress import Request, Source
     from isoflop.bench.methods.compress import compress as run
     from isoflop.bench.methods.experts import UnfitError
+    from isoflop.bench.methods.further import Continuation
 
     choices, shares = options_of(option or []), shares_of(recover)
+    further = shares_of(second_share, "--continue-share")
+    if len(further) != 1 or not further[0]:
+        raise IsoflopError(f"--continue-share: {second_share}: give one share such as 20%")
     for path in data or []:
         check_path(path)
-    if calibration:
-        check_path(calibration, "--calibration")
+    for given, name in ((calibration, "--calibration"), (second, "--continue")):
+        if given:
+            check_path(given, name)
     folder = folder_of(suite)
     models = folder / "models"
     records = [
@@ -88,15 +104,19 @@ def compress(
     own = None
     if calibration:
         own = read_set(calibration, text, corpus, context, None, option="--calibration")
+    continuation = None
+    if second:
+        read = read_set(second, text, corpus, context, None, option="--continue")
+        continuation = Continuation(read, further[0])
     request = Request(method, choices, seeds, tokens, shares, own)
     made: list[Compressed] = []
     unfit: dict[str, str] = {}
     for cell, record in zip(cells, records, strict=True):
-        source = Source(cell, record, models, corpus, others)
+        source = Source(cell, record, models, corpus, others, continuation)
         try:
             for item in run([source], request, folder / FOLDER):
                 made.append(item)
-                done = f"{item.variant} {item.size.name}: {item.method}, loss {item.loss:.4f}"
+                done = f"{item.variant} {item.size.name}: {item.method}, loss {item.scored[0]:.4f}"
                 print(done, file=sys.stderr, flush=True)
         except UnfitError as error:
             if variant:
@@ -134,8 +154,8 @@ def row(item: Compressed) -> dict[str, Any]:
         "options": ", ".join(f"{key} {value}" for key, value in item.options.items()),
         "calibration_seed": item.calibration.seed,
         "recovery": item.recovery.share,
-        "loss": item.loss,
-        "change": item.loss - item.source_loss,
+        "loss": item.scored[0],
+        "change": item.scored[0] - item.scored[1],
         "parameters": item.parameters.total,
         "stored_bytes": item.stored_bytes,
         "flops_per_token": item.measured_flops_per_token,
@@ -191,9 +211,11 @@ def chosen(
     ]
 
 
-def shares_of(text: str) -> list[float]:
+def shares_of(text: str, option: str = "--recover") -> list[float]:
     """`0,1%,5%` or `0,0.01,0.05` as shares, each once.
 
+    Args:
+        option: that gave them, for messages.
     Raises:
         IsoflopError: one is no number from 0 to 100%.
     """
@@ -204,7 +226,7 @@ def shares_of(text: str) -> list[float]:
         except ValueError:
             share = -1.0
         if not 0 <= share <= 1:
-            raise IsoflopError(f"--recover: {part.strip()!r}: give shares such as 0,1%,5%")
+            raise IsoflopError(f"{option}: {part.strip()!r}: give shares such as 0,1%,5%")
         if share not in shares:
             shares.append(share)
     return shares

@@ -65,7 +65,7 @@ def single_options(texts: list[str]) -> dict[str, Any]:
 
 
 def _values(value: str, text: str) -> list[Any]:
-    """The values between commas; a comma in quotes, or in brackets, is a part of its value."""
+    """The values between commas; a comma in quotes, or between [ and ], is a part of its."""
     try:
         table = tomllib.loads(f"values = [{value}]")
         if table.keys() == {"values"} and table["values"]:

@@ -1,9 +1,11 @@
 """Decoding token by token gives what the whole sequence at once gives."""
 
+import time
+
 import pytest
 import torch
 
-from isoflop.bench.decoding.decode import Engine
+from isoflop.bench.decoding.decode import Engine, milliseconds
 from isoflop.models import Decoder
 from tests.models.test_decoder import OPTIONS, T, V, build
 
@@ -63,3 +65,16 @@ def test_what_cannot_be_decoded_is_refused() -> None:
         engine.generate([], 1)
     with pytest.raises(ValueError, match="longer than the context of 12"):
         engine.generate([1], T + 1)
+
+
+def test_the_time_of_a_token_is_that_of_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, step = torch.get_num_threads(), Engine.step
+
+    def slow(engine: Engine, token: int) -> torch.Tensor:
+        assert torch.get_num_threads() == 1
+        time.sleep(0.02)
+        return step(engine, token)
+
+    monkeypatch.setattr(Engine, "step", slow)
+    assert milliseconds(build("moe"), TOKENS.tolist()[:4]) >= 20
+    assert torch.get_num_threads() == threads

@@ -6,10 +6,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
-from isoflop.bench.kept_models import initial_path, model_path
+from isoflop.bench.data import prepare
+from isoflop.bench.evaluate import read_set
+from isoflop.bench.kept_models import initial_path, load_model, model_path
+from isoflop.bench.methods.further import Continuation
 from isoflop.bench.plan import Cell, plan
 from isoflop.cli.compress import shares_of
 from isoflop.cli.main import app
@@ -38,6 +43,16 @@ FAST = ["--tokens=256", "--seeds=2"]
 
 def cells() -> list[Cell]:
     return plan(tiny_suite(**SUITE), "tiny.toml")
+
+
+def numbers(seed: int = 0) -> str:
+    """A text that no other shares a run of tokens with, and that is soon learned."""
+    digits = np.random.default_rng(seed).integers(0, 10, 20_000)
+    return "".join(map(str, digits))
+
+
+def cells_by_id() -> dict[str, Cell]:
+    return {cell.id: cell for cell in cells()}
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +117,10 @@ def test_a_record_is_made_once_and_the_same_anew(folder: Path) -> None:
     assert [path.read_bytes() for path in paths] == before
     paths[0].unlink()
     compress(*arguments)
-    one = json.loads(paths[0].read_bytes()) | {"measured": None}
-    assert one == json.loads(before[0]) | {"measured": None}
+    of_the_day = {"measured": None, "decode_ms": None}
+    one = json.loads(paths[0].read_bytes())
+    assert one["decode_ms"] > 0
+    assert one | of_the_day == json.loads(before[0]) | of_the_day
     assert [path.read_bytes() for path in paths[1:]] == before[1:]
 
 
@@ -118,6 +135,49 @@ def test_the_router_norm_compares_with_the_weights_before_training(folder: Path)
     (item,) = records(folder)
     assert item.note.startswith("proxy")
     assert math.isfinite(item.loss)
+
+
+def test_a_source_goes_on_with_a_second_text_before_the_method(folder: Path) -> None:
+    """The faithful case of the router's norm: the kept model is the one before."""
+    Path("second.txt").write_text(numbers())
+    arguments = ["run", "--continue=second.txt", "--continue-share=50%", "--size=s"]
+    arguments += ["--variant=moe", *FAST]
+    compress("--method=prune-router-norm", "--option=drop=0,0.5", *arguments)
+    paths = (folder / "models").glob("*.*.safetensors")
+    (kept,) = [path for path in paths if not path.stem.endswith("initial")]
+    written = kept.stat().st_mtime_ns
+    rows = compress("--method=prune-random", "--option=drop=0.5", *arguments)
+    assert kept.stat().st_mtime_ns == written  # trained once, for all methods
+    source = {record.cell: record for record in load_records(folder / "records")}
+    by_method: dict[str, list[tuple[float, float]]] = {}
+    for item in records(folder):
+        continued = item.continued
+        assert continued is not None
+        assert (continued.text, continued.share) == ("second.txt", 0.5)
+        per_step = source[item.cell].flops_per_token.training * 16 * 4
+        assert continued.flops == continued.steps * per_step
+        assert abs(continued.flops - 0.5 * item.source_flops) <= per_step / 2
+        assert item.total_flops == item.source_flops + continued.flops
+        assert item.scored == (
+            item.other_losses["second.txt"],
+            item.other_source_losses["second.txt"],
+        )
+        assert item.source_loss != source[item.cell].loss  # of the model after it
+        if item.options["drop"] == 0:
+            assert item.loss == pytest.approx(item.source_loss, abs=1e-6)
+            assert item.scored[0] == pytest.approx(item.scored[1], abs=1e-6)
+            # It has learned the second text: better there than the model before.
+            before = load_model(model_path(folder / "models", item.cell), cells_by_id()[item.cell])
+            text = read_set("second.txt", "text", prepare(cells()[0].corpus), 16, None)
+            end = torch.from_numpy(Continuation(text, 0.5).held_out.windows)
+            with torch.no_grad():
+                assert item.scored[0] < float(before.loss(end[:, :-1], end[:, 1:])[0]) - 0.1
+        by_method.setdefault(item.method, []).append(item.scored)
+        assert "proxy" not in item.note
+    assert len(by_method["prune-random"]) == len(rows) == 2
+    done = CliRunner().invoke(app, ["report", "run"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "after 50% on second.txt" in (folder / "POST-TRAINING.md").read_text()
 
 
 def test_a_further_text_is_scored(folder: Path) -> None:
@@ -160,6 +220,12 @@ class Bad(Method):
         (["--method=prune-reap", "--size=xl"], "--size: no 'xl' here"),
         (["--method=prune-reap", "--budget=7"], "--budget: no 7 here; there are: 5e+08"),
         (["--method=prune-reap", "--recover=2x"], "--recover: '2x': give shares such as"),
+        (["--method=prune-reap", "--continue=none.txt"], "--continue: no such file none.txt"),
+        (
+            ["--method=prune-reap", "--continue-share=1%,2%"],
+            "--continue-share: 1%,2%: give one share such as 20%",
+        ),
+        (["--method=prune-reap", "--continue=own.py"], "--continue"),
         (["--method=prune-reap", "--tokens=100000000"], "--tokens: the training text has"),
         (["--method=prune-reap", "--calibration=none.txt"], "--calibration: no such file none.txt"),
         (["--method=own.py:Bad", "--size=s"], "own.py:Bad: raises KeyError"),
@@ -199,6 +265,24 @@ def test_calibration_on_a_text_that_is_evaluated_is_refused(folder: Path) -> Non
     rows = compress("run", "--method=prune-reap", "--calibration=text.txt", "--size=s", *FAST)
     assert len(rows) == 2
     assert {item.calibration.text for item in records(folder)} == {"text.txt"}
+
+
+def test_a_second_text_that_is_evaluated_is_refused(folder: Path) -> None:
+    Path("second.txt").write_text(numbers())
+    with pytest.raises(IsoflopError, match=r"--continue: second.txt: \d+ of \d+ windows overlap"):
+        CliRunner().invoke(
+            app,
+            ["compress", "run", "--method=prune-random", "--continue=second.txt",
+             "--data=second.txt", "--size=s", *FAST],
+            catch_exceptions=False,
+        )  # fmt: skip
+    Path("second.txt").write_text("Too short.")
+    with pytest.raises(IsoflopError, match="--continue: second"):
+        CliRunner().invoke(
+            app,
+            ["compress", "run", "--method=prune-random", "--continue=second.txt", *FAST],
+            catch_exceptions=False,
+        )
 
 
 def test_shares_are_read() -> None:
