@@ -132,6 +132,20 @@ def read_options(engine: str, given: list[str], known: dict[str, str]) -> dict[s
     return known | options
 
 
+def refuse_gpus(engine: str, gpus: int, cells: list[Cell]) -> None:
+    """Ask that a task of several GPUs, or one, has all that its cells take together.
+
+    Raises:
+        EngineError: it has fewer.
+    """
+    ranks = max((cell.training.gpus_per_cell for cell in cells), default=1)
+    if gpus < ranks:
+        raise EngineError(
+            f"--engine-options: {engine}'s gpus: {gpus} are fewer than the {ranks} of "
+            "training.gpus_per_cell"
+        )
+
+
 def whole_number(engine: str, key: str, text: str, least: int = 1) -> int:
     """A whole number given as an engine's option.
 

@@ -25,6 +25,7 @@ from isoflop.bench.engines.contract import (
     Event,
     Limits,
     read_options,
+    refuse_gpus,
     remove_scratch,
     whole_number,
 )
@@ -116,7 +117,14 @@ class Slurm:
         )
 
     def dry_run(self, cells: list[Cell], records: Path, limits: Limits) -> str:
-        """See `contract.Engine`."""
+        """See `contract.Engine`.
+
+        Raises:
+            EngineError: a task has fewer GPUs than a cell takes.
+        """
+        count = self.options["gpus"].rpartition(":")[2]
+        if count.isdigit():
+            refuse_gpus("slurm", int(count), cells)
         if self.options["dry-run"] == "no" or not cells:
             return ""
         return self.batch_file(_folder(records), len(cells), cells[0].suite)
