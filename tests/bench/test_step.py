@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from isoflop.bench.step import Trainer, learning_rate_at, make_optimizer
 from isoflop.bench.suite import Training
 from isoflop.models import LAYERS, Decoder, Layer, ParameterGroup
-from tests.bench.cells import tiny_cells
+from tests.bench.cells import TINY, tiny_cells
 
 
 def test_rates_are_those_worked_out_by_hand() -> None:
@@ -64,6 +64,31 @@ def test_weight_decay_spares_embedding_norms_and_tables() -> None:
     decayed_names = {names[id(p)] for p in decayed["params"]}
     assert {"head.weight", "blocks.1.ffn.retrieval.keys"} <= decayed_names
     assert decayed_names | spared_names | table_names == set(names.values())
+
+
+@pytest.mark.parametrize("clip", [0.05, 100.0])
+def test_the_fused_kernel_of_a_gpu_clips_as_a_pass_over_the_gradients_does(clip: float) -> None:
+    """It divides before moments and weight decay; torch's CPU kernel takes the divisor too."""
+    (_, cell) = tiny_cells(training=TINY["training"] | {"clip": clip})
+    windows = np.random.default_rng(0).integers(300, size=(4, 17))
+    plain, divided = (Trainer(cell, torch.device("cpu")) for _ in range(2))
+
+    def divide() -> None:
+        divided.device = torch.device("cuda")
+        Trainer._clip(divided)
+        divided.device = torch.device("cpu")
+
+    divided._clip = divide  # type: ignore[method-assign]
+    for step in range(3, 6):
+        plain.step(step, windows)
+        divided.step(step, windows)
+    for a, b in zip(plain.model.parameters(), divided.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+        for moment in ("exp_avg", "exp_avg_sq"):
+            ours, theirs = (t.optimizer.state[p][moment] for t, p in ((plain, a), (divided, b)))
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-10)
+    divisor = divided.optimizer.grad_scale  # type: ignore[attr-defined]
+    assert (float(divisor) == 1) is (clip == 100.0)
 
 
 class Grouped(Layer):
