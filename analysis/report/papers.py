@@ -44,8 +44,9 @@ def report(
         "over calibration seeds, with a 95% interval (Student's t), at equal settings of what both "
         "share; negative: as claimed. A verdict takes three seeds, and is not corrected for the "
         "number of comparisons. Models of this size and this text say nothing of large ones.\n",
-        table(HEADER, [_cells(comparison) for comparison in comparisons], LEFT) + "\n",
     ]
+    if comparisons:
+        parts.append(table(HEADER, [_cells(row) for row in comparisons], LEFT) + "\n")
     if decoded:
         parts += ["## Experts in a file: HOBBIT (arXiv 2411.01433)\n", *_decoding(decoded)]
     if routed:

@@ -11,7 +11,7 @@ import torch
 from isoflop.bench.methods.experts import Experts
 from isoflop.bench.methods.low_rank import factorise, rank_within
 from isoflop.bench.methods.method import Calibration, Method, rebuilt, register, with_layers
-from isoflop.bench.methods.moe_i2_search import Leaving, OutputChange, genetic, together
+from isoflop.bench.methods.moe_i2_search import Leaving, OutputChange, genetic, together, without
 from isoflop.bench.methods.pruning import PruningOptions, experts_of
 from isoflop.models import Decoder
 
@@ -136,17 +136,12 @@ class MoEI2(Method):
         for index, layer in enumerate(layers):
             scores = []
             for expert in range(len(layer.up)):
-                scores.append(calibration.loss(without(model, index, expert)) - base)
+                less = without(layer, (expert,))
+                parts = [less if place == index else part for place, part in enumerate(layers)]
+                scores.append(calibration.loss(with_layers(model, parts)) - base)
                 self._searched += 1
             result.append(scores)
         return result
-
-
-def without(model: Decoder, index: int, expert: int) -> Decoder:
-    """A copy of a model that lacks an expert of one layer."""
-    layers = [experts_of(layer, "moe-i2") for layer in rebuilt(model)]
-    layers[index].keep([e for e in range(len(layers[index].up)) if e != expert])
-    return with_layers(model, layers)
 
 
 def allocate(total: int, importance: Sequence[float], most: Sequence[int]) -> list[int]:

@@ -5,7 +5,8 @@
 #
 #   results/post-training/study.sh [SUITE [FOLDER [SIZE [BUDGET]]]]
 #
-# In the environment: ISOFLOP, the command (isoflop); PYTHON (python); JOBS, methods at a time (2).
+# In the environment: ISOFLOP, the command (isoflop); PYTHON (python); JOBS, methods at a time (2);
+# SEEDS, of calibration (3).
 set -eu
 suite=${1:-post-training}
 folder=${2:-runs/post-training}
@@ -49,8 +50,8 @@ commands() {
 END
 }
 export OMP_NUM_THREADS=1
-commands | xargs -P "${JOBS:-2}" -I{} \
-    sh -c "$isoflop compress '$folder' --size $size --budget $budget --tokens 4096 --seeds 3 {} >/dev/null"
+asked="--size $size --budget $budget --tokens 4096 --seeds ${SEEDS:-3}"
+commands | xargs -P "${JOBS:-2}" -I{} sh -c "$isoflop compress '$folder' $asked {} >/dev/null"
 
 $isoflop decode "$folder" --json >"$folder/decode.part"
 mv "$folder/decode.part" "$folder/decode.json"

@@ -98,6 +98,15 @@ def test_the_oracle_takes_the_slices_of_the_least_error_and_pays_for_all() -> No
     assert spent.measured == counts(model, TOKENS, "none").measured
 
 
+@pytest.mark.parametrize("mask", ["router", "random", "oracle", "fixed"])
+@pytest.mark.parametrize("chosen", [1, 2])
+def test_counts_are_those_of_the_model(mask: str, chosen: int) -> None:
+    changed = apply("factorise-dense", make_model("dense"), mask=mask, chosen=chosen)
+    spent = counts(changed, TOKENS, "factorise-dense")
+    assert spent.measured == spent.flops.forward
+    assert spent.parameters.total == sum(p.numel() for p in changed.parameters())
+
+
 @torch.no_grad()
 def test_a_random_mask_is_even_and_not_the_router_s() -> None:
     """The same vector has the same slices; near vectors have others."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from isoflop.bench.methods.method import make_method, rebuilt, with_layers
-from isoflop.bench.methods.moe_i2 import MoEI2, allocate, ranks, without
+from isoflop.bench.methods.moe_i2 import MoEI2, allocate, ranks
 from tests.bench.methods.models import apply, layer_of, make_calibration, make_model
 
 FEW: dict[str, Any] = {"population": 8, "generations": 2}
@@ -95,9 +95,3 @@ def test_low_rank_of_what_is_left_costs_at_most_what_is_stated() -> None:
             layer_of(changed, index).total_parameters() < layer_of(pruned, index).total_parameters()
         )
     assert torch.isfinite(changed(make_calibration().tokens)).all()
-
-
-def test_a_model_without_an_expert_is_another() -> None:
-    model = with_layers(make_model(), rebuilt(make_model()))
-    assert len(layer_of(without(model, 1, 2), 1).up) == 7
-    assert len(layer_of(model, 1).up) == 8

@@ -195,6 +195,7 @@ def test_the_report_sets_them_beside_smaller_models(folder: Path) -> None:
     text = (folder / "POST-TRAINING.md").read_text()
     assert "inconclusive" in text  # of one seed
     assert "prune-reap" in (folder / "post_training.csv").read_text()
+    assert "What holds of each paper" in (folder / "REPORT.md").read_text()
     assert (folder / "figures" / "post_training.png").stat().st_size > 10_000
 
 
