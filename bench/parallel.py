@@ -5,7 +5,8 @@ see in one process, and need no exchange. Exchanged are the gradients, once a st
 running statistics, applied in the order of the micro-batches; and what layers count. So the losses
 are those of one process, but for the order in which gradients are added up.
 
-Where a GPU cannot hold the cell, PEER's and PKM's tables are split by columns: `models.columns`.
+Where a GPU cannot hold the cell, PEER's and PKM's tables are split by columns, `models.columns`,
+and of the dense parts each process keeps its part, `sharding`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from isoflop.bench.checkpoint import shards_path
 from isoflop.bench.cost import predict_bytes
 from isoflop.bench.plan import Cell
 from isoflop.bench.policy import MEMORY_SHARE
+from isoflop.bench.sharding import apart, clip, local, shard_dense, whole
 from isoflop.bench.shards import load_shards, save_shards
 from isoflop.bench.step import Trainer, seed_for
 from isoflop.models import Decoder, Layer
@@ -61,8 +63,9 @@ class ParallelTrainer(Trainer):
         self.splits = self.agree(must_split(cell, device))
         super().__init__(cell, device, compiled and not self.splits, warn)
         self._seed(0)
-        whole = [p for _, p in self._replicated()]
-        for tensor in (*whole, *self.model.buffers()):  # another CPU may draw other numbers
+        apart(self.optimizer)
+        replicated = [p for _, p in self._replicated()]
+        for tensor in (*replicated, *self.model.buffers()):  # another CPU may draw other numbers
             dist.broadcast(tensor.detach(), 0)
         norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self.norms = [norm for norm in norms if norm.track_running_stats]
@@ -81,6 +84,7 @@ class ParallelTrainer(Trainer):
         for layer in model.tested:
             if can_split(layer):
                 split_tables(layer)
+        shard_dense(model, init_device_mesh(self.device.type, (self.world,)))
         model.to(self.device)
         tables = {id(t) for layer in model.tested if can_split(layer) for t in layer.tables()}
         self.split = {name: p for name, p in model.named_parameters() if id(p) in tables}
@@ -92,7 +96,11 @@ class ParallelTrainer(Trainer):
             torch.manual_seed(seed_for(f"dropout {step} {self.rank}", self.cell.seed))
 
     def _replicated(self) -> list[tuple[str, nn.Parameter]]:
-        return [(n, p) for n, p in self.model.named_parameters() if n not in self.split]
+        return [
+            (name, parameter)
+            for name, parameter in self.model.named_parameters()
+            if name not in self.split and not isinstance(parameter, DTensor)
+        ]
 
     def agree(self, flag: bool) -> bool:
         """See `Trainer.agree`."""
@@ -145,12 +153,12 @@ class ParallelTrainer(Trainer):
         return value
 
     def _sum_gradients(self) -> None:
-        """Sum the gradients over processes; split tables have theirs."""
-        whole = [p for _, p in self._replicated()]
-        used = torch.tensor([p.grad is not None for p in whole], dtype=torch.int32)
+        """Sum the gradients over processes; split tables and dense parts have theirs."""
+        parameters = [p for _, p in self._replicated()]
+        used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32)
         dist.all_reduce(used, dist.ReduceOp.MAX)
         waiting = []
-        for parameter, use in zip(whole, used.tolist(), strict=True):
+        for parameter, use in zip(parameters, used.tolist(), strict=True):
             if use:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
@@ -160,18 +168,22 @@ class ParallelTrainer(Trainer):
 
     def _clip(self) -> None:
         """By the norm over all parameters, those of other processes too."""
-        if not self.split:
+        if not self.splits:
             return super()._clip()
-        gradients = [p.grad for _, p in self._replicated() if p.grad is not None]
-        own = [p.grad for p in self.split.values() if p.grad is not None]
-        columns = nn.utils.get_total_norm(own).square()
-        dist.all_reduce(columns)
-        norm = (nn.utils.get_total_norm(gradients).square() + columns).sqrt()
-        nn.utils.clip_grads_with_norm_(self.model.parameters(), self.cell.training.clip, norm)
+        everywhere = [p.grad for _, p in self._replicated() if p.grad is not None]
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        seen = {id(gradient) for gradient in everywhere}
+        parts = local([gradient for gradient in gradients if id(gradient) not in seen])
+        squares = nn.utils.get_total_norm(parts).square()
+        dist.all_reduce(squares)
+        norm = (nn.utils.get_total_norm(everywhere).square() + squares).sqrt()
+        clip(gradients, norm, self.cell.training.clip)
         return None
 
     def _routing_gradient(self, layer: Layer) -> float | None:
         """All processes saw the same tokens: a split table has that many times its gradient."""
+        if not layer.routing_parameters():
+            return None
         split = {id(p) for p in self.split.values()}
         if not any(id(p) in split for p in layer.parameters()):
             return super()._routing_gradient(layer)
@@ -191,8 +203,8 @@ class ParallelTrainer(Trainer):
         return chosen / max(rest, 1e-300)
 
     def whole_state(self) -> dict[str, Tensor] | None:
-        """See `Trainer.whole_state`; split tables are put together on the host."""
-        state = {name: tensor.cpu() for name, tensor in self.model.state_dict().items()}
+        """See `Trainer.whole_state`; what is in parts is put together, tables on the host."""
+        state = {name: whole(tensor).cpu() for name, tensor in self.model.state_dict().items()}
         for name in self.split:
             own = state[name].contiguous()
             parts = [torch.empty_like(own) for _ in range(self.world)] if self.rank == 0 else None
@@ -234,8 +246,10 @@ class ParallelTrainer(Trainer):
             return self._shared(name, self.model.state_dict()[name])
         name, _, of = name.rpartition(".")
         parameter = self.model.get_parameter(name)
-        shape = () if of == "step" else parameter.shape
-        tensor = torch.zeros(shape, dtype=dtype, device=parameter.device)
+        if of == "step":
+            tensor = torch.zeros((), dtype=dtype, device=parameter.device)
+        else:
+            tensor = torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
         self.optimizer.state[parameter][of] = tensor
         return self._shared(name, tensor)
 

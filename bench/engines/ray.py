@@ -23,11 +23,13 @@ from isoflop.bench.engines.contract import (
     Event,
     Limits,
     read_options,
+    refuse_gpus,
     remove_scratch,
     scratch_of,
     store,
     whole_number,
 )
+from isoflop.bench.engines.copies import Copies
 from isoflop.bench.engines.local import Waiting, places, train_queue
 from isoflop.bench.kept_models import initial_path, model_path
 from isoflop.bench.plan import Cell
@@ -36,7 +38,7 @@ from isoflop.bench.train import checkpoint_path
 from isoflop.results.errors import IsoflopError
 from isoflop.results.files import write_whole
 
-OPTIONS = {"address": "", "cpus": "1", "gpus": "0"}
+OPTIONS = {"address": "", "cpus": "1", "gpus": "0", "backups": "yes"}
 CRASHES = 3  # of a cell's process before the cell counts as one that cannot run
 Files = dict[str, bytes]
 
@@ -63,6 +65,8 @@ class Ray:
         self.options = read_options("ray", self.given, OPTIONS)
         self.cpus = whole_number("ray", "cpus", self.options["cpus"])
         self.gpus = whole_number("ray", "gpus", self.options["gpus"], least=0)
+        if self.options["backups"] not in ("yes", "no"):
+            raise EngineError("--engine-options: ray's backups is yes or no")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it reports home by default
         try:
             import ray  # noqa: F401
@@ -72,7 +76,13 @@ class Ray:
             ) from None
 
     def dry_run(self, cells: list[Cell], records: Path, limits: Limits) -> str:
-        """Nothing is submitted."""
+        """Nothing is submitted.
+
+        Raises:
+            EngineError: a task has fewer GPUs than a cell takes.
+        """
+        if self.gpus:
+            refuse_gpus("ray", self.gpus, cells)
         return ""
 
     def train(
@@ -151,35 +161,31 @@ class Ray:
         import ray
         from ray import exceptions
 
-        waiting = longest_first(cells, places()[0].like)
-        running: dict[Any, Cell] = {}
-        crashes: dict[str, int] = {}
-        stored: set[str] = set()  # cells whose records are home
+        copies = Copies(longest_first(cells, places()[0].like), self.options["backups"] == "yes")
         scratch = scratch_of(records)
         left = None if limits.deadline is None else limits.deadline - time.monotonic()
         deadline = None if left is None else time.time() + left
         try:
-            while waiting or running:
+            while copies.goes_on():
                 if deadline is not None and time.time() > deadline:
-                    waiting.clear()
-                while waiting and len(running) < slots:
-                    cell = waiting.pop(0)
-                    state = checkpoint_path(scratch, cell)
+                    copies.stop()
+                while len(copies.running) < slots and (new := copies.take()):
+                    state = checkpoint_path(scratch, new)
                     saved = state.read_bytes() if state.exists() else None
                     begun = task.options(num_returns="streaming").remote(
-                        cell, corpus, files, saved, deadline, limits.models is not None
+                        new, corpus, files, saved, deadline, limits.models is not None
                     )
-                    running[begun] = cell
-                if not running:
+                    copies.begin(begun, new)
+                if not copies.running:
                     break
-                ready, _ = ray.wait(list(running), timeout=1.0)
+                ready, _ = ray.wait(list(copies.running), timeout=1.0)
                 for stream in ready:
                     news: Any = stream
-                    cell = running[news]
+                    cell = copies.running[news]
                     try:
                         message: Any = ray.get(next(news))
                     except StopIteration:
-                        del running[news]
+                        copies.end(news)
                         continue
                     except exceptions.RayTaskError as error:  # our own code raised
                         cause = error.cause if isinstance(error.cause, Exception) else error
@@ -187,40 +193,56 @@ class Ray:
                             raise EngineError(f"--on ray: {cause}") from None
                         raise
                     except exceptions.RayError as error:
-                        del running[news]
-                        if cell.id in stored and limits.models is None:
-                            continue  # it was lost after its work
                         lost = isinstance(error, exceptions.NodeDiedError)
-                        crashes[cell.id] = crashes.get(cell.id, 0) + (not lost)
-                        if crashes[cell.id] == CRASHES:
+                        failures = copies.fail(news, counts=not lost)
+                        again = copies.lose(news, unneeded=limits.models is None)
+                        with suppress(EngineError):  # nodes may come back
+                            slots = self._slots()
+                        if not again:
+                            continue
+                        if failures >= CRASHES:
                             raise EngineError(
                                 f"--on ray: {cell.variant} {cell.size.name}: its process died "
                                 f"{CRASHES} times: {type(error).__name__}"
                             ) from None
-                        waiting.insert(0, cell)
-                        with suppress(EngineError):  # nodes may come back
-                            slots = self._slots()
                         yield Event(
                             cell, warning="its node is gone" if lost else "its process is gone"
                         )
                         continue
-                    if isinstance(message, _Done):
-                        _keep(message, cell, scratch, limits)
-                    elif message.record is not None:
-                        stored.add(cell.id)
-                        yield store(cell, message.record, records, scratch)
-                    else:
-                        yield replace(message, cell=cell)
+                    yield from self._heard(copies, news, message, records, limits)
         finally:
-            for news in running:
+            for news in copies.running:
                 with suppress(exceptions.RayError):
                     ray.cancel(news, force=False)
 
+    @staticmethod
+    def _heard(
+        copies: Copies, task: Any, message: Event | _Done, records: Path, limits: Limits
+    ) -> Iterator[Event]:
+        """What the command says of a task's message, after it has stored what came home."""
+        cell, scratch = copies.running[task], scratch_of(records)
+        if isinstance(message, _Done):
+            _keep(message, cell, scratch, limits, stopped=cell.id not in copies.recorded)
+        elif message.record is not None:
+            if message.record.status == "failed" and not copies.alone(task):
+                copies.fail(task, counts=True)  # the other copy may do better
+                copies.lose(task, unneeded=False)
+                yield Event(cell, warning=f"one of two copies failed: {message.record.message}")
+            elif copies.record(task):
+                yield store(cell, message.record, records, scratch)
+            else:
+                count = f"{copies.refused} so far"
+                yield Event(cell, warning=f"the record of its second copy is refused, {count}")
+        elif copies.stop_one(task) if message.stopped else copies.speaks(task):
+            yield replace(message, cell=cell)
 
-def _keep(done: _Done, cell: Cell, scratch: Path, limits: Limits) -> None:
-    """Store what came home beside the record."""
+
+def _keep(done: _Done, cell: Cell, scratch: Path, limits: Limits, stopped: bool) -> None:
+    """Store what came home beside the record; a state only of a cell that is stopped."""
     for suffix, content in done.files.items():
         path = checkpoint_path(scratch, cell)
+        if suffix == ".pt" and not stopped:
+            continue
         if suffix != ".pt":
             assert limits.models is not None
             path = limits.models / f"{cell.id}{suffix}"

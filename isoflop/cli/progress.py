@@ -139,6 +139,8 @@ class _View:
         self._update_suite()
 
     def update(self, event: Event) -> None:
+        if event.warning:  # no more than a line, and of a cell that may have ended
+            return
         with self.lock:
             cell = event.cell
             if cell.id not in self.bars:

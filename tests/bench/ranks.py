@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from isoflop.bench import parallel
 from isoflop.bench.plan import Cell
@@ -29,7 +30,7 @@ LAYERS: dict[str, dict[str, Any]] = {
     "pkm": {"n_slots": 64, **KEYS},
     "peer": {"n_experts": 64, **KEYS},
 }
-SPLIT = ("pkm", "peer")
+SPLIT = ("dense", "moe", "pkm", "peer")  # dense parts, and tables where there are some
 STEPS = 4
 KINDS = [(name, split) for name in LAYERS for split in (False, True)[: 1 + (name in SPLIT)]]
 Results = dict[tuple[Any, ...], dict[str, Any]]
@@ -55,7 +56,11 @@ def make(cell: Cell, dtype: torch.dtype, split: bool, sgd: bool) -> Trainer:
     with torch.no_grad(), splitting(split):
         trainer = make_trainer(cell, torch.device("cpu"), False, print)
         head = trainer.model.head.weight
-        head.copy_(torch.randn(head.shape, generator=torch.Generator().manual_seed(0)))
+        value = torch.randn(head.shape, generator=torch.Generator().manual_seed(0))
+        assert isinstance(head, DTensor) is split
+        if isinstance(head, DTensor):
+            value = distribute_tensor(value, head.device_mesh, head.placements)
+        head.copy_(value)
     if dtype == torch.float64:
         model = trainer.model.double()
 
@@ -64,13 +69,14 @@ def make(cell: Cell, dtype: torch.dtype, split: bool, sgd: bool) -> Trainer:
 
         model.cross_entropy = cross_entropy  # type: ignore[method-assign]
     if sgd:  # Adam turns the rounding of tiny gradients into large steps
-        trainer.optimizer = torch.optim.SGD(trainer.optimizer.param_groups, lr=1.0)  # type: ignore[assignment]
+        groups = [{**group, "fused": False} for group in trainer.optimizer.param_groups]
+        trainer.optimizer = torch.optim.SGD(groups, lr=1.0)  # type: ignore[assignment]
     return trainer
 
 
 @contextmanager
 def splitting(split: bool) -> Iterator[None]:
-    """Within the block tables are split, or not, whatever is predicted."""
+    """Within the block tables and dense parts are split, or not, whatever is predicted."""
     before, parallel.must_split = parallel.must_split, lambda cell, device: split
     try:
         yield
@@ -79,8 +85,12 @@ def splitting(split: bool) -> Iterator[None]:
 
 
 def gradients(trainer: Trainer) -> dict[str, Tensor]:
-    """All gradients, those of split tables put together."""
-    result = {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
+    """All gradients, those that are in parts put together."""
+    result = {
+        name: p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad.clone()
+        for name, p in trainer.model.named_parameters()
+        if p.grad is not None
+    }
     for name in getattr(trainer, "split", {}):
         parts = [torch.empty_like(result[name]) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, result[name])
@@ -108,6 +118,7 @@ def train(cell: Cell, dtype: torch.dtype, split: bool) -> dict[str, Any]:
         "state": trainer.whole_state(),
         "routing_gradients": trainer.routing_gradients(windows(0, 2)),
         "flops": trainer.flops(),
+        "output_rms": trainer.output_rms(windows(0, 8)),
     }
 
 

@@ -1,13 +1,16 @@
 """The engine `slurm`: options and batch file anywhere, the rest on a real SLURM of four nodes."""
 
 import os
+import re
 import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 from isoflop.bench.engines.contract import Event, Limits
 from isoflop.bench.engines.local import Local
@@ -173,6 +176,38 @@ def test_a_killed_command_is_started_again_and_watches_the_same_job(
     process.wait()
     output, _ = isoflop(tmp_path, cluster.environment, *options).communicate(timeout=500)
     assert len(load_records(tmp_path / "out" / "records")) == 4, output
+
+
+@needs_slurm
+def test_srun_starts_torchrun_on_two_nodes_for_a_cell(cluster: Cluster, tmp_path: Path) -> None:
+    """The batch file of the documentation, with a process and no GPU on each."""
+    document = Path("docs/run-on-a-cluster.md").read_text()
+    blocks = re.findall(r"^  ```sh\n(.*?)^  ```$", document, re.MULTILINE | re.DOTALL)
+    (batch,) = (textwrap.dedent(block) for block in blocks if "srun torchrun" in block)
+    for before, after in (
+        ("#SBATCH --gpus-per-node=8", f"#SBATCH --output={tmp_path}/log"),
+        ("--nproc-per-node 8", "--nproc-per-node 1"),
+        ("torchrun ", f"{sys.executable} -m torch.distributed.run "),
+        (":29500", f":{31000 + os.getpid() % 1000}"),
+    ):
+        assert before in batch
+        batch = batch.replace(before, after)
+    training = {**TINY["training"], "micro_batch": 2, "gpus_per_cell": 2}
+    table = TINY | {
+        "name": "my",
+        "training": training,
+        "variants": {"peer": TINY["variants"]["peer"]},
+    }
+    (tmp_path / "my.toml").write_text(tomli_w.dumps(table))
+    (tmp_path / "my.sbatch").write_text(batch)
+    environment = cluster.environment | {"PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        ["sbatch", "--wait", "my.sbatch"], cwd=tmp_path, env=environment, check=False, timeout=500
+    )
+    log = (tmp_path / "log").read_text()
+    (record,) = load_records(tmp_path / "runs" / "my" / "records")
+    assert record.status == "finished", log
+    assert record.measured.device.startswith("2 x "), log
 
 
 def forty_cells(folder: Path, noted: Path, hold: Path) -> list[Cell]:

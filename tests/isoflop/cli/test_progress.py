@@ -80,6 +80,14 @@ def test_the_table_counts_cells_and_keeps_the_lowest_loss() -> None:
     assert len(lines) == 8
 
 
+def test_a_warning_of_a_cell_that_has_ended_brings_no_bar_back() -> None:
+    cells = cells_of(1, 1)
+    ended = Event(cells[0], record=record_of(cells[0], loss=5.0))
+    late = Event(cells[0], warning="the record of its second copy is refused, 1 so far")
+    frames = [frame(terminal(), cells, events, []) for events in ([ended], [ended, late])]
+    assert frames[0] == frames[1]
+
+
 def test_a_loss_of_zero_is_the_lowest() -> None:
     cells = cells_of(1, 1)
     events = [
