@@ -75,6 +75,11 @@ def markdown(ablation: Ablation) -> str:
         for variant, value in ablation.as_it_is.items()
         if variant != ablation.baseline and np.isfinite(value.value)
     ]
+    if not all(np.isfinite(effect.difference.value) for effect in ablation.effects):
+        text += (
+            ". Where a choice has other text than the suite, losses are not compared and the "
+            "multiplier takes the slope of the suite's text"
+        )
     if ablation.degrees:
         text += ". An interval that excludes 0 is marked, without a correction for their number"
     parts = [
@@ -172,9 +177,13 @@ def as_csv(ablation: Ablation) -> str:
 
 
 def figure(ablation: Ablation) -> Figure:
-    """One panel per axis: the difference in nats of every choice, by variant."""
+    """One panel per axis: the difference in nats of every choice, by variant.
+
+    Without those of other text, whose losses are not compared, unless there are no others.
+    """
     axes: dict[str, list[str]] = {}
-    for effect in ablation.effects:
+    known = [effect for effect in ablation.effects if np.isfinite(effect.difference.value)]
+    for effect in known or ablation.effects:
         choices = axes.setdefault(effect.axis, [])
         if effect.choice not in choices:
             choices.append(effect.choice)
@@ -187,8 +196,8 @@ def figure(ablation: Ablation) -> Figure:
     grid = figure.subplots(len(axes), 1, sharex=True, squeeze=False, height_ratios=heights)
     panels = list(grid[:, 0])
     for panel, (axis, choices) in zip(panels, axes.items(), strict=True):
-        for effect in ablation.effects:
-            if effect.axis != axis or not np.isfinite(effect.difference.value):
+        for effect in known:
+            if effect.axis != axis:
                 continue
             offset = (variants.index(effect.variant) + 0.5) / len(variants) - 0.5
             place = choices.index(effect.choice) + 0.75 * offset

@@ -243,16 +243,20 @@ def row_gradients(
     index_MP: Tensor,
     gate_MP: Tensor,
     hidden: Tensor | None,
+    dtype: torch.dtype,
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of down, gate, up and the hidden values (the last two empty for a sum)."""
+    """The gradients of down, gate, up and the hidden values (the last two empty for a sum).
+
+    Those of the tables are in `dtype`.
+    """
     N, D = down_ND.shape
     P = index_MP.shape[1]
     plan = plan_tasks(index_MP, N)
     tasks = plan.row.shape[0]
     mix = x_MD is not None
-    ddown_ND, dgate_MP = torch.empty_like(down_ND), torch.empty_like(gate_MP)
-    dup_ND = torch.empty_like(down_ND) if mix else down_ND.new_empty(0)
+    ddown_ND, dgate_MP = torch.empty_like(down_ND, dtype=dtype), torch.empty_like(gate_MP)
+    dup_ND = torch.empty_like(ddown_ND if mix else ddown_ND[:0])
     dhidden_MP = torch.empty_like(gate_MP if mix else gate_MP[:0])
     parts = down_ND.new_empty((2 if mix else 1, tasks, D), dtype=torch.float32)
     tiles = tile_sizes(D, index_MP.numel())

@@ -51,13 +51,14 @@ def expert_mix(
     tensors = (x_MD, up_ND, down_ND)
     backend = choose_pair_backend("expert_mix", backend, tensors, index_MP, gate_MP, activation)
     dtype = working_dtype(backend, x_MD, up_ND, down_ND)
-    x, up, down = (t.to(dtype) for t in (x_MD, up_ND, down_ND))
+    x = x_MD.to(dtype)
     gate = gate_MP.to(torch.promote_types(dtype, torch.float32))
     if backend in ("reference", "dense"):
         note("expert_mix", backend)
         forward = reference.forward if backend == "reference" else dense.forward
-        y_MD = forward(x, up, down, index_MP, gate, activation)
+        y_MD = forward(x, up_ND.to(dtype), down_ND.to(dtype), index_MP, gate, activation)
     else:
+        up, down = (t.detach().to(dtype) for t in (up_ND, down_ND))
         operands = (t.contiguous() for t in (x, up, down, index_MP.to(torch.int32), gate))
-        y_MD, _, _ = op.forward(*operands, activation, backend)
+        y_MD, _, _ = op.forward(*operands, up_ND, down_ND, activation, backend)
     return y_MD.to(x_MD.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from isoflop.models.ops.activations import activate, activate_backward
@@ -28,9 +29,10 @@ def backward(
     gate_MP: Tensor,
     hidden: Tensor,
     order: Tensor,
+    dtype: torch.dtype,
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of x, up, down and gate."""
+    """The gradients of x, of up and down in `dtype`, and of gate."""
     pairs = pairs_in_order(order, index_MP, up_ND.shape[0])
     gate = gate_MP.flatten().index_select(0, order)
     h = activate(hidden, activation)
@@ -38,7 +40,7 @@ def backward(
     dhidden = activate_backward(dweight * gate, hidden, activation)
     return (
         value_sum.forward(up_ND, index_MP, unsort(dhidden, pairs, gate_MP)),
-        row_sums(pairs, x_MD, dhidden),
-        row_sums(pairs, dy_MD, gate * h),
+        row_sums(pairs, x_MD, dhidden).to(dtype),
+        row_sums(pairs, dy_MD, gate * h).to(dtype),
         unsort(dweight * h, pairs, gate_MP),
     )

@@ -1,4 +1,8 @@
-"""`isoflop::expert_mix` in torch's dispatcher: schemas, shapes, gradients, FLOPs."""
+"""`isoflop::expert_mix` in torch's dispatcher: schemas, shapes, gradients, FLOPs.
+
+`up` and `down` are the tables in the dtype to work in. Gradients are those of `up_table` and
+`down_table`, which have one dtype, in that dtype: see `value_sum.op`.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +26,13 @@ def _kernels(backend: str) -> ModuleType:
 
 
 forward = define(
-    "expert_mix(Tensor x, Tensor up, Tensor down, Tensor index, Tensor gate, str activation,"
-    " str backend) -> (Tensor, Tensor, Tensor)",
-    lambda *args: _kernels(args[-1]).forward(*args[:-1]),
+    "expert_mix(Tensor x, Tensor up, Tensor down, Tensor index, Tensor gate, Tensor up_table,"
+    " Tensor down_table, str activation, str backend) -> (Tensor, Tensor, Tensor)",
+    lambda *args: _kernels(args[-1]).forward(*args[:5], args[-2]),
 )
 backward = define(
     "expert_mix_backward(Tensor dy, Tensor x, Tensor up, Tensor down, Tensor index, Tensor gate,"
-    " Tensor hidden, Tensor order, str activation, str backend)"
+    " Tensor hidden, Tensor order, ScalarType dtype, str activation, str backend)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     lambda *args: _kernels(args[-1]).backward(*args[:-1]),
 )
@@ -41,9 +45,9 @@ def _(
     down: Tensor,
     index: Tensor,
     gate: Tensor,
-    activation: str,
-    backend: str,
+    *rest: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    backend = rest[-1]
     pairs = index.numel()
     order = index.new_empty(pairs if backend == "cpu" else 0, dtype=torch.int64)
     return torch.empty_like(x), gate.new_empty(pairs), order
@@ -53,22 +57,24 @@ def _(
 def _(
     dy: Tensor, x: Tensor, up: Tensor, down: Tensor, index: Tensor, gate: Tensor, *rest: Any
 ) -> tuple[Tensor, ...]:
-    return tuple(torch.empty_like(t) for t in (x, up, down, gate))
+    tables = (torch.empty_like(t, dtype=rest[2]) for t in (up, down))
+    return torch.empty_like(x), *tables, torch.empty_like(gate)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *operands, ctx.activation, ctx.backend = inputs
+    *operands, table, _, ctx.activation, ctx.backend = inputs
+    ctx.dtype = table.dtype
     ctx.save_for_backward(*operands, *output[1:])
     ctx.set_materialize_grads(False)
 
 
 def _gradients(ctx: Any, dy: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if dy is None:
-        return (None,) * 7
+        return (None,) * 9
     dx, dup, ddown, dgate = backward(
-        dy.contiguous(), *ctx.saved_tensors, ctx.activation, ctx.backend
+        dy.contiguous(), *ctx.saved_tensors, ctx.dtype, ctx.activation, ctx.backend
     )
-    return dx, dup, ddown, None, dgate, None, None
+    return dx, None, None, None, dgate, dup, ddown, None, None
 
 
 torch.library.register_autograd("isoflop::expert_mix", _gradients, setup_context=_setup)

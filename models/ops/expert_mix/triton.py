@@ -46,10 +46,11 @@ def backward(
     gate_MP: Tensor,
     hidden: Tensor,
     order: Tensor,
+    dtype: torch.dtype,
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of x, up, down and gate."""
+    """The gradients of x, of up and down in `dtype`, and of gate."""
     ddown_ND, dgate_MP, dup_ND, dhidden_MP = row_gradients(
-        dy_MD, x_MD, down_ND, index_MP, gate_MP, hidden, activation
+        dy_MD, x_MD, down_ND, index_MP, gate_MP, hidden, dtype, activation
     )
     return value_sum.forward(up_ND, index_MP, dhidden_MP), dup_ND, ddown_ND, dgate_MP

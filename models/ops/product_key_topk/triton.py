@@ -201,5 +201,5 @@ def backward(
     """The gradients of query and keys."""
     table, query, index, dscore = as_value_sum(dscore_HMk, query_SHMC, keys_SHCN, index_SHMk)
     dquery = value_sum.forward(table, index, dscore)
-    dtable, _ = value_sum.backward(query, table, index, dscore)
+    dtable, _ = value_sum.backward(query, table, index, dscore, table.dtype)
     return dquery.view_as(query_SHMC), table_to_keys(dtable, keys_SHCN)

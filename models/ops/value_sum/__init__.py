@@ -31,13 +31,13 @@ def value_sum(
     """
     backend = choose_pair_backend("value_sum", backend, (values_ND,), index_MP, gate_MP)
     dtype = working_dtype(backend, values_ND)
-    values = values_ND.to(dtype)
     gate = gate_MP.to(torch.promote_types(dtype, torch.float32))
     if backend in ("reference", "dense"):
         note("value_sum", backend)
         forward = reference.forward if backend == "reference" else dense.forward
-        y_MD = forward(values, index_MP, gate)
+        y_MD = forward(values_ND.to(dtype), index_MP, gate)
     else:
+        values = values_ND.detach().to(dtype)
         operands = (t.contiguous() for t in (values, index_MP.to(torch.int32), gate))
-        y_MD = op.forward(*operands, backend)
+        y_MD = op.forward(*operands, values_ND, backend)
     return y_MD.to(values_ND.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -14,12 +15,12 @@ def forward(values_ND: Tensor, index_MP: Tensor, gate_MP: Tensor) -> Tensor:
 
 
 def backward(
-    dy_MD: Tensor, values_ND: Tensor, index_MP: Tensor, gate_MP: Tensor
+    dy_MD: Tensor, values_ND: Tensor, index_MP: Tensor, gate_MP: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of values and gate."""
+    """The gradients of values, in `dtype`, and gate."""
     pairs = sort_pairs(index_MP, values_ND.shape[0])
     dgate = pair_dots(values_ND, dy_MD, pairs)
     return (
-        row_sums(pairs, dy_MD, gate_MP.flatten().index_select(0, pairs.order)),
+        row_sums(pairs, dy_MD, gate_MP.flatten().index_select(0, pairs.order)).to(dtype),
         unsort(dgate, pairs, gate_MP),
     )

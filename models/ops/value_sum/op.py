@@ -1,4 +1,8 @@
-"""`isoflop::value_sum` in torch's dispatcher: schemas, shapes, gradients, FLOPs."""
+"""`isoflop::value_sum` in torch's dispatcher: schemas, shapes, gradients, FLOPs.
+
+`values` is `table` in the dtype to work in. The gradient is that of `table`, in its dtype: a kernel
+that sums in float32 writes it as it is, unlike that of a copy in bfloat16.
+"""
 
 from __future__ import annotations
 
@@ -22,36 +26,37 @@ def _kernels(backend: str) -> ModuleType:
 
 
 forward = define(
-    "value_sum(Tensor values, Tensor index, Tensor gate, str backend) -> Tensor",
-    lambda *args: _kernels(args[-1]).forward(*args[:-1]),
+    "value_sum(Tensor values, Tensor index, Tensor gate, Tensor table, str backend) -> Tensor",
+    lambda *args: _kernels(args[-1]).forward(*args[:3]),
 )
 backward = define(
-    "value_sum_backward(Tensor dy, Tensor values, Tensor index, Tensor gate, str backend)"
-    " -> (Tensor, Tensor)",
+    "value_sum_backward(Tensor dy, Tensor values, Tensor index, Tensor gate, ScalarType dtype,"
+    " str backend) -> (Tensor, Tensor)",
     lambda *args: _kernels(args[-1]).backward(*args[:-1]),
 )
 
 
 @torch.library.register_fake("isoflop::value_sum")
-def _(values: Tensor, index: Tensor, gate: Tensor, backend: str) -> Tensor:
+def _(values: Tensor, index: Tensor, gate: Tensor, table: Tensor, backend: str) -> Tensor:
     return values.new_empty(index.shape[0], values.shape[1])
 
 
 @torch.library.register_fake("isoflop::value_sum_backward")
 def _(
-    dy: Tensor, values: Tensor, index: Tensor, gate: Tensor, backend: str
+    dy: Tensor, values: Tensor, index: Tensor, gate: Tensor, dtype: torch.dtype, backend: str
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(values), torch.empty_like(gate)
+    return torch.empty_like(values, dtype=dtype), torch.empty_like(gate)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *operands, ctx.backend = inputs
+    *operands, table, ctx.backend = inputs
+    ctx.dtype = table.dtype
     ctx.save_for_backward(*operands)
 
 
 def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    dvalues, dgate = backward(dy.contiguous(), *ctx.saved_tensors, ctx.backend)
-    return dvalues, None, dgate, None
+    dtable, dgate = backward(dy.contiguous(), *ctx.saved_tensors, ctx.dtype, ctx.backend)
+    return None, None, dgate, dtable, None
 
 
 torch.library.register_autograd("isoflop::value_sum", _gradients, setup_context=_setup)

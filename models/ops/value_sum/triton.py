@@ -5,6 +5,7 @@ In bytes read per pair, rows of D elements: 1 forward, 2 backward.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from isoflop.models.ops.pairs_triton import row_gradients, tile_sizes, token_major
@@ -33,8 +34,10 @@ def forward(values_ND: Tensor, index_MP: Tensor, gate_MP: Tensor) -> Tensor:
 
 
 def backward(
-    dy_MD: Tensor, values_ND: Tensor, index_MP: Tensor, gate_MP: Tensor
+    dy_MD: Tensor, values_ND: Tensor, index_MP: Tensor, gate_MP: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of values and gate."""
-    dvalues_ND, dgate_MP, _, _ = row_gradients(dy_MD, None, values_ND, index_MP, gate_MP, None, "")
+    """The gradients of values, in `dtype`, and gate."""
+    dvalues_ND, dgate_MP, _, _ = row_gradients(
+        dy_MD, None, values_ND, index_MP, gate_MP, None, dtype, ""
+    )
     return dvalues_ND, dgate_MP

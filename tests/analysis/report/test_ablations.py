@@ -6,6 +6,7 @@ import pytest
 
 from isoflop.analysis.ablation import ablation
 from isoflop.analysis.curves import AnalysisError
+from isoflop.analysis.report.ablations import figure, markdown, rows
 from isoflop.analysis.report.derive import report, stale
 from isoflop.analysis.simulate import simulate
 from isoflop.results.record import LayerFigures, Record, write_record
@@ -39,6 +40,29 @@ def test_a_directory_of_choices_has_tables_and_a_figure(
     assert "3 paired seeds" in text
     assert "A difference of 0.0" in text
     assert stale(tmp_path) == []
+
+
+def test_a_choice_of_other_text_has_a_multiplier_and_no_place_in_the_figure(
+    changed: list[Record],
+) -> None:
+    other = [
+        r.model_copy(
+            update={
+                "validation_hash": "other",
+                "ablation": r.ablation.model_copy(update={"axis": "vocabulary"}),
+            }
+        )
+        for r in changed
+        if r.ablation
+    ]
+    own, both = (ablation(records, "dense") for records in (changed, [*changed, *other]))
+    assert [ax.get_title(loc="left") for ax in figure(own).axes] == ["batch"]
+    assert [ax.get_title(loc="left") for ax in figure(both).axes] == ["batch"]
+    assert "other text" in markdown(both)
+    assert "other text" not in markdown(own)
+    shown = {(row[0], row[2]): row for row in rows(both)}
+    assert shown["vocabulary", "peer"][3] == "-"
+    assert shown["vocabulary", "peer"][4] == shown["batch", "peer"][4]
 
 
 def test_load_and_what_the_paper_reports_stand_beside(

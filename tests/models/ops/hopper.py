@@ -17,6 +17,7 @@ POINTERS = {  # what a pointer's name says of its type; the rest are to bfloat16
     "half_index": "i32",
     **dict.fromkeys(("gate", "hidden", "dhidden", "dgate", "part_up", "part_down", "part"), "fp32"),
     **dict.fromkeys(("score", "best", "half_score"), "fp32"),
+    **dict.fromkeys(("dup", "ddown", "row"), "fp32"),  # gradients of tables in float32
 }
 
 

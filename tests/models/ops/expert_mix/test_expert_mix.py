@@ -103,6 +103,19 @@ def test_bfloat16_sums_in_float32(backend: str) -> None:
     assert_near(run(case, backend, torch.bfloat16), expected, 2**-8)
 
 
+@pytest.mark.usefixtures("poisoned", "split")
+@pytest.mark.parametrize("backend", [TRITON])
+def test_gradients_of_float32_tables_are_not_rounded(backend: str) -> None:
+    """Under autocast tables are read in bfloat16, and gradients written as they were summed."""
+    case = rounded(pair_case("zipf", 12, 7, 100, 10, seed=7))
+    x, up, down, gate, dy, index = on_device(case, backend)
+    leaves = [t.float().requires_grad_() for t in (up, down, gate)]
+    with torch.autocast(x.device.type, torch.bfloat16):
+        y = expert_mix(x.float(), *leaves[:2], index, leaves[2], "gelu", backend)
+    actual = torch.autograd.grad(y, leaves, dy.float())
+    assert_near(actual, run(case, "reference", torch.float64)[2:], 1e-5)
+
+
 def test_cpu_makes_no_tensor_of_tokens_pairs_and_width() -> None:
     M, P, D, N = 512, 64, 48, 300
     case = pair_case("uniform", M, P, D, N, seed=4)
@@ -162,7 +175,7 @@ def test_operator_keeps_the_rules_of_torch_library() -> None:
     x, up, down, gate, _, index = pair_case("uniform", 6, 4, 8, 9, seed=5)
     index = index.to(torch.int32)
     x, up, down, gate = (t.float().requires_grad_() for t in (x, up, down, gate))
-    operands = (x, up, down, index, gate, "gelu", "cpu")
+    operands = (x, up.detach(), down.detach(), index, gate, up, down, "gelu", "cpu")
     torch.library.opcheck(torch.ops.isoflop.expert_mix.default, operands)
 
 

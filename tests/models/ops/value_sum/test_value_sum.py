@@ -73,6 +73,19 @@ def test_bfloat16_sums_in_float32(backend: str) -> None:
     assert_near(run(case, backend, torch.bfloat16), expected, 2**-8)
 
 
+@pytest.mark.usefixtures("poisoned", "split")
+@pytest.mark.parametrize("backend", [TRITON])
+def test_gradients_of_float32_tables_are_not_rounded(backend: str) -> None:
+    """Under autocast the table is read in bfloat16, and its gradient written as it was summed."""
+    case = rounded(pair_case("zipf", 12, 7, 100, 10, seed=7))
+    *_, values, gate, dy, index = on_device(case, backend)
+    leaves = [t.float().requires_grad_() for t in (values, gate)]
+    with torch.autocast(values.device.type, torch.bfloat16):
+        y = value_sum(leaves[0], index, leaves[1], backend)
+    actual = torch.autograd.grad(y, leaves, dy.float())
+    assert_near(actual, run(case, "reference", torch.float64)[1:], 1e-6)
+
+
 def test_cpu_makes_no_tensor_of_tokens_pairs_and_width() -> None:
     M, P, D, N = 512, 64, 48, 300
     case = pair_case("uniform", M, P, D, N, seed=4)
@@ -117,8 +130,8 @@ def test_fvcore_finds_the_operator_by_name() -> None:
 
 def test_operator_keeps_the_rules_of_torch_library() -> None:
     _, _, values, gate, _, index = pair_case("uniform", 6, 4, 8, 9, seed=5)
-    operands = (values.float().requires_grad_(), index.to(torch.int32), gate.float(), "cpu")
-    operands[2].requires_grad_()
+    table, gate = (t.float().requires_grad_() for t in (values, gate))
+    operands = (table.detach(), index.to(torch.int32), gate, table, "cpu")
     torch.library.opcheck(torch.ops.isoflop.value_sum.default, operands)
 
 
