@@ -9,6 +9,7 @@ from isoflop.analysis.report.markdown import table
 
 STORED = "cluster.json"  # beside the counts of simulated suites
 POLICIES = ("longest first", "suite order", "fixed shards")
+ENGINES = ("slurm", "ray")
 HEADER = ("suite", "cells", "nodes", "losses per node and hour")
 
 
@@ -20,6 +21,7 @@ def blocks(stored: Mapping[str, Any]) -> dict[str, str]:
         "cluster-setting": setting(stored),
         "cluster-order": order(stored),
         "cluster-losses": losses(stored),
+        "cluster-backups": backups(stored),
     }
 
 
@@ -48,10 +50,10 @@ def order(stored: Mapping[str, Any]) -> str:
 
 
 def losses(stored: Mapping[str, Any]) -> str:
-    """What lost nodes cost, longest first, on both engines."""
+    """What lost nodes cost, longest first, on both engines as they are."""
     rows = []
     for scenario in stored["scenarios"]:
-        if scenario["losses_per_hour"]:
+        if scenario["losses_per_hour"] and scenario["engine"] in ENGINES:
             result = scenario["policies"]["longest first"]
             share = result["lost_work_hours"] / scenario["predicted_hours"]
             rows.append(
@@ -77,6 +79,34 @@ def losses(stored: Mapping[str, Any]) -> str:
         "second records refused",
     )
     return table(header, rows, left=("suite", "engine"))
+
+
+def backups(stored: Mapping[str, Any]) -> str:
+    """What second copies at the end of the queue gain on Ray, and what they cost."""
+    results = {(*_layout(row), row["engine"]): row["policies"] for row in stored["scenarios"]}
+    rows = []
+    for *layout, engine in results:
+        if engine == "ray":
+            without, copied = (
+                results[*layout, name]["longest first"] for name in ("ray without backups", "ray")
+            )
+            gain = 1 - copied["makespan_hours"] / without["makespan_hours"]
+            spread = [
+                f"{result['ratio']:.2f} ({result['ratio_95']:.2f})" for result in (without, copied)
+            ]
+            more = copied["lost_work_hours"] - without["lost_work_hours"]
+            rows.append(
+                (*layout, *spread, f"{gain:.1%}", f"{more:.2f}", f"{copied['refused']:.2f}")
+            )
+    header = (
+        *HEADER,
+        "over the bound without copies",
+        "with copies",
+        "makespan saved",
+        "GPU h of copies",
+        "second records refused",
+    )
+    return table(header, rows, left=("suite",))
 
 
 def _layout(scenario: Mapping[str, Any]) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Suites on a simulated cluster: the order of cells, and what lost and slow nodes cost.
 
-    python -m isoflop.bench.engines.simulate     # all scenarios, stored; about a minute
+    python -m isoflop.bench.engines.simulate     # all scenarios, stored; two to three minutes
     python -m isoflop.analysis.simulations --document docs/run-on-a-cluster.md    # their tables
 
 Every cell takes its predicted seconds times a factor of its own. `simulated_run` plays one run.
@@ -14,6 +14,7 @@ import math
 import random
 import sys
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from statistics import fmean, quantiles
 from typing import Any
@@ -49,17 +50,18 @@ LAYOUTS = (  # suite, seeds of each cell, nodes
 )
 RATES = (0.001, 0.01, 0.05)  # losses of a node in an hour
 # SLURM counts a node as lost after its default of 300 s, and states are on the shared disk. Ray
-# notices within half a minute, and a cell starts anew.
-ENGINES = {
+# notices within half a minute, and a cell starts anew, or a copy of it runs already.
+ENGINES: dict[str, dict[str, Any]] = {
     "slurm": {"checkpoint": CHECKPOINT_SECONDS, "noticed": 300.0},
-    "ray": {"checkpoint": math.inf, "noticed": 30.0},
+    "ray without backups": {"checkpoint": math.inf, "noticed": 30.0},
+    "ray": {"checkpoint": math.inf, "noticed": 30.0, "backups": True},
 }
 
 
 def scenarios() -> Iterator[dict[str, Any]]:
-    """What is simulated and stored: every layout without losses, then at every rate and engine."""
+    """What is simulated and stored: every layout at every rate of losses and on every engine."""
     for suite, seeds, nodes in LAYOUTS:
-        for rate, engine in [(0.0, "slurm"), *((rate, name) for rate in RATES for name in ENGINES)]:
+        for rate, engine in product((0.0, *RATES), ENGINES):
             yield {
                 "suite": suite,
                 "seeds": seeds,
@@ -99,6 +101,11 @@ def cluster_of(scenario: dict[str, Any]) -> Cluster:
     """The nodes of a scenario."""
     engine = ENGINES[scenario["engine"]]
     return Cluster(scenario["nodes"], scenario["losses_per_hour"], **engine)
+
+
+def policies_of(engine: str) -> tuple[str, ...]:
+    """The orders that are simulated; on Ray its own alone."""
+    return POLICIES if engine == "slurm" else POLICIES[:1]
 
 
 def outcomes(
@@ -147,14 +154,14 @@ def main() -> int:
         cluster = cluster_of(scenario)
         policies = {
             policy: summary(outcomes(cells, policy, cluster, options.seed, options.samples))
-            for policy in POLICIES
+            for policy in policies_of(scenario["engine"])
         }
         work = sum(need(cell, DEVICE).seconds for cell in cells) / 3600
         known = {"cells": len(cells), "predicted_hours": round(work, 4), "policies": policies}
         result["scenarios"].append(scenario | known)
         print(
             *scenario.values(),
-            *(f"{policy}: {policies[policy]['ratio']}" for policy in POLICIES),
+            *(f"{policy}: {result['ratio']}" for policy, result in policies.items()),
             flush=True,
         )
     write_whole(options.store, json.dumps(result, indent=1) + "\n")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -28,6 +29,7 @@ class Cluster:
     unseen: float = 0.1  # share of losses where the node is out of sight but ends its cell
     slow: float = 0.05  # share of nodes
     slowdown: float = 2.0  # of these
+    backups: bool = False  # an idle node copies the cell that has run longest, if none waits
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Outcome:
     bound: float  # seconds that no order of whole cells beats, even without losses
     lost_work: float  # seconds of nodes that no record needed
     losses: int  # of nodes, until the last record
-    begun_again: int  # cells that were begun more than once
+    begun_again: int  # cells that were begun more than once, copies included
     refused: int  # records of cells that had one
     recorded: tuple[int, ...]  # cells, as their records came
 
@@ -52,6 +54,7 @@ class _Attempt:
     begun: float  # when its first step began
     done: float  # seconds of the cell's work that an earlier attempt had saved
     alive: bool = True
+    seen: bool = True  # by the command
 
 
 class Run:
@@ -114,14 +117,20 @@ class Run:
         return node if len(self.waiting) > 1 else 0
 
     def _start(self, now: float) -> None:
-        """Every idle node takes the next cell of its queue."""
+        """Every idle node takes the next cell of its queue, or a copy of one that runs."""
+        to_copy: list[int] | None = None
         for node in sorted(self.idle):
             queue = self.waiting[self._queue_of(node)]
             while queue and queue[0][1] in self.recorded:
                 heapq.heappop(queue)
-            if not queue:
-                continue
-            _, cell = heapq.heappop(queue)
+            if queue:
+                _, cell = heapq.heappop(queue)
+            else:
+                if to_copy is None:
+                    to_copy = self._to_copy()
+                if not to_copy:
+                    continue
+                cell = to_copy.pop(0)
             done = self.saved[cell]
             begun = now + (COMPILE_SECONDS if done else 0.0)  # once it is in the cell's seconds
             self.lost_work += begun - now
@@ -131,6 +140,15 @@ class Run:
             self._later(begun + left, "end", len(self.attempts))
             self.attempts.append(_Attempt(cell, node, begun, done))
             self.begun[cell] += 1
+
+    def _to_copy(self) -> list[int]:
+        """Cells that run without a copy, as the command sees it, the longest since first."""
+        if not self.cluster.backups:
+            return []
+        running = (self.attempts[which] for which in sorted(self.running.values()))
+        count = Counter(attempt.cell for attempt in running if attempt.seen)
+        recorded = set(self.recorded)
+        return [cell for cell, times in count.items() if times == 1 and cell not in recorded]
 
     def _save(self, now: float, attempt: _Attempt) -> float:
         """Keep the last checkpoint of an attempt; returns the seconds since then."""
@@ -161,6 +179,7 @@ class Run:
         if node in self.running:
             which = self.running[node]
             self._later(now + self.cluster.noticed, "notice", which)
+            self.attempts[which].seen = False
             if unseen:  # it takes the next cell when it has ended this one
                 self._lose_later(now, node)
                 return
@@ -172,12 +191,15 @@ class Run:
         self._later(now + self.cluster.away, "return", node)
 
     def _notice(self, now: float, which: int) -> None:
-        """The cell of a lost node waits again, in its place."""
+        """The cell of a lost node waits again, in its place, unless a copy runs."""
         attempt = self.attempts[which]
         if attempt.alive:
             if attempt.cell in self.recorded:
                 return
             self._save(now, attempt)
+        others = (self.attempts[other] for other in self.running.values() if other != which)
+        if any(other.seen and other.cell == attempt.cell for other in others):
+            return
         queue = self._queue_of(attempt.node)
         heapq.heappush(self.waiting[queue], (self.rank[queue][attempt.cell], attempt.cell))
 
