@@ -260,6 +260,8 @@ def test_forty_cells_though_a_node_is_lost_and_a_task_meets_its_time_limit(
     cluster.ask("scontrol", "update", f"jobid={cut}", "timelimit=1")
     # SLURM warns before the limit; the cell saves its state, and the task is queued again.
     wait_for(lambda: any((tmp_path / "out" / "checkpoints").glob("*.pt")))
+    state = ("squeue", "--noheader", f"--jobs={cut}", "--format=%T")
+    wait_for(lambda: cluster.ask(*state).strip() == "PENDING")
     cluster.ask("scontrol", "update", f"jobid={cut}", "timelimit=30")  # of its second start
     wait_for(lambda: node in cluster.ask("sinfo", "--noheader", "--states=down", "--format=%N"))
     hold.unlink()
