@@ -1,6 +1,12 @@
 """Options of the tests, and their order."""
 
+import os
+from pathlib import Path
+
 import pytest
+
+# for the coverage of processes that start in another folder: see pyproject.toml
+os.environ["ISOFLOP_ROOT"] = str(Path(__file__).resolve().parents[1])
 
 # files of few tests that take minutes: first, so that no process is left with one at the end
 LONG = (
