@@ -89,8 +89,9 @@ class Source:
         if self.continuation is None:
             return self.kept
         windows = self.continuation.windows(self.held)
-        flops = self.record.flops
-        return self.continuation.model(self.kept, self.cell, flops, windows, self.models)
+        return self.continuation.model(
+            self.kept, self.cell, self.record.flops, windows, self.models, self.device
+        )
 
     def initial(self) -> Decoder:
         """The model before its last training.

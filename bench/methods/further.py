@@ -110,14 +110,16 @@ class Continuation:
         return Continued(text=self.text.name, hash=hash_of_windows(windows), **plan.model_dump())
 
     def model(
-        self, kept: Decoder, cell: Cell, flops: int, windows: np.ndarray, models: Path
-    ) -> Decoder:
+        self, kept: Decoder, cell: Cell, flops: int, windows: np.ndarray, models: Path,
+        device: torch.device,
+    ) -> Decoder:  # fmt: skip
         """The kept model after it, on the CPU: trained now, or as it was kept.
 
         Args:
             flops: spent by the cell.
             windows: to train on.
             models: where it is kept.
+            device: to train on.
         Raises:
             IsoflopError: what was kept cannot be read.
             OSError: the folder is not writable.
@@ -127,7 +129,6 @@ class Continuation:
         key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]
         path = models / f"{cell.id}.{key}.safetensors"
         if not path.exists():
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
             model = Decoder(cell.config)
             model.load_state_dict(kept.state_dict())
             model.to(device)

@@ -5,6 +5,7 @@ Sizes: B sequences, T time, M tokens, E experts, K experts per token, D width.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations, product
 from math import comb
@@ -115,8 +116,8 @@ def together(
     blocks: list[Block] = list(model.blocks)  # type: ignore[arg-type]
     place = [index for index, block in enumerate(blocks) if id(block.ffn) in tested]
     pruned = [
-        {leaving: without(layer, leaving) for leaving in sets}
-        for layer, sets in zip(layers, candidates, strict=True)
+        {leaving: _with_ffn(blocks[at], without(layer, leaving)) for leaving in sets}
+        for at, layer, sets in zip(place, layers, candidates, strict=True)
     ]
     source = stream = model.embedding(tokens_BT)
     chosen: list[Leaving] = []
@@ -127,10 +128,10 @@ def together(
         source = through(model, span, {}, source)
         results = {}
         for choice in product(*(candidates[number] for number in numbers)):
-            ffns = {
+            others = {
                 place[n]: pruned[n][leaving] for n, leaving in zip(numbers, choice, strict=True)
             }
-            results[choice] = through(model, span, ffns, stream)
+            results[choice] = through(model, span, others, stream)
         tried += len(results) if len(results) > 1 else 0
         taken = min(results, key=lambda choice: (float((results[choice] - source).norm()), choice))
         chosen += taken
@@ -138,16 +139,18 @@ def together(
     return chosen, tried
 
 
-def through(model: Decoder, span: range, ffns: Mapping[int, Layer], x_BTD: Tensor) -> Tensor:
-    """The stream after some blocks, in which these layers replace those of the model."""
+def through(model: Decoder, span: range, others: Mapping[int, Block], x_BTD: Tensor) -> Tensor:
+    """The stream after some blocks, of which these replace those of the model."""
     time = x_BTD.shape[1]
     for index in span:
-        block: Block = model.blocks[index]  # type: ignore[assignment]
-        seen = block.attention_norm(x_BTD)
-        x_BTD = x_BTD + block.attention(seen, model.cos_TK[:time], model.sin_TK[:time])
-        ffn = ffns.get(index, block.ffn)
-        x_BTD = x_BTD + block.output_norm(ffn(block.ffn_norm(x_BTD)))
+        block = others.get(index, model.blocks[index])
+        x_BTD = block(x_BTD, model.cos_TK[:time], model.sin_TK[:time])
     return x_BTD
+
+
+def _with_ffn(block: Block, ffn: Layer) -> Block:
+    """A copy of a block with another feed-forward layer, which is not copied."""
+    return copy.deepcopy(block, {id(block.ffn): ffn})
 
 
 def without(layer: Experts, leaving: Leaving) -> Experts:
