@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 from typer.testing import CliRunner
 
 from isoflop.bench.cost import DEVICES, local_cpu
@@ -15,6 +16,7 @@ from isoflop.cli.main import app
 from isoflop.cli.price import check_price, price_row
 from isoflop.cli.suites import load_cells
 from isoflop.results.errors import IsoflopError
+from tests.bench.cells import TINY
 from tests.robustness.program import run
 
 H100 = DEVICES["h100"]
@@ -134,43 +136,34 @@ def test_several_gpus_for_a_cell_are_all_counted() -> None:
     assert cores.held == pytest.approx(2 * cores.seconds)
 
 
-SHARED = """
-[corpus]
-vocabulary = 300
-documents = 40
-validation = 0.2
-[training]
-context = 16
-validation_tokens = 512
-batch = 8
-{training}
-[sizes]
-s = {{ width = 16, depth = 2, heads = 2 }}
-[[budgets]]
-flops = 1e9
-[transfer]
-width = 16
-[variants]
-dense = {{ layer = "dense", learning_rate = 1e-2 }}
-"""
+def write_suite(folder: Path, **training: int) -> None:
+    """The tiny suite's dense variant with these training fields, as `shared.toml`."""
+    suite = TINY | {
+        "training": TINY["training"] | {"batch": 8} | training,
+        "budgets": [{"flops": 1e9}],
+        "variants": {"dense": TINY["variants"]["dense"]},
+    }
+    (folder / "shared.toml").write_text(tomli_w.dumps(suite))
 
 
 @pytest.mark.parametrize(
     ("training", "line"),
     [
         (
-            "micro_batch = 2\ngpus_per_cell = 4",
+            {"micro_batch": 2, "gpus_per_cell": 4},
             "--workers: 2 are fewer than the 4 of training.gpus_per_cell that train a cell",
         ),
         (
-            "micro_batch = 2\ngpus_per_cell = 3",
+            {"micro_batch": 2, "gpus_per_cell": 3},
             "training.gpus_per_cell: 3 processes cannot share the 4 micro-batches of size s evenly",
         ),
-        ("gpus_per_cell = 0", "training.gpus_per_cell"),
+        ({"gpus_per_cell": 0}, "training.gpus_per_cell"),
     ],
 )
-def test_processes_that_cannot_be_are_one_line(tmp_path: Path, training: str, line: str) -> None:
-    (tmp_path / "shared.toml").write_text(SHARED.format(training=training))
+def test_processes_that_cannot_be_are_one_line(
+    tmp_path: Path, training: dict[str, int], line: str
+) -> None:
+    write_suite(tmp_path, **training)
     outcome = run(tmp_path, "plan", "shared.toml", "--workers", "2", "--device", "h100")
     assert not outcome.fault, outcome
     assert (outcome.code, outcome.out) == (2, "")
@@ -178,8 +171,7 @@ def test_processes_that_cannot_be_are_one_line(tmp_path: Path, training: str, li
 
 
 def test_a_plan_of_shared_cells_names_their_gpus(tmp_path: Path) -> None:
-    text = SHARED.format(training="micro_batch = 2\ngpus_per_cell = 4")
-    (tmp_path / "shared.toml").write_text(text)
+    write_suite(tmp_path, micro_batch=2, gpus_per_cell=4)
     outcome = run(tmp_path, "plan", "shared.toml", "--device", "h100")
     assert outcome.code == 0
     assert "min on 4 x h100 with 1 at a time" in outcome.out
