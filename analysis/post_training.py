@@ -38,11 +38,13 @@ SIBLING_SIZES: dict[str, Size] = {
     "parameters": lambda record: record.parameters.total,
     "stored bytes": lambda record: BYTES * record.parameters.total,
     "FLOPs per token": lambda record: record.flops_per_token.forward,
+    "bytes read per token": lambda record: BYTES * (record.parameters.active + record.size.width),
 }
 SIZES: dict[str, Callable[[Compressed], float]] = {
     "parameters": lambda item: item.parameters.total,
     "stored bytes": lambda item: item.stored_bytes,
     "FLOPs per token": lambda item: item.measured_flops_per_token,
+    "bytes read per token": lambda item: item.read_bytes,
 }
 
 
@@ -80,8 +82,12 @@ class Row:
     @property
     def decode_ms(self) -> float | None:
         """Median over all seeds; None if none was measured."""
-        times = [item.decode_ms for item in self.items if item.decode_ms is not None]
-        return float(np.median(times)) if times else None
+        return _median(item.decode_ms for item in self.items)
+
+    @property
+    def source_decode_ms(self) -> float | None:
+        """The same of its source, measured in turn with it."""
+        return _median(item.source_decode_ms for item in self.items)
 
     def size(self, axis: str) -> float:
         """The mean over all seeds; FLOPs may differ between them."""
@@ -142,6 +148,11 @@ def _verdict(row: Row, differences: Sequence[float]) -> Verdict:
     if row.against.high < 0:
         return "significantly better"
     return "significantly worse" if row.against.low > 0 else "not significantly different"
+
+
+def _median(times: Iterable[float | None]) -> float | None:
+    known = [time for time in times if time is not None]
+    return float(np.median(known)) if known else None
 
 
 def _by_seed(items: Iterable[Compressed]) -> dict[int, list[Compressed]]:

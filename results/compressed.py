@@ -89,7 +89,9 @@ class Compressed(Frozen):
     flops_per_token: Flops  # at most, where the work depends on the data
     measured_flops_per_token: Spent  # forward, on validation text
     stored_bytes: Positive  # bfloat16, but for quantised weights and their scales
+    read_bytes: Positive  # of the weights that a token reads in decoding, at most
     decode_ms: Spent | None = None  # of a token at batch 1, the median, on one thread of a CPU
+    source_decode_ms: Spent | None = None  # of the source, measured in turn with it
     measured: Measured
 
     @property

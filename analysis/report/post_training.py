@@ -1,4 +1,4 @@
-"""The files that methods after training give: a table, what it says, and a figure."""
+"""The files that methods after training give: a table, what it says, and two figures."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from isoflop.results.record import Record
 
 HEADER = (
     "source", "method", "options", "recovery", "seeds", "loss", "change, nats", "parameters",
-    "stored bytes", "bytes kept", "FLOPs per token", "decode ms", "minus a smaller model's loss",
-    "verdict",
+    "stored bytes", "bytes kept", "FLOPs per token", "bytes per token", "decode ms",
+    "source's decode ms", "minus a smaller model's loss", "verdict",
 )  # fmt: skip
 LEFT = ("source", "method", "options", "verdict")
 COLUMNS = (
@@ -40,8 +40,13 @@ COLUMNS = (
     "calibration_seeds", "calibration_tokens", "search_evaluations", "loss", "loss_low",
     "loss_high", "change", "change_low", "change_high", "parameters", "active_parameters",
     "stored_bytes", "source_stored_bytes", "flops_per_token", "most_flops_per_token",
-    "decode_ms", "against_sibling", "against_low", "against_high", "verdict",
+    "read_bytes", "decode_ms", "source_decode_ms", "against_sibling", "against_low",
+    "against_high", "verdict",
 )  # fmt: skip
+FIGURES = {  # name -> its panels
+    "post_training": ("parameters", "stored bytes", "FLOPs per token"),
+    "post_training_decoding": ("bytes read per token", "decode ms"),
+}
 ROWS = 6  # sources in the figure at most
 LINES = ("-", "--", ":")  # by recovery
 
@@ -49,7 +54,7 @@ LINES = ("-", "--", ":")  # by recovery
 def files(
     records: Sequence[Record], items: Sequence[Compressed], description: str
 ) -> dict[str, bytes]:
-    """File name -> bytes: POST-TRAINING.md, post_training.csv and the figure.
+    """File name -> bytes: POST-TRAINING.md, post_training.csv and the figures.
 
     Args:
         description: goes into the figure's metadata.
@@ -60,7 +65,8 @@ def files(
     figures: dict[str, bytes] = {}
     if not all(row.first.continued for row in rows):
         with rc_context(STYLE):
-            figures = files_of("post_training", figure(rows, records), description)
+            for name, axes in FIGURES.items():
+                figures |= files_of(name, figure(rows, records, axes), description)
     return {
         "POST-TRAINING.md": markdown(rows, records).encode(),
         "post_training.csv": as_csv(rows).encode(),
@@ -82,18 +88,21 @@ def markdown(rows: Sequence[Row], records: Sequence[Record]) -> str:
         "Loss: validation nats per token, mean over the seeds of the source, each the mean over "
         "its calibration seeds, with a 95% interval of the mean (Student's t). The last columns "
         "compare with a model of the same variant and seed that was trained smaller, at equal "
-        "stored bytes and equal total FLOPs, recovery included, interpolated between trained sizes "
-        "and budgets, else `no sibling`. A verdict takes three seeds of the source and three of "
-        "calibration, and is not corrected for the number of comparisons. Bytes: bfloat16, but for "
-        "quantised weights with their scales. Decode ms: the median time of a token at batch 1 on "
-        "one thread. Memory falls with experts; the work of a token only with its rank, its number "
-        "of experts, or constants. Where the source was trained further on a second text first, "
-        "losses are those on its end, which was held out, and there is no sibling.\n",
+        "stored bytes and equal total FLOPs, recovery included, interpolated between trained "
+        "sizes and budgets, else `no sibling`. A verdict takes three seeds of the source and "
+        "three of calibration, and is not corrected for the number of comparisons. Bytes: "
+        "bfloat16, but for quantised weights with their scales. Bytes per token: of the weights "
+        "that a token reads in decoding, at most. Decode ms: the median time of a token at batch "
+        "1 on one thread, taken in turn with the source. Memory falls with experts; the work of "
+        "a token only with its rank, its number of experts, or constants. Where the source was "
+        "trained further on a second text first, losses are those on its end, which was held "
+        "out, and there is no sibling.\n",
         table(HEADER, [_cells(row) for row in rows], LEFT),
         *(f"- {escape(note)}.\n" for note in notes),
     ]
     if not all(row.first.continued for row in rows):
         parts.append("\n![Loss after training](figures/post_training.png)\n")
+        parts.append("\n![Loss against decoding](figures/post_training_decoding.png)\n")
     return "\n".join(parts)
 
 
@@ -113,7 +122,8 @@ def _cells(row: Row) -> list[str]:
         si(row.size("stored bytes")),
         f"{share:.0%}",
         si(row.size("FLOPs per token")),
-        "-" if row.decode_ms is None else f"{row.decode_ms:.2f}",
+        si(row.size("bytes read per token")),
+        *("-" if ms is None else f"{ms:.2f}" for ms in (row.decode_ms, row.source_decode_ms)),
         interval(row.against, "+.3f") if np.isfinite(row.against.value) else "-",
         row.verdict,
     ]
@@ -131,9 +141,10 @@ def as_csv(rows: Sequence[Row]) -> str:
             *row.seeds, first.calibration.tokens, first.search_evaluations, *row.loss, *row.change,
             row.size("parameters"), first.parameters.active, row.size("stored bytes"),
             first.source_stored_bytes, row.size("FLOPs per token"), first.flops_per_token.forward,
-            "" if row.decode_ms is None else row.decode_ms, *row.against, row.verdict,
+            row.size("bytes read per token"), row.decode_ms, row.source_decode_ms, *row.against,
+            row.verdict,
         ]  # fmt: skip
-        writer.writerow([_plain(value) for value in values])
+        writer.writerow(["" if value is None else _plain(value) for value in values])
     return stream.getvalue()
 
 
@@ -143,18 +154,18 @@ def _plain(value: object) -> str:
     return str(value)
 
 
-def figure(rows: Sequence[Row], records: Sequence[Record]) -> Figure:
-    """Loss against each size, a row of panels per source; the siblings of its budget in black."""
+def figure(rows: Sequence[Row], records: Sequence[Record], axes: Sequence[str]) -> Figure:
+    """Loss against each axis, a row of panels per source; the siblings of its budget in black."""
     rows = [row for row in rows if not row.first.continued]  # their losses are of another text
     sources = list(dict.fromkeys(row.source for row in rows))[:ROWS]
     methods = list(dict.fromkeys(row.first.method for row in rows))
     shares = sorted({row.first.recovery.share for row in rows})
-    result = Figure(figsize=(9.5, 0.6 + 2.6 * len(sources)))
-    grid = result.subplots(len(sources), len(SIZES), squeeze=False)
+    result = Figure(figsize=(2.9 * len(axes) + 0.8, max(0.6 + 2.6 * len(sources), 3.6)))
+    grid = result.subplots(len(sources), len(axes), squeeze=False)
     for source, line in zip(sources, grid, strict=True):
         mine = [row for row in rows if row.source == source]
-        for axis, panel in zip(SIZES, line, strict=True):
-            sizes = _siblings(panel, records, source, axis)
+        for axis, panel in zip(axes, line, strict=True):
+            sizes = _trained(panel, records, mine, axis)
             for row_method in methods:
                 for place, share in enumerate(shares):
                     _points(
@@ -165,7 +176,7 @@ def figure(rows: Sequence[Row], records: Sequence[Record]) -> Figure:
                         methods.index(row_method),
                         LINES[place % len(LINES)],
                     )  # fmt: skip
-            sizes += [row.size(axis) for row in mine]
+            sizes += [_place(row, axis) for row in mine]
             set_axis(panel, "x", axis_of(axis, sizes, si, log=True))
         line[0].set_ylabel("validation loss (nats/token)")
         line[0].set_title(printable(f"{source[0]} {source[1]}, {flops(source[2])} FLOPs"))
@@ -195,22 +206,38 @@ def _style(place: int) -> str:
 def _points(panel: Axes, rows: Sequence[Row], axis: str, place: int, line: str) -> None:
     for row in rows:
         if np.isfinite(row.loss.low):
-            panel.vlines(row.size(axis), row.loss.low, row.loss.high, color=_colour(place), lw=0.8)
-    x, y = [row.size(axis) for row in rows], [row.loss.value for row in rows]
+            at = _place(row, axis)
+            panel.vlines(at, row.loss.low, row.loss.high, color=_colour(place), lw=0.8)
+    x, y = [_place(row, axis) for row in rows], [row.loss.value for row in rows]
     # Points of equal size differ in another option than size: a line through them would mislead.
     line = line if len(x) > 1 and len(set(x)) == len(x) else "none"
     panel.plot(x, y, _style(place), color=_colour(place), ls=line, lw=0.7)
 
 
-def _siblings(
-    panel: Axes, records: Sequence[Record], source: tuple[str, str, float], axis: str
-) -> list[float]:
-    """Draw the trained models of the variant and budget, the source among them; their sizes."""
+def _place(row: Row, axis: str) -> float:
+    """Where a row stands on an axis; nan if its time was not measured."""
+    if axis in SIZES:
+        return row.size(axis)
+    return np.nan if row.decode_ms is None else row.decode_ms
+
+
+def _trained(panel: Axes, records: Sequence[Record], rows: Sequence[Row], axis: str) -> list[float]:
+    """Draw the trained models of the rows' variant and budget; their places.
+
+    On the axis of decoding time the source alone, since no other model was timed.
+    """
+    variant, size_of_source, budget = rows[0].source
     by_size: dict[float, list[float]] = {}
     for record in records:
-        same = (record.variant, record.budget) == (source[0], source[2])
-        if same and record.loss is not None and not record.ablation:
-            by_size.setdefault(SIBLING_SIZES[axis](record), []).append(record.loss)
+        if (record.variant, record.budget) != (variant, budget) or record.ablation:
+            continue
+        if axis in SIBLING_SIZES:
+            at: float | None = SIBLING_SIZES[axis](record)
+        else:
+            times = [row.source_decode_ms for row in rows if row.source_decode_ms is not None]
+            at = float(np.median(times)) if times and record.size.name == size_of_source else None
+        if at is not None and record.loss is not None:
+            by_size.setdefault(at, []).append(record.loss)
     sizes = sorted(by_size)
     losses = [mean_interval(by_size[size]) for size in sizes]
     panel.plot(sizes, [loss.value for loss in losses], "D-", color=BASELINE)

@@ -108,20 +108,23 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def milliseconds(model: Decoder, tokens: Sequence[int]) -> float:
-    """The median time of a token at batch 1 on one thread, after a first pass over the tokens.
+def milliseconds(models: Sequence[Decoder], tokens: Sequence[int]) -> list[float]:
+    """Each model's median time of a token at batch 1 on one thread, after a first pass.
+
+    The models take each token in turn, so that their ratios hold on a busy machine.
 
     Raises:
-        ValueError: it cannot decode, or the tokens are more than its context.
+        ValueError: one cannot decode, or the tokens are more than its context.
     """
-    engine = Engine(model)
-    seconds: list[float] = []
+    engines = [Engine(model) for model in models]
     with one_thread():
         for _ in range(2):
-            engine.clear()
-            seconds.clear()
+            seconds: list[list[float]] = [[] for _ in engines]
+            for engine in engines:
+                engine.clear()
             for token in tokens:
-                start = time.perf_counter()
-                engine.step(token)
-                seconds.append(time.perf_counter() - start)
-    return 1e3 * float(np.median(seconds))
+                for engine, times in zip(engines, seconds, strict=True):
+                    start = time.perf_counter()
+                    engine.step(token)
+                    times.append(time.perf_counter() - start)
+    return [1e3 * float(np.median(times)) for times in seconds]

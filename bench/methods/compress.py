@@ -254,6 +254,9 @@ class _Job:
         seconds = perf_counter() - trained
         loss, others = source.losses(model)
         source_loss, source_others = source.own_losses
+        decode_ms, source_decode_ms = _decoding_times(
+            [changed, source.model], source.windows[0, :-1].tolist()
+        )
         return Compressed(
             id=self.id(share),
             cell=cell.id,
@@ -288,7 +291,9 @@ class _Job:
             flops_per_token=held.flops,
             measured_flops_per_token=held.measured,
             stored_bytes=held.stored_bytes,
-            decode_ms=_decoding_time(changed, source.windows[0, :-1].tolist()),
+            read_bytes=held.read_bytes,
+            decode_ms=decode_ms,
+            source_decode_ms=source_decode_ms,
             measured=measured(
                 device_name(source.device),
                 started,
@@ -300,9 +305,9 @@ class _Job:
         )
 
 
-def _decoding_time(model: Decoder, tokens: list[int]) -> float | None:
-    """Milliseconds of a token; None of a user's layers that cannot decode token by token."""
+def _decoding_times(models: Sequence[Decoder], tokens: list[int]) -> list[float | None]:
+    """Milliseconds of a token; None if one has user's layers that cannot decode token by token."""
     try:
-        return milliseconds(model, tokens)
+        return [*milliseconds(models, tokens)]
     except ValueError:
-        return None
+        return [None for _ in models]

@@ -26,6 +26,7 @@ class Counts:
     flops: Flops  # forward, per token; at most, where the work depends on the data
     measured: float  # forward FLOPs per token that a text took
     stored_bytes: int
+    read_bytes: int
 
 
 def stored_bytes(model: Decoder) -> int:
@@ -38,6 +39,16 @@ def stored_bytes(model: Decoder) -> int:
     )
     parts = model.parameter_counts()
     return layers + BYTES * (parts["embedding"] + parts["head"] + parts["backbone"])
+
+
+def read_bytes(model: Decoder) -> int:
+    """Stored bytes of the weights that a token reads in decoding, at most; one row to embed it."""
+    layers = sum(
+        layer.read_bytes() if isinstance(layer, Rebuilt) else BYTES * layer.active_parameters()
+        for layer in model.tested
+    )
+    parts = model.parameter_counts()
+    return layers + BYTES * (parts["head"] + parts["backbone"] + model.config.width)
 
 
 def counts(model: Decoder, tokens_BT: torch.Tensor, method: str) -> Counts:
@@ -71,4 +82,4 @@ def counts(model: Decoder, tokens_BT: torch.Tensor, method: str) -> Counts:
             f"method {method!r}: {flops.forward:,} forward FLOPs per token by formula, "
             f"{spent:,.10g} executed"
         )
-    return Counts(parts, flops, spent, stored_bytes(model))
+    return Counts(parts, flops, spent, stored_bytes(model), read_bytes(model))

@@ -65,6 +65,17 @@ class Rebuilt(Layer):
         matrices = sum(self.up.bytes_of(e) + self.down.bytes_of(e) for e in experts)
         return matrices + BYTES * self.other_parameters()
 
+    def experts_per_token(self) -> int:
+        """Experts whose matrices a token reads."""
+        return len(self.up)
+
+    def read_bytes(self) -> int:
+        """Stored bytes of what a token reads: at most, with the largest experts."""
+        count = self.experts_per_token()
+        sizes = [self.up.bytes_of(e) + self.down.bytes_of(e) for e in range(len(self.up))]
+        others = self.active_parameters() - sum(sorted(self.costs())[-count:])
+        return sum(sorted(sizes)[-count:]) + BYTES * others
+
     def teaching_flops_per_token(self) -> int:
         """Forward FLOPs that training takes beside those of the model: of a teacher, if it has."""
         return 0
@@ -237,6 +248,9 @@ class Experts(Rebuilt):
     def other_parameters(self) -> int:
         constants = 0 if self.constant_CD is None else self.constant_CD.numel()
         return self.rows * self.d_model + constants + self._shared_parameters()
+
+    def experts_per_token(self) -> int:
+        return self.chosen
 
     def active_parameters(self) -> int:
         """At most: the K dearest experts."""

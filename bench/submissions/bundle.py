@@ -11,13 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from isoflop.bench.plan import plan, sweep_cells
-from isoflop.bench.submissions.verify import (
-    manifest_of,
-    only,
-    options_of,
-    problems,
-    read_folder,
-)
+from isoflop.bench.submissions.compared import only
+from isoflop.bench.submissions.verify import manifest_of, options_of, problems, read_folder
 from isoflop.bench.suite import Suite, Variant, first_seeds, load_suite, to_toml
 from isoflop.results.errors import IsoflopError, did_you_mean
 from isoflop.results.files import write_whole

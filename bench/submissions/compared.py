@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from isoflop.bench.submissions.recompute import same
 from isoflop.bench.suite import Suite, first_seeds, load_suite, shipped_suites
@@ -19,10 +19,29 @@ if TYPE_CHECKING:
 ALIKE = ("corpus", "training", "placement", "transfer")  # in every submission to a suite
 
 
+def only(suite: Suite, variants: set[str]) -> Suite:
+    """The suite with these variants alone, and the budgets and choices that any of them has."""
+
+    def chosen(part: Any) -> list[Any]:
+        """Its variants cut to the chosen; nothing if it names others alone."""
+        left = [name for name in part.variants if name in variants]
+        return [part.model_copy(update={"variants": left})] if left or not part.variants else []
+
+    changes = {
+        "variants": {name: v for name, v in suite.variants.items() if name in variants},
+        "budgets": [kept for budget in suite.budgets for kept in chosen(budget)],
+        "axes": {
+            axis: {name: kept for name, choice in choices.items() for kept in chosen(choice)}
+            for axis, choices in suite.axes.items()
+        },
+    }
+    return suite.model_copy(update=changes)
+
+
 def as_published(folder: Folder) -> list[str]:
     """Where the suite of a submission departs from the shipped one of its name, if there is one.
 
-    Complete is a variant with every size, budget and seed of the published suite.
+    Complete is a variant with every size, budget, seed and choice of the published suite.
     """
     suite, where = folder.suite, folder.directory / "suite.toml"
     if suite.name not in shipped_suites():
@@ -46,6 +65,11 @@ def as_published(folder: Folder) -> list[str]:
             f"budgets: {name} has {budget:g} FLOPs at size {size}, unlike in the published suite"
             for budget, size in sorted(_points(suite, name) - _points(published, name))
         ]
+    axes = only(published, set(suite.variants)).axes
+    keys = [(axis, name) for table in (axes, suite.axes) for axis in table for name in table[axis]]
+    for axis, name in dict.fromkeys(keys):
+        if suite.axes.get(axis, {}).get(name) != axes.get(axis, {}).get(name):
+            lines.append(f"axes.{axis}.{name}: not as in the published suite")
     return [f"{where}: {line}" for line in lines]
 
 

@@ -10,13 +10,12 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from isoflop.bench.flops import FlopError, verify_flops
 from isoflop.bench.isolate import ChildError, stream
 from isoflop.bench.lint import refuse
 from isoflop.bench.plan import Cell, distinct_models, plan, sweep_cells
-from isoflop.bench.submissions.compared import against_others, as_published, own_text
+from isoflop.bench.submissions.compared import against_others, as_published, only, own_text
 from isoflop.bench.submissions.recompute import against_cells, impossible, without_layer
 from isoflop.bench.suite import Suite, SuiteError, load_suite
 from isoflop.results.errors import IsoflopError
@@ -61,25 +60,6 @@ class Folder:
         tuned = {record.variant for record in self.tune}
         rates = sweep_cells(self.suite, where) if tuned else []
         return plan(self.suite, where), [cell for cell in rates if cell.variant in tuned]
-
-
-def only(suite: Suite, variants: set[str]) -> Suite:
-    """The suite with these variants alone, and the budgets and choices that any of them has."""
-
-    def chosen(part: Any) -> list[Any]:
-        """Its variants cut to the chosen; nothing if it names others alone."""
-        left = [name for name in part.variants if name in variants]
-        return [part.model_copy(update={"variants": left})] if left or not part.variants else []
-
-    changes = {
-        "variants": {name: v for name, v in suite.variants.items() if name in variants},
-        "budgets": [kept for budget in suite.budgets for kept in chosen(budget)],
-        "axes": {
-            axis: {name: kept for name, choice in choices.items() for kept in chosen(choice)}
-            for axis, choices in suite.axes.items()
-        },
-    }
-    return suite.model_copy(update=changes)
 
 
 def read_folder(directory: Path) -> tuple[Folder, list[str]]:

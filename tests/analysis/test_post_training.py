@@ -85,6 +85,7 @@ def compressed(better: float = 0.0, **changes: Any) -> list[Compressed]:
             flops_per_token=record.flops_per_token,
             measured_flops_per_token=record.flops_per_token.forward,
             stored_bytes=stored,
+            read_bytes=changes.get("read_bytes", stored),
             measured=record.measured,
         )
         for seed in range(seeds)
@@ -194,8 +195,11 @@ def test_the_files_hold_every_row_and_are_the_same_twice() -> None:
     assert made == files(siblings(), items, "test")
     assert set(made) == {
         "POST-TRAINING.md", "post_training.csv", "figures/post_training.png",
-        "figures/post_training.svg",
+        "figures/post_training.svg", "figures/post_training_decoding.png",
+        "figures/post_training_decoding.svg",
     }  # fmt: skip
+    timed = [item.model_copy(update={"decode_ms": 1.0, "source_decode_ms": 2.0}) for item in items]
+    assert files(siblings(), timed, "test") != made
     rows = post_training(siblings(), items)
     table = list(csv.DictReader(io.StringIO(as_csv(rows))))
     assert tuple(table[0]) == COLUMNS

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from isoflop.bench.methods.counts import stored_bytes
+from isoflop.bench.methods.counts import read_bytes, stored_bytes
 from isoflop.bench.methods.low_rank import factorise
 from isoflop.bench.methods.matrices import Factored, Whole, factors
 from isoflop.bench.methods.method import rebuilt, with_layers
@@ -28,6 +28,24 @@ def test_bytes_are_those_of_the_packed_codes_and_the_scales(bits: int, group: in
         for weight in (layer.up_EDF, layer.down_EFD):
             size += sum(len(pack(matrix, f"int{bits}", group)) for matrix in weight)
     assert stored_bytes(changed) == size
+
+
+def test_a_token_reads_the_experts_that_it_chooses_and_all_that_is_not_an_expert() -> None:
+    model = make_model()
+    experts, rest = 0, -model.embedding.weight.numel() + model.config.width
+    for name, parameter in model.named_parameters():
+        if "_E" in name:
+            experts += parameter.numel()
+        else:
+            rest += parameter.numel()
+    layer = layer_of(apply("prune-random", model, drop=0.0))
+    share = layer.chosen / len(layer.up)
+    assert read_bytes(model) == 2 * rest + 2 * experts * share
+    # 8 bits and a scale of 16 bits for each group of 8
+    changed = apply("quantise", model, bits=8, group=8)
+    assert read_bytes(changed) == 2 * rest + 1.25 * experts * share
+    fewer = apply("fewer-experts", model, fewer=1)
+    assert read_bytes(fewer) == read_bytes(model) - 2 * experts / len(layer.up)
 
 
 def test_int4_in_groups_of_32_has_four_and_a_half_bits() -> None:

@@ -1,9 +1,11 @@
 """The records of an ablation are submitted and checked like others."""
 
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 from isoflop.bench.plan import plan
 from isoflop.bench.submissions.bundle import SubmissionError, submit
@@ -49,6 +51,18 @@ def test_a_choice_that_is_missing_is_named(trained: Path, tmp_path: Path) -> Non
     (trained / "records" / f"{record.cell}.json").unlink()
     with pytest.raises(SubmissionError, match="1 of 159 cells have no record yet"):
         submit("again", trained, top=tmp_path / "others")
+
+
+def test_an_axis_that_the_published_suite_has_is_missed(trained: Path, tmp_path: Path) -> None:
+    suite = trained / "suite.toml"
+    table = tomllib.loads(suite.read_text())
+    del table["axes"]["placement"]
+    suite.write_text(tomli_w.dumps(table))
+    for record in load_records(trained / "records"):
+        if record.ablation and record.ablation.axis == "placement":
+            (trained / "records" / f"{record.cell}.json").unlink()
+    with pytest.raises(SubmissionError, match=r"axes\.placement\.\w+: not as in the published"):
+        submit("mine", trained, top=tmp_path / "submissions")
 
 
 AXIS = """

@@ -117,7 +117,7 @@ def test_a_record_is_made_once_and_the_same_anew(folder: Path) -> None:
     assert [path.read_bytes() for path in paths] == before
     paths[0].unlink()
     compress(*arguments)
-    of_the_day = {"measured": None, "decode_ms": None}
+    of_the_day = {"measured": None, "decode_ms": None, "source_decode_ms": None}
     one = json.loads(paths[0].read_bytes())
     assert one["decode_ms"] > 0
     assert one | of_the_day == json.loads(before[0]) | of_the_day
