@@ -38,7 +38,7 @@ SIBLING_SIZES: dict[str, Size] = {
     "parameters": lambda record: record.parameters.total,
     "stored bytes": lambda record: BYTES * record.parameters.total,
     "FLOPs per token": lambda record: record.flops_per_token.forward,
-    "bytes read per token": lambda record: BYTES * (record.parameters.active + record.size.width),
+    "bytes read per token": lambda record: BYTES * record.parameters.active,
 }
 SIZES: dict[str, Callable[[Compressed], float]] = {
     "parameters": lambda item: item.parameters.total,

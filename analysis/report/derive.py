@@ -34,6 +34,7 @@ import PIL
 from isoflop.analysis.ablation import Ablation, ablation
 from isoflop.analysis.analyse import MARGIN, analyse
 from isoflop.analysis.curves import AnalysisError
+from isoflop.analysis.post_training import Row as MethodRow
 from isoflop.analysis.post_training import post_training as after_training
 from isoflop.analysis.report import ablations, leaderboard, papers, post_training
 from isoflop.analysis.report.claims import claims, predictions
@@ -110,7 +111,12 @@ def generate(
     }
     settings = directory / "suite.toml"
     suite = settings.read_text(encoding="utf-8") if settings.exists() else None
-    text = page(analysis, suite, comparison.get("command"), failed)
+    smaller = load_compressed(directory / FOLDER)
+    try:
+        methods = after_training(records, smaller)
+    except AnalysisError as error:
+        raise AnalysisError(f"{directory}: {error}") from None
+    text = page(analysis, suite, comparison.get("command"), failed, methods)
     files[directory / "index.html"] = text.encode()
     inputs = (*records, *tune)
     if comparison:
@@ -119,15 +125,11 @@ def generate(
     digest = f"records {_digest(inputs, comparison.get('variant', ''))}, {DRAWN_BY}"
     for name, content in draw(analysis, digest, failed).items():
         files[directory / "figures" / name] = content
-    smaller = load_compressed(directory / FOLDER)
     if smaller:
         digest = f"records {_digest((*records, *smaller))}, {DRAWN_BY}"
-        try:
-            made = post_training.files(records, smaller, digest)
-        except AnalysisError as error:
-            raise AnalysisError(f"{directory}: {error}") from None
+        made = post_training.files(methods, records, digest, failed)
         files |= {directory / name: content for name, content in made.items()}
-        files[directory / DOCUMENT] = _study(directory, records, smaller).encode()
+        files[directory / DOCUMENT] = _study(directory, methods, smaller).encode()
     for shown in filter(None, (document, directory.parent / DOCUMENT)):
         if shown.exists():
             blocks = {
@@ -141,11 +143,11 @@ def generate(
     return rows, files
 
 
-def _study(directory: Path, records: Sequence[Record], smaller: Sequence[Compressed]) -> str:
+def _study(directory: Path, rows: Sequence[MethodRow], smaller: Sequence[Compressed]) -> str:
     """REPORT.md of methods after training, with what decoding and routing said, if they ran."""
     decoded, routed = directory / DECODED, directory / "locality" / "locality.csv"
     return papers.report(
-        after_training(records, smaller),
+        rows,
         smaller,
         json.loads(decoded.read_text(encoding="utf-8")) if decoded.exists() else [],
         routed.read_text(encoding="utf-8") if routed.exists() else "",

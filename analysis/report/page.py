@@ -16,9 +16,18 @@ from string import Template
 import numpy as np
 
 from isoflop.analysis.analyse import Analysis
-from isoflop.analysis.report import equal_total_table, layer_figures, leaderboard, sections
+from isoflop.analysis.post_training import Row as MethodRow
+from isoflop.analysis.post_training import sentence
+from isoflop.analysis.report import (
+    equal_total_table,
+    layer_figures,
+    leaderboard,
+    post_training,
+    sections,
+)
 from isoflop.analysis.report.charts import charts
 from isoflop.analysis.report.leaderboard import Row
+from isoflop.analysis.report.method_charts import method_charts, method_looks
 from isoflop.analysis.report.multiples import MOST, left_out
 from isoflop.analysis.report.spec import Chart, plain
 from isoflop.analysis.report.style import NEUTRAL, Look, families, looks
@@ -34,6 +43,7 @@ def page(
     suite: str | None,
     command: str | None = None,
     failed: dict[str, str] | None = None,
+    methods: Sequence[MethodRow] = (),
 ) -> str:
     """The page.
 
@@ -41,15 +51,19 @@ def page(
         suite: text of the suite file, if the results have a copy.
         command: that made a comparison.
         failed: takes the charts that cannot be described, and why; if None, they raise.
+        methods: what methods after training made of the suite's models.
     """
-    shown = {chart.id: chart for chart in charts(analysis, failed)}
+    after = method_charts(methods, analysis.records)
+    shown = {chart.id: chart for chart in (*charts(analysis, failed), *after)}
     look = looks(analysis)
     name, headline = sections.suites(analysis), leaderboard.headline(analysis)
     commands = command or f"isoflop run {name}\nisoflop report results/{name}"
     if analysis.highlight:
         name, headline = sections.versus(analysis), str(result(analysis)["sentence"])
     data = {
-        "looks": {variant: asdict(style) for variant, style in look.items()},
+        "looks": {
+            variant: asdict(style) for variant, style in (look | method_looks(methods)).items()
+        },
         "neutral": asdict(NEUTRAL),
         "baseline": analysis.baseline,
         "hidden": left_out(analysis),
@@ -74,6 +88,7 @@ def page(
             equal_total_table.rows(analysis),
         ),
         checks=_checks(analysis, shown),
+        methods=_methods(analysis, methods, shown, [chart.id for chart in after]),
         settings=_verbatim(suite) if suite else "<p>No copy of the suite file.</p>",
         reproduce=_reproduce(analysis, commands),
         notes=_list(sections.notes(analysis)),
@@ -225,6 +240,21 @@ def _checks(analysis: Analysis, shown: Mapping[str, Chart]) -> str:
     return "".join(parts) or (
         "<p>No extrapolation test (it takes three budgets), granularity sweep or learning-rate "
         "sweep yet.</p>"
+    )
+
+
+def _methods(
+    analysis: Analysis, rows: Sequence[MethodRow], shown: Mapping[str, Chart], names: Sequence[str]
+) -> str:
+    """The section of methods after training; nothing if there are none."""
+    if not rows:
+        return ""
+    table = _table(post_training.TEXT, post_training.HEADER, [post_training.cells(r) for r in rows])
+    return (
+        '<section aria-labelledby="h-methods"><h2 id="h-methods">After training</h2>'
+        f"<p>{escape(sentence(rows))}</p>{_figures(analysis, shown, *names)}"
+        f"<details><summary>All {len(rows)} comparisons</summary>{table}</details>"
+        f"{_list(post_training.notes(rows, analysis.records))}</section>"
     )
 
 

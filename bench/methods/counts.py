@@ -42,13 +42,13 @@ def stored_bytes(model: Decoder) -> int:
 
 
 def read_bytes(model: Decoder) -> int:
-    """Stored bytes of the weights that a token reads in decoding, at most; one row to embed it."""
+    """Stored bytes of the weights that a token is multiplied with, at most."""
     layers = sum(
         layer.read_bytes() if isinstance(layer, Rebuilt) else BYTES * layer.active_parameters()
         for layer in model.tested
     )
     parts = model.parameter_counts()
-    return layers + BYTES * (parts["head"] + parts["backbone"] + model.config.width)
+    return layers + BYTES * (parts["head"] + parts["backbone"])
 
 
 def counts(model: Decoder, tokens_BT: torch.Tensor, method: str) -> Counts:

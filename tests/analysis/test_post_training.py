@@ -9,8 +9,15 @@ import numpy as np
 import pytest
 
 from isoflop.analysis.curves import AnalysisError
-from isoflop.analysis.post_training import mean_interval, post_training, sentence, sibling
-from isoflop.analysis.report.post_training import COLUMNS, as_csv, files, markdown
+from isoflop.analysis.post_training import (
+    SIZES,
+    mean_interval,
+    post_training,
+    sentence,
+    sibling,
+)
+from isoflop.analysis.report.method_charts import method_charts, method_looks
+from isoflop.analysis.report.post_training import COLUMNS, as_csv, files, notes
 from isoflop.results.compressed import Calibration, Compressed, Recovery
 from isoflop.results.record import Parameters, Record, Size
 from tests.bench.cells import make_record
@@ -86,6 +93,8 @@ def compressed(better: float = 0.0, **changes: Any) -> list[Compressed]:
             measured_flops_per_token=record.flops_per_token.forward,
             stored_bytes=stored,
             read_bytes=changes.get("read_bytes", stored),
+            decode_ms=changes.get("decode_ms"),
+            source_decode_ms=2.0 if "decode_ms" in changes else None,
             measured=record.measured,
         )
         for seed in range(seeds)
@@ -172,9 +181,9 @@ def test_the_sentence_names_what_beats_training_smaller() -> None:
 
 def test_a_source_above_the_best_size_is_named() -> None:
     rows = post_training(siblings(), compressed())
-    assert "larger than the best of the trained sizes" not in markdown(rows, siblings())
+    assert "larger than the best of the trained sizes" not in str(notes(rows, siblings()))
     worse = [r.model_copy(update={"loss": 9.0}) if r.size.name == "l" else r for r in siblings()]
-    assert "- dense l at 1e9 FLOPs: larger than the best" in markdown(rows, worse)
+    assert "dense l at 1e9 FLOPs: larger than the best" in notes(rows, worse)[-1]
 
 
 def test_other_text_is_not_compared() -> None:
@@ -191,19 +200,52 @@ def test_an_interval_is_student_s() -> None:
 
 def test_the_files_hold_every_row_and_are_the_same_twice() -> None:
     items = [*compressed(0.1, note="a proxy"), *compressed(method="other", share=0.05)]
-    made = files(siblings(), items, "test")
-    assert made == files(siblings(), items, "test")
-    assert set(made) == {
-        "POST-TRAINING.md", "post_training.csv", "figures/post_training.png",
-        "figures/post_training.svg", "figures/post_training_decoding.png",
-        "figures/post_training_decoding.svg",
-    }  # fmt: skip
-    timed = [item.model_copy(update={"decode_ms": 1.0, "source_decode_ms": 2.0}) for item in items]
-    assert files(siblings(), timed, "test") != made
     rows = post_training(siblings(), items)
+    made = files(rows, siblings(), "test")
+    assert made == files(rows, siblings(), "test")
+    assert set(made) == {
+        "POST-TRAINING.md", "post_training.csv", "figures/post_training_1.png",
+        "figures/post_training_1.svg",
+    }  # fmt: skip
     table = list(csv.DictReader(io.StringIO(as_csv(rows))))
     assert tuple(table[0]) == COLUMNS
     assert [line["method"] for line in table] == [row.first.method for row in rows]
     assert float(table[0]["against_sibling"]) == pytest.approx(rows[0].against.value)
-    assert "- prune: a proxy." in markdown(rows, siblings())
-    assert "significantly better" in markdown(rows, siblings())
+    text = made["POST-TRAINING.md"].decode()
+    assert "- prune: a proxy." in text
+    assert "significantly better" in text
+    assert "(figures/post_training_1.png)" in text
+
+
+def test_a_chart_has_a_panel_per_cost_with_every_row_and_the_siblings() -> None:
+    items = [
+        *compressed(0.1, decode_ms=1.0, read_bytes=3000),
+        *compressed(method="other", share=0.05, decode_ms=4.0),
+    ]
+    rows = post_training(siblings(), items)
+    (chart,) = method_charts(rows, siblings())
+    titles = [panel.title for panel in chart.panels]
+    assert titles == [*SIZES, "decode ms per token"]
+    assert {"method prune", "method other"} <= method_looks(rows).keys()
+    by_title = {panel.title: panel for panel in chart.panels}
+    for title, panel in by_title.items():
+        trained = [series for series in panel.series if series.variant is None]
+        (diamonds,) = [series for series in trained if series.kind == "points"]
+        # Decoding was timed for the source alone, and FLOPs are made up equal.
+        assert len(diamonds.x) == (1 if title in titles[2::2] else len(WIDTHS))
+        mine = {series.variant: series for series in panel.series if series.variant}
+        assert mine["method prune"].x == pytest.approx([rows[0].loss.value])
+        assert mine["method prune"].strength < mine["method other"].strength
+    heights = {
+        title: {s.variant: s.y for s in panel.series}["method prune"]
+        for title, panel in by_title.items()
+    }
+    assert heights["bytes read per token"] == (3000.0,)
+    assert heights["stored bytes"] == (4000.0,)
+    assert heights["decode ms per token"] == (1.0,)
+
+
+def test_without_times_there_is_no_panel_of_them() -> None:
+    records = [record for record in siblings() if record.size.name == "l"]
+    (chart,) = method_charts(post_training(records, compressed()), records)
+    assert [panel.title for panel in chart.panels] == [*SIZES]

@@ -32,7 +32,7 @@ def test_bytes_are_those_of_the_packed_codes_and_the_scales(bits: int, group: in
 
 def test_a_token_reads_the_experts_that_it_chooses_and_all_that_is_not_an_expert() -> None:
     model = make_model()
-    experts, rest = 0, -model.embedding.weight.numel() + model.config.width
+    experts, rest = 0, -model.embedding.weight.numel()
     for name, parameter in model.named_parameters():
         if "_E" in name:
             experts += parameter.numel()

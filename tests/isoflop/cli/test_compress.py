@@ -196,7 +196,11 @@ def test_the_report_sets_them_beside_smaller_models(folder: Path) -> None:
     assert "inconclusive" in text  # of one seed
     assert "prune-reap" in (folder / "post_training.csv").read_text()
     assert "What holds of each paper" in (folder / "REPORT.md").read_text()
-    assert (folder / "figures" / "post_training.png").stat().st_size > 10_000
+    assert (folder / "figures" / "post_training_1.png").stat().st_size > 10_000
+    page = (folder / "index.html").read_text()
+    assert "After training" in page
+    assert "prune-reap drop" in page  # the table, and what the chart shows at a point
+    assert 'id="post_training_1-0"' in page
 
 
 OWN = """
