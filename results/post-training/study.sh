@@ -11,7 +11,7 @@ set -eu
 suite=${1:-post-training}
 folder=${2:-runs/post-training}
 size=${3:-m}
-budget=${4:-4.5e11}
+budget=${4:-6e11}
 isoflop=${ISOFLOP:-isoflop}
 second=$folder/second.txt # the path is in the records
 

@@ -253,7 +253,7 @@ def test_the_cells_of_shipped_suites_are_what_they_were() -> None:
             "c38a040889a7",
         ],
         "paper": ["32f875252e5f"],
-        "post-training": ["290a6946bf8f", "6a322899f50f"],
+        "post-training": ["920934d3a859", "31f4790ac06b"],
     }
 
 
