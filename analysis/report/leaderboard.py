@@ -200,6 +200,12 @@ def headline(analysis: Analysis) -> str:
     return f"{text} The gain {trend} with compute."
 
 
+RANKING = (
+    "rank", "variant", "multiplier", "parabola_multiplier", "time_multiplier", "verdict",
+    "choices_low", "flags",
+)  # fmt: skip
+
+
 def columns(analysis: Analysis) -> dict[str, str]:
     """The columns that a reader sees: the key in a row, and the title."""
     return {
@@ -210,6 +216,14 @@ def columns(analysis: Analysis) -> dict[str, str]:
         "time_multiplier": "time multiplier",
         "verdict": "verdict",
         **({"choices_low": "under other choices"} if analysis.choices else {}),
+        **costs(analysis),
+        "flags": "flags",
+    }
+
+
+def costs(analysis: Analysis) -> dict[str, str]:
+    """Those of losses, and of the cell nearest to the best size."""
+    return {
         **{f"loss_{flops(budget)}": f"loss at {flops(budget)}" for budget in analysis.budgets},
         "bits_per_byte": "bits per byte",
         "active_parameters": "active parameters",
@@ -217,7 +231,6 @@ def columns(analysis: Analysis) -> dict[str, str]:
         "tokens_per_second": "tokens/s",
         "layer_bytes_per_token": "layer bytes/token",
         "seeds": "seeds",
-        "flags": "flags",
     }
 
 

@@ -74,7 +74,8 @@ def page(
         css=_web("page.css"),
         name=escape(name),
         headline=escape(headline),
-        leaderboard=_leaderboard(analysis, look),
+        leaderboard=_leaderboard(analysis, look, leaderboard.RANKING),
+        costs=_leaderboard(analysis, look, ("variant", *leaderboard.costs(analysis))),
         legend=escape(leaderboard.legend(analysis)),
         toggles=_toggles(analysis, look),
         scale=_figures(
@@ -112,8 +113,10 @@ def _web(name: str) -> str:
     return (WEB / name).read_text(encoding="utf-8")
 
 
-def _leaderboard(analysis: Analysis, look: Mapping[str, Look]) -> str:
-    rows, shown = leaderboard.rows(analysis), leaderboard.columns(analysis)
+def _leaderboard(analysis: Analysis, look: Mapping[str, Look], keys: Sequence[str]) -> str:
+    """A table of some columns of the leaderboard: all of them are wider than a screen."""
+    rows, titles = leaderboard.rows(analysis), leaderboard.columns(analysis)
+    shown = {key: titles[key] for key in keys if key in titles}
     names = [f"{bar}{end}" for bar in BARS for end in ("", "_low", "_high")]
     ends = np.log([1.0, *(row[name] for row in rows for name in names if row[name])])
     margin = 0.05 * (ends.max() - ends.min()) or 0.1
@@ -134,7 +137,7 @@ def _leaderboard(analysis: Analysis, look: Mapping[str, Look]) -> str:
         cells = "".join(_cell(row, key, look, place) for key in shown if key != "flags")
         mark = ' class="compared"' if row["variant"] == analysis.highlight else ""
         bodies += f"<tbody{mark}><tr>{cells}</tr>"
-        if row["flags"]:
+        if row["flags"] and "flags" in shown:
             bodies += f'<tr><td></td><td colspan="{len(shown) - 2}">{_list(row["flags"])}</td></tr>'
         bodies += "</tbody>\n"
     return f'<table class="sortable"><thead><tr>{head}</tr></thead>\n{bodies}</table>'

@@ -199,7 +199,7 @@ def test_every_chart_is_drawn(browser: Browser, path: Path) -> None:
 
 def shown(browser: Browser, column: int) -> list[str]:
     cells = browser.evaluate(
-        "[...document.querySelectorAll('.sortable tbody')].map((body) => "
+        "[...document.querySelector('.sortable').tBodies].map((body) => "
         f"body.rows[0].children[{column}].innerText.split('\\n')[0])"
     )
     assert isinstance(cells, list)
@@ -226,9 +226,15 @@ def test_the_leaderboard_sorts_with_pointer_and_keys(browser: Browser, path: Pat
     assert shown(browser, 2)[-1] == "-"
     assert shown(browser, 1)[:-1] == first[:-1]
     # flags travel with their variant
-    flags = browser.evaluate("document.querySelector('.sortable tbody:last-child').innerText")
+    flags = browser.evaluate("[...document.querySelector('.sortable').tBodies].pop().innerText")
     assert flags.startswith("-")
     assert "edge" in flags or "convex" in flags
+    # the table of losses and costs is sorted apart from it
+    costs = "document.querySelectorAll('.sortable')[1]"
+    browser.evaluate(f"{costs}.querySelector('thead button').click()")
+    names = f"[...{costs}.tBodies].map((body) => body.rows[0].children[0].innerText)"
+    assert browser.evaluate(names) == sorted(first)
+    assert shown(browser, 2)[-1] == "-"
     assert browser.problems == []
 
 
