@@ -200,12 +200,6 @@ def headline(analysis: Analysis) -> str:
     return f"{text} The gain {trend} with compute."
 
 
-RANKING = (
-    "rank", "variant", "multiplier", "parabola_multiplier", "time_multiplier", "verdict",
-    "choices_low", "flags",
-)  # fmt: skip
-
-
 def columns(analysis: Analysis) -> dict[str, str]:
     """The columns that a reader sees: the key in a row, and the title."""
     return {
@@ -216,14 +210,7 @@ def columns(analysis: Analysis) -> dict[str, str]:
         "time_multiplier": "time multiplier",
         "verdict": "verdict",
         **({"choices_low": "under other choices"} if analysis.choices else {}),
-        **costs(analysis),
         "flags": "flags",
-    }
-
-
-def costs(analysis: Analysis) -> dict[str, str]:
-    """Those of losses, and of the cell nearest to the best size."""
-    return {
         **{f"loss_{flops(budget)}": f"loss at {flops(budget)}" for budget in analysis.budgets},
         "bits_per_byte": "bits per byte",
         "active_parameters": "active parameters",
@@ -232,6 +219,14 @@ def costs(analysis: Analysis) -> dict[str, str]:
         "layer_bytes_per_token": "layer bytes/token",
         "seeds": "seeds",
     }
+
+
+def parts(analysis: Analysis) -> tuple[list[str], list[str]]:
+    """The keys of two tables, since one of all columns is wider than a screen: the ranking, and
+    losses and costs."""
+    keys = list(columns(analysis))
+    end = keys.index("flags") + 1
+    return keys[:end], ["variant", *keys[end:]]
 
 
 def cell(row: Row, key: str) -> str:
@@ -294,8 +289,12 @@ def legend(analysis: Analysis) -> str:
 
 
 def table(analysis: Analysis) -> str:
-    """The Markdown table and its legend: the block that a document shows."""
-    shown = columns(analysis)
-    body = [[cell(row, key) for key in shown] for row in rows(analysis)]
-    text = markdown.table(list(shown.values()), body, left=("variant", "verdict", "flags"))
-    return f"{text}\n{legend(analysis)}\n"
+    """Ranking, legend, losses and costs in Markdown: the block that a document shows."""
+    ranking, others = (_part(analysis, keys) for keys in parts(analysis))
+    return f"{ranking}\n{legend(analysis)}\n\n{others}"
+
+
+def _part(analysis: Analysis, keys: Sequence[str]) -> str:
+    titles = columns(analysis)
+    body = [[cell(row, key) for key in keys] for row in rows(analysis)]
+    return markdown.table([titles[key] for key in keys], body, left=("variant", "verdict", "flags"))

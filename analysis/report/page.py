@@ -56,6 +56,7 @@ def page(
     after = method_charts(methods, analysis.records)
     shown = {chart.id: chart for chart in (*charts(analysis, failed), *after)}
     look = looks(analysis)
+    ranking, costs = leaderboard.parts(analysis)
     name, headline = sections.suites(analysis), leaderboard.headline(analysis)
     commands = command or f"isoflop run {name}\nisoflop report results/{name}"
     if analysis.highlight:
@@ -74,8 +75,8 @@ def page(
         css=_web("page.css"),
         name=escape(name),
         headline=escape(headline),
-        leaderboard=_leaderboard(analysis, look, leaderboard.RANKING),
-        costs=_leaderboard(analysis, look, ("variant", *leaderboard.costs(analysis))),
+        leaderboard=_leaderboard(analysis, look, ranking),
+        costs=_leaderboard(analysis, look, costs),
         legend=escape(leaderboard.legend(analysis)),
         toggles=_toggles(analysis, look),
         scale=_figures(
@@ -114,9 +115,9 @@ def _web(name: str) -> str:
 
 
 def _leaderboard(analysis: Analysis, look: Mapping[str, Look], keys: Sequence[str]) -> str:
-    """A table of some columns of the leaderboard: all of them are wider than a screen."""
+    """A table of some columns of the leaderboard."""
     rows, titles = leaderboard.rows(analysis), leaderboard.columns(analysis)
-    shown = {key: titles[key] for key in keys if key in titles}
+    shown = {key: titles[key] for key in keys}
     names = [f"{bar}{end}" for bar in BARS for end in ("", "_low", "_high")]
     ends = np.log([1.0, *(row[name] for row in rows for name in names if row[name])])
     margin = 0.05 * (ends.max() - ends.min()) or 0.1
