@@ -21,12 +21,12 @@ from isoflop.bench.decoding.decode import milliseconds
 from isoflop.bench.evaluate import HeldOutSet
 from isoflop.bench.isolate import describe
 from isoflop.bench.kept_models import initial_path, load_model, model_path
-from isoflop.bench.layers import file_of, read_source, source_hash
+from isoflop.bench.layers import source_hash
 from isoflop.bench.machine import device_name, measured, peak_memory, reset_peak_memory
 from isoflop.bench.methods.counts import counts, stored_bytes
 from isoflop.bench.methods.experts import Rebuilt, UnfitError
 from isoflop.bench.methods.further import RATE, Continuation, planned, train_further
-from isoflop.bench.methods.method import Calibration, Method, find_method, make_method
+from isoflop.bench.methods.method import Calibration, Method, find_choices
 from isoflop.bench.methods.text import Held, from_text, from_training
 from isoflop.bench.plan import Cell
 from isoflop.bench.step import Trainer
@@ -57,14 +57,14 @@ class Source:
 
     def __init__(
         self, cell: Cell, record: Record, models: Path, tokens: Tokens,
-        others: Sequence[HeldOutSet], continuation: Continuation | None = None,
+        others: Sequence[HeldOutSet], continuation: Continuation | None, device: torch.device,
     ) -> None:  # fmt: skip
         self.cell, self.record, self.models, self.tokens = cell, record, models, tokens
         self.continuation = continuation
         self.others = [*others, *([continuation.held_out] if continuation else [])]
         training = cell.training
         self.windows = tokens.validation_windows(training.validation_tokens, training.context)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device
 
     @property
     def name(self) -> str:
@@ -152,13 +152,7 @@ def compress(sources: Sequence[Source], request: Request, folder: Path) -> Itera
         UnfitError: the method does not fit a source's layers.
         IsoflopError: its options do not, or its counts are wrong, or a file cannot be read.
     """
-    try:
-        path = file_of(request.method)
-        code = read_source(path) if path else None
-        kind = find_method(request.method, code)
-        choices = [make_method(kind, options) for options in request.options]
-    except ValueError as error:
-        raise IsoflopError(f"--method: {error}") from None
+    code, choices = find_choices(request.method, request.options)
     for source in sources:
         windows = [source.calibration(request, seed) for seed in range(request.seeds)]
         for method, options in choices:

@@ -11,11 +11,11 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from isoflop.bench.layers import complete_options, load_file, read_source
+from isoflop.bench.layers import complete_options, file_of, load_file, read_source
 from isoflop.bench.methods.experts import Rebuilt, rebuild
 from isoflop.models import Decoder
 from isoflop.models.layer import registrar
-from isoflop.results.errors import did_you_mean
+from isoflop.results.errors import IsoflopError, did_you_mean
 
 SEQUENCES = 64  # of a forward pass over the calibration text
 
@@ -169,3 +169,22 @@ def make_method(kind: type[Method], options: dict[str, Any]) -> tuple[Method, di
     """
     complete = complete_options(kind, options, "method")
     return kind(**complete), complete
+
+
+def find_choices(
+    name: str, choices: Sequence[dict[str, Any]]
+) -> tuple[str | None, list[tuple[Method, dict[str, Any]]]]:
+    """The text of a method's file, if it has one, and the method with each choice of options.
+
+    Args:
+        name: as for `find_method`.
+    Raises:
+        IsoflopError: there is no such method, or it does not have such options.
+    """
+    try:
+        path = file_of(name)
+        code = read_source(path) if path else None
+        kind = find_method(name, code)
+        return code, [make_method(kind, options) for options in choices]
+    except ValueError as error:
+        raise IsoflopError(f"--method: {error}") from None

@@ -71,10 +71,9 @@ def compress(
     """Make kept models smaller by a method, and record what that costs in loss."""
     from isoflop.bench.evaluate import check_path, read_set
     from isoflop.bench.kept_models import model_path
-    from isoflop.bench.methods.compress import Request, Source
-    from isoflop.bench.methods.compress import compress as run
-    from isoflop.bench.methods.experts import UnfitError
+    from isoflop.bench.methods.compress import Request
     from isoflop.bench.methods.further import Continuation
+    from isoflop.bench.methods.parallel import Kept, Unfit, compress_all
 
     choices, shares = options_of(option or []), shares_of(recover)
     further = shares_of(second_share, "--continue-share")
@@ -111,17 +110,20 @@ def compress(
     request = Request(method, choices, seeds, tokens, shares, own)
     made: list[Compressed] = []
     unfit: dict[str, str] = {}
-    for cell, record in zip(cells, records, strict=True):
-        source = Source(cell, record, models, corpus, others, continuation)
-        try:
-            for item in run([source], request, folder / FOLDER):
-                made.append(item)
-                done = f"{item.variant} {item.size.name}: {item.method}, loss {item.scored[0]:.4f}"
-                print(done, file=sys.stderr, flush=True)
-        except UnfitError as error:
+    sources = [
+        Kept(cell, record, models, corpus.folder, others, continuation)
+        for cell, record in zip(cells, records, strict=True)
+    ]
+    for item in compress_all(sources, request, folder / FOLDER):
+        if isinstance(item, Unfit):
             if variant:
-                raise IsoflopError(f"{cell.variant}: {error}") from None
-            unfit[cell.variant] = str(error)
+                raise IsoflopError(f"{item.variant}: {item.why}")
+            unfit[item.variant] = item.why
+            continue
+        made.append(item)
+        done = f"{item.variant} {item.size.name}: {item.method}, loss {item.scored[0]:.4f}"
+        print(done, file=sys.stderr, flush=True)
+    made.sort(key=lambda item: (item.budget, item.variant, item.size.width, item.seed))
     if not made:
         raise IsoflopError("; ".join(f"{name}: {why}" for name, why in unfit.items()))
     for name, why in unfit.items():

@@ -5,8 +5,7 @@
 #
 #   results/post-training/study.sh [SUITE [FOLDER [SIZE [BUDGET]]]]
 #
-# In the environment: ISOFLOP, the command (isoflop); PYTHON (python); JOBS, methods at a time (2);
-# SEEDS, of calibration (3).
+# In the environment: ISOFLOP, the command (isoflop); PYTHON (python); SEEDS, of calibration (3).
 set -eu
 suite=${1:-post-training}
 folder=${2:-runs/post-training}
@@ -49,9 +48,11 @@ commands() {
 --method factorise-dense --option chosen=1,2 --option split=clusters,neighbours --recover 0,20%
 END
 }
-export OMP_NUM_THREADS=1
-asked="--size $size --budget $budget --tokens 4096 --seeds ${SEEDS:-3}"
-commands | xargs -P "${JOBS:-2}" -I{} sh -c "$isoflop compress '$folder' $asked {} >/dev/null"
+commands | while read -r line; do
+    # shellcheck disable=SC2086 # words of the line are arguments
+    $isoflop compress "$folder" --size "$size" --budget "$budget" --tokens 4096 \
+        --seeds "${SEEDS:-3}" $line </dev/null >/dev/null
+done
 
 $isoflop decode "$folder" --json >"$folder/decode.part"
 mv "$folder/decode.part" "$folder/decode.json"
