@@ -7,6 +7,7 @@ travel back to the command, which stores them. A node that is lost costs the ste
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Generator, Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.bench import checkpoint
+from isoflop.bench.checkpoint import shards_path
 from isoflop.bench.data import open_tokens
 from isoflop.bench.data import prepare as prepare_tokens
 from isoflop.bench.engines.contract import (
@@ -34,6 +36,7 @@ from isoflop.bench.engines.local import Waiting, places, train_queue
 from isoflop.bench.kept_models import initial_path, model_path
 from isoflop.bench.plan import Cell
 from isoflop.bench.policy import longest_first
+from isoflop.bench.shards import PROGRESS
 from isoflop.bench.train import checkpoint_path
 from isoflop.results.errors import IsoflopError
 from isoflop.results.files import write_whole
@@ -47,7 +50,8 @@ Files = dict[str, bytes]
 class _Done:
     """The last that a task says: files of the cell that the command keeps."""
 
-    files: Files  # by suffix: .pt, the state of a stopped cell; its weights
+    state: Files  # of a stopped cell, by their paths in the folder of checkpoints
+    weights: Files  # by suffix
 
 
 @dataclass
@@ -144,7 +148,8 @@ class Ray:
             }
             raise EngineError(
                 f"--on ray: no node has {self.cpus} CPUs and {self.gpus} GPUs for a cell; the "
-                f"largest has {most['CPU']} and {most['GPU']}: change --engine-options"
+                f"largest has {most['CPU']} and {most['GPU']}: change --engine-options; a cell "
+                "over several nodes takes --on slurm, with nodes=N"
             )
         return slots
 
@@ -170,8 +175,7 @@ class Ray:
                 if deadline is not None and time.time() > deadline:
                     copies.stop()
                 while len(copies.running) < slots and (new := copies.take()):
-                    state = checkpoint_path(scratch, new)
-                    saved = state.read_bytes() if state.exists() else None
+                    saved = read_state(scratch, new)
                     begun = task.options(num_returns="streaming").remote(
                         new, corpus, files, saved, deadline, limits.models is not None
                     )
@@ -222,7 +226,11 @@ class Ray:
         """What the command says of a task's message, after it has stored what came home."""
         cell, scratch = copies.running[task], scratch_of(records)
         if isinstance(message, _Done):
-            _keep(message, cell, scratch, limits, stopped=cell.id not in copies.recorded)
+            if cell.id not in copies.recorded:
+                write_state(scratch, cell, message.state)
+            for suffix, content in message.weights.items():
+                assert limits.models is not None
+                write_whole(limits.models / f"{cell.id}{suffix}", content)
         elif message.record is not None:
             if message.record.status == "failed" and not copies.alone(task):
                 copies.fail(task, counts=True)  # the other copy may do better
@@ -237,23 +245,29 @@ class Ray:
             yield replace(message, cell=cell)
 
 
-def _keep(done: _Done, cell: Cell, scratch: Path, limits: Limits, stopped: bool) -> None:
-    """Store what came home beside the record; a state only of a cell that is stopped."""
-    for suffix, content in done.files.items():
-        path = checkpoint_path(scratch, cell)
-        if suffix == ".pt" and not stopped:
-            continue
-        if suffix != ".pt":
-            assert limits.models is not None
-            path = limits.models / f"{cell.id}{suffix}"
-        write_whole(path, content)
+def read_state(scratch: Path, cell: Cell) -> Files:
+    """The files of a cell's checkpoint, by their paths in the folder; empty if there is none."""
+    path = checkpoint_path(scratch, cell)
+    files = [path, *sorted(shards_path(path).glob("*"))]
+    return {str(file.relative_to(scratch)): file.read_bytes() for file in files if file.exists()}
+
+
+def write_state(scratch: Path, cell: Cell, files: Files) -> None:
+    """Write what `read_state` gave, in place of what is there.
+
+    Until all is written, a checkpoint of several processes counts as damaged.
+    """
+    if files:
+        shutil.rmtree(shards_path(checkpoint_path(scratch, cell)), ignore_errors=True)
+    for name in sorted(files, key=lambda name: name.endswith(PROGRESS)):  # last
+        write_whole(scratch / name, files[name])
 
 
 def _train_cell(
     cell: Cell,
     corpus: str,
     files: Files,
-    saved: bytes | None,
+    saved: Files,
     deadline: float | None,
     keep_models: bool,
 ) -> Iterator[Event | _Done]:
@@ -262,27 +276,24 @@ def _train_cell(
     Args:
         corpus: the folder of tokens where the command runs; used if this node has it.
         files: its content.
-        saved: the state of the cell, if it was stopped.
+        saved: the state of the cell, if it was stopped; see `read_state`.
         deadline: of `time.time`.
     """
     left = None if deadline is None else max(0.0, deadline - time.time())
     with tempfile.TemporaryDirectory(prefix="isoflop-") as name:
         records = Path(name) / "records"
-        state = checkpoint_path(scratch_of(records), cell)
-        if saved is not None:
-            write_whole(state, saved)
+        scratch = scratch_of(records)
+        write_state(scratch, cell, saved)
         models = Path(name) / "models" if keep_models else None
         tokens = open_tokens(_tokens_folder(Path(corpus), files))
         here = places(1)[: cell.training.gpus_per_cell]
         limits = Limits(models, None if left is None else time.monotonic() + left)
         yield from train_queue(Waiting([cell]), tokens, cell, records, limits, here)
-        result: Files = {}
-        if state.exists():
-            result[".pt"] = state.read_bytes()
-        for path in [model_path(models, cell.id), initial_path(models, cell.id)] if models else []:
-            if path.exists():
-                result[path.name.removeprefix(cell.id)] = path.read_bytes()
-        yield _Done(result)
+        kept = [model_path(models, cell.id), initial_path(models, cell.id)] if models else []
+        weights = {
+            path.name.removeprefix(cell.id): path.read_bytes() for path in kept if path.exists()
+        }
+        yield _Done(read_state(scratch, cell), weights)
 
 
 def _tokens_folder(corpus: Path, files: Files) -> Path:

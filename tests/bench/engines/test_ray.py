@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from isoflop.bench.engines.contract import EngineError, Limits
 from isoflop.bench.engines.local import Local
-from isoflop.bench.engines.ray import Ray
+from isoflop.bench.engines.ray import Ray, read_state, write_state
 from isoflop.results.record import load_records
 from tests.bench.cells import TINY, tiny_cells
 from tests.bench.engines.slurm_cluster import wait_for
@@ -43,6 +44,13 @@ class Slow(LAYERS["dense"]):
                 Slow.first = False
         if Slow.first and os.path.exists(FOLDER + "/hold-slow"):
             time.sleep(1)
+"""
+NOTED = """
+class Noted(Slower):
+    def after_step(self):
+        super().after_step()
+        with open(f"{noted}/{{os.getpid()}}", "a") as file:
+            file.write("x")
 """
 INSTALLED = find_spec("ray") is not None
 needs_ray = pytest.mark.skipif(
@@ -75,6 +83,23 @@ def test_options_that_cannot_be_are_one_line(monkeypatch: pytest.MonkeyPatch) ->
     assert Ray(["gpus=2"]).dry_run(cells, Path("records"), Limits()) == ""
     with pytest.raises(EngineError, match="gpus: 1 are fewer than the 2 of"):
         Ray(["gpus=1"]).dry_run(cells, Path("records"), Limits())
+
+
+def test_a_checkpoint_of_several_processes_travels_whole(tmp_path: Path) -> None:
+    (cell, *_) = tiny_cells()
+    folder = tmp_path / "here" / f"{cell.id}.shards"
+    folder.mkdir(parents=True)
+    for name in (".metadata", "__0_0.distcp", "progress.json"):
+        (folder / name).write_text(name)
+    state = read_state(tmp_path / "here", cell)
+    (tmp_path / "there" / f"{cell.id}.shards").mkdir(parents=True)
+    (tmp_path / "there" / f"{cell.id}.shards" / "__1_0.distcp").touch()  # of an older state
+    write_state(tmp_path / "there", cell, state)
+    assert read_state(tmp_path / "there", cell) == state
+    assert len(state) == 3
+    write_state(tmp_path / "there", cell, {})
+    assert read_state(tmp_path / "there", cell) == state
+    assert read_state(tmp_path, cell) == {}
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +192,32 @@ def test_an_idle_worker_takes_a_copy_of_the_cell_that_is_slow(cluster: Any, tmp_
     assert records == ["slow", "slower"]
     assert warnings == [("slow", "the record of its second copy is refused, 1 so far")]
     assert len(load_records(tmp_path / "out" / "records")) == 2
+
+
+@needs_ray
+def test_a_cell_of_two_processes_that_is_stopped_goes_on_from_its_state(
+    cluster: Any, tmp_path: Path
+) -> None:
+    noted = tmp_path / "steps"
+    file = tmp_path / "slow.py"
+    file.write_text(SLOW.format(folder=str(tmp_path)) + NOTED.format(noted=str(noted)))
+    noted.mkdir()
+    variants = {"noted": {"layer": f"{file}:Noted", "learning_rate": 1e-2}}
+    training = {**TINY["training"], "micro_batch": 2, "gpus_per_cell": 2}
+    (cell,) = tiny_cells(variants=variants, training=training)
+    (tmp_path / "hold-slower").touch()
+    records = tmp_path / "out" / "records"
+    limits = Limits(deadline=time.monotonic() + 45)
+    engine = Ray(["backups=no"])
+    assert [event.stopped for event in engine.train([cell], records, limits)][-1]
+    assert any((tmp_path / "out" / "checkpoints").glob("*.shards/*.distcp"))
+    (tmp_path / "hold-slower").unlink()
+    (record,) = [e.record for e in engine.train([cell], records, Limits()) if e.record is not None]
+    assert record.status == "finished"
+    sizes = [path.stat().st_size for path in noted.iterdir()]
+    assert len(sizes) == 4
+    assert sum(sizes) == 2 * cell.steps
+    assert not any((tmp_path / "out").glob("checkpoints/*"))
 
 
 @needs_ray
