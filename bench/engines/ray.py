@@ -7,7 +7,6 @@ travel back to the command, which stores them. A node that is lost costs the ste
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Generator, Iterator
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.bench import checkpoint
-from isoflop.bench.checkpoint import shards_path
+from isoflop.bench.checkpoint import read_state, write_state
 from isoflop.bench.data import open_tokens
 from isoflop.bench.data import prepare as prepare_tokens
 from isoflop.bench.engines.contract import (
@@ -36,7 +35,6 @@ from isoflop.bench.engines.local import Waiting, places, train_queue
 from isoflop.bench.kept_models import initial_path, model_path
 from isoflop.bench.plan import Cell
 from isoflop.bench.policy import longest_first
-from isoflop.bench.shards import PROGRESS
 from isoflop.bench.train import checkpoint_path
 from isoflop.results.errors import IsoflopError
 from isoflop.results.files import write_whole
@@ -67,7 +65,7 @@ class Ray:
 
     def __post_init__(self) -> None:
         self.options = read_options("ray", self.given, OPTIONS)
-        self.cpus = whole_number("ray", "cpus", self.options["cpus"])
+        self.cpus = _share(self.options["cpus"])
         self.gpus = whole_number("ray", "gpus", self.options["gpus"], least=0)
         if self.options["backups"] not in ("yes", "no"):
             raise EngineError("--engine-options: ray's backups is yes or no")
@@ -147,7 +145,7 @@ class Ray:
                 for kind in ("CPU", "GPU")
             }
             raise EngineError(
-                f"--on ray: no node has {self.cpus} CPUs and {self.gpus} GPUs for a cell; the "
+                f"--on ray: no node has {self.cpus:g} CPUs and {self.gpus} GPUs for a cell; the "
                 f"largest has {most['CPU']} and {most['GPU']}: change --engine-options; a cell "
                 "over several nodes takes --on slurm, with nodes=N"
             )
@@ -175,7 +173,7 @@ class Ray:
                 if deadline is not None and time.time() > deadline:
                     copies.stop()
                 while len(copies.running) < slots and (new := copies.take()):
-                    saved = read_state(scratch, new)
+                    saved = read_state(checkpoint_path(scratch, new))
                     begun = task.options(num_returns="streaming").remote(
                         new, corpus, files, saved, deadline, limits.models is not None
                     )
@@ -227,7 +225,7 @@ class Ray:
         cell, scratch = copies.running[task], scratch_of(records)
         if isinstance(message, _Done):
             if cell.id not in copies.recorded:
-                write_state(scratch, cell, message.state)
+                write_state(checkpoint_path(scratch, cell), message.state)
             for suffix, content in message.weights.items():
                 assert limits.models is not None
                 write_whole(limits.models / f"{cell.id}{suffix}", content)
@@ -245,22 +243,19 @@ class Ray:
             yield replace(message, cell=cell)
 
 
-def read_state(scratch: Path, cell: Cell) -> Files:
-    """The files of a cell's checkpoint, by their paths in the folder; empty if there is none."""
-    path = checkpoint_path(scratch, cell)
-    files = [path, *sorted(shards_path(path).glob("*"))]
-    return {str(file.relative_to(scratch)): file.read_bytes() for file in files if file.exists()}
+def _share(text: str) -> float:
+    """CPUs of a cell, of which several may share one.
 
-
-def write_state(scratch: Path, cell: Cell, files: Files) -> None:
-    """Write what `read_state` gave, in place of what is there.
-
-    Until all is written, a checkpoint of several processes counts as damaged.
+    Raises:
+        EngineError: it is no number, or not above 0.
     """
-    if files:
-        shutil.rmtree(shards_path(checkpoint_path(scratch, cell)), ignore_errors=True)
-    for name in sorted(files, key=lambda name: name.endswith(PROGRESS)):  # last
-        write_whole(scratch / name, files[name])
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e6:
+        raise EngineError(f"--engine-options: ray's cpus: {text!r} is no number above 0")
+    return value
 
 
 def _train_cell(
@@ -282,8 +277,8 @@ def _train_cell(
     left = None if deadline is None else max(0.0, deadline - time.time())
     with tempfile.TemporaryDirectory(prefix="isoflop-") as name:
         records = Path(name) / "records"
-        scratch = scratch_of(records)
-        write_state(scratch, cell, saved)
+        state = checkpoint_path(scratch_of(records), cell)
+        write_state(state, saved)
         models = Path(name) / "models" if keep_models else None
         tokens = open_tokens(_tokens_folder(Path(corpus), files))
         here = places(1)[: cell.training.gpus_per_cell]
@@ -293,7 +288,7 @@ def _train_cell(
         weights = {
             path.name.removeprefix(cell.id): path.read_bytes() for path in kept if path.exists()
         }
-        yield _Done(read_state(scratch, cell), weights)
+        yield _Done(read_state(state), weights)
 
 
 def _tokens_folder(corpus: Path, files: Files) -> Path:

@@ -3,7 +3,7 @@
     python -m tests.bench.engines.scale --nodes 64 --workers 24 --cells 200 --lose 8
 
 As root, with SLURM's packages. The command is killed once, and started again. Each worker takes
-about 0.7 GB; cells mostly sleep, so that the cores do not decide. Then the same cells run locally
+about 0.6 GB; cells mostly sleep, so that the cores do not decide. Then the same cells run locally
 without sleep, and the run is played through by the simulator, with the seconds that cells took.
 """
 

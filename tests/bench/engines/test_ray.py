@@ -14,7 +14,7 @@ import pytest
 
 from isoflop.bench.engines.contract import EngineError, Limits
 from isoflop.bench.engines.local import Local
-from isoflop.bench.engines.ray import Ray, read_state, write_state
+from isoflop.bench.engines.ray import Ray
 from isoflop.results.record import load_records
 from tests.bench.cells import TINY, tiny_cells
 from tests.bench.engines.slurm_cluster import wait_for
@@ -79,27 +79,14 @@ def test_options_that_cannot_be_are_one_line(monkeypatch: pytest.MonkeyPatch) ->
         Ray(["backups=perhaps"])
     with pytest.raises(EngineError, match="ray's gpus: '-1' is no whole number from 0 on"):
         Ray(["gpus=-1"])
+    assert Ray(["cpus=0.25"]).cpus == 0.25
+    for cpus in ("0", "many", "nan", "inf"):
+        with pytest.raises(EngineError, match=f"ray's cpus: '{cpus}' is no number above 0"):
+            Ray([f"cpus={cpus}"])
     cells = tiny_cells(training={**TINY["training"], "micro_batch": 2, "gpus_per_cell": 2})
     assert Ray(["gpus=2"]).dry_run(cells, Path("records"), Limits()) == ""
     with pytest.raises(EngineError, match="gpus: 1 are fewer than the 2 of"):
         Ray(["gpus=1"]).dry_run(cells, Path("records"), Limits())
-
-
-def test_a_checkpoint_of_several_processes_travels_whole(tmp_path: Path) -> None:
-    (cell, *_) = tiny_cells()
-    folder = tmp_path / "here" / f"{cell.id}.shards"
-    folder.mkdir(parents=True)
-    for name in (".metadata", "__0_0.distcp", "progress.json"):
-        (folder / name).write_text(name)
-    state = read_state(tmp_path / "here", cell)
-    (tmp_path / "there" / f"{cell.id}.shards").mkdir(parents=True)
-    (tmp_path / "there" / f"{cell.id}.shards" / "__1_0.distcp").touch()  # of an older state
-    write_state(tmp_path / "there", cell, state)
-    assert read_state(tmp_path / "there", cell) == state
-    assert len(state) == 3
-    write_state(tmp_path / "there", cell, {})
-    assert read_state(tmp_path / "there", cell) == state
-    assert read_state(tmp_path, cell) == {}
 
 
 @pytest.fixture(scope="module")
