@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from isoflop.results.files import write_whole
+
+PROGRESS = "progress.json"  # in the folder of a cell trained by several processes
 
 
 def save_whole(path: Path, write: Callable[[Path], None]) -> None:
@@ -65,3 +70,26 @@ def load(path: Path, device: torch.device) -> dict[str, Any] | None:
 def shards_path(path: Path) -> Path:
     """The folder that stands for the checkpoint file of a cell trained by one process."""
     return path.with_suffix(".shards")
+
+
+def read_state(path: Path) -> dict[str, bytes]:
+    """The files of a checkpoint, by their paths in its folder; empty if there is none.
+
+    Args:
+        path: of the checkpoint if one process trains the cell.
+    """
+    files = [path, *sorted(shards_path(path).glob("*"))]
+    return {
+        str(file.relative_to(path.parent)): file.read_bytes() for file in files if file.exists()
+    }
+
+
+def write_state(path: Path, files: dict[str, bytes]) -> None:
+    """Write what `read_state` gave, in place of what is there.
+
+    Until all is written, a checkpoint of several processes counts as damaged.
+    """
+    if files:
+        shutil.rmtree(shards_path(path), ignore_errors=True)
+    for name in sorted(files, key=lambda name: name.endswith(PROGRESS)):  # last
+        write_whole(path.parent / name, files[name])

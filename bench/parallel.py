@@ -1,18 +1,20 @@
 """One cell trained by several processes, which share the micro-batches of every step.
 
 Whole micro-batches are dealt out, so that BatchNorm, a balance loss and expert choice see what they
-see in one process, and need no exchange. Exchanged are the gradients, once a step; BatchNorm's
-running statistics, applied in the order of the micro-batches; and what layers count. So the losses
-are those of one process, but for the order in which gradients are added up.
+see in one process, and need no exchange. Exchanged are the gradients, once a step and by torch's
+DistributedDataParallel; BatchNorm's running statistics, applied in the order of the micro-batches;
+and what layers count. So the losses are those of one process, but for the order in which gradients
+are added up.
 
 Where a GPU cannot hold the cell, PEER's and PKM's tables are split by columns, `models.columns`,
-and of the dense parts each process keeps its part, `sharding`.
+and of every other parameter each process keeps its part, `sharding`.
 """
 
 from __future__ import annotations
 
-import math
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +23,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
+from torch.nn.parallel import DistributedDataParallel
 
 from isoflop.bench.checkpoint import shards_path
 from isoflop.bench.cost import predict_bytes
 from isoflop.bench.plan import Cell
 from isoflop.bench.policy import MEMORY_SHARE
-from isoflop.bench.sharding import apart, clip, local, shard_dense, whole
+from isoflop.bench.sharding import Uses, apart, clip, gathered, local, shard, whole
 from isoflop.bench.shards import load_shards, save_shards
 from isoflop.bench.step import Trainer, seed_for
 from isoflop.models import Decoder, Layer
@@ -41,6 +44,47 @@ def must_split(cell: Cell, device: torch.device) -> bool:
         return False
     memory = torch.cuda.get_device_properties(device).total_memory
     return predict_bytes(cell) > MEMORY_SHARE * memory
+
+
+class _Loss(nn.Module):
+    """A model's loss as a forward pass: DistributedDataParallel follows no other method."""
+
+    def __init__(self, model: Decoder) -> None:
+        super().__init__()
+        self.model = model
+        # Where none is unused, it prints a warning that no filter of Python's stops.
+        self.unused = nn.Parameter(torch.zeros(1, device=model.head.weight.device))
+
+    def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
+        return self.model.loss(tokens_BT, targets_BT)
+
+
+def _replicated(model: Decoder) -> DistributedDataParallel:
+    """The loss of a model of which each process has a copy; its gradients are sums over processes.
+
+    The first process's parameters and buffers count: another CPU may draw other numbers.
+    """
+    for buffer in model.buffers():
+        dist.broadcast(buffer, 0)
+    with warnings.catch_warnings():
+        # Torch 2.13 has another name for `broadcast_buffers`, which 2.11 does not know.
+        warnings.simplefilter("ignore", FutureWarning)
+        shared = DistributedDataParallel(
+            _Loss(model),
+            broadcast_buffers=False,  # see `_accumulate`
+            find_unused_parameters=True,  # an expert may be without tokens in a process, or in all
+            gradient_as_bucket_view=True,  # or each gradient would be there twice
+        )
+    # It takes means, but a step's loss is divided by all its micro-batches.
+    shared.register_comm_hook(
+        None,
+        lambda state, bucket: (
+            dist.all_reduce(bucket.buffer(), async_op=True)
+            .get_future()
+            .then(lambda done: done.value()[0])
+        ),
+    )
+    return shared
 
 
 class ParallelTrainer(Trainer):
@@ -63,10 +107,10 @@ class ParallelTrainer(Trainer):
         self.splits = self.agree(must_split(cell, device))
         super().__init__(cell, device, compiled and not self.splits, warn)
         self._seed(0)
-        apart(self.optimizer)
-        replicated = [p for _, p in self._replicated()]
-        for tensor in (*replicated, *self.model.buffers()):  # another CPU may draw other numbers
-            dist.broadcast(tensor.detach(), 0)
+        if self.splits:
+            apart(self.optimizer)
+        else:
+            self.replicated = _replicated(self.model)
         norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         self.norms = [norm for norm in norms if norm.track_running_stats]
         running = {id(b) for norm in self.norms for b in (norm.running_mean, norm.running_var)}
@@ -84,23 +128,18 @@ class ParallelTrainer(Trainer):
         for layer in model.tested:
             if can_split(layer):
                 split_tables(layer)
-        shard_dense(model, init_device_mesh(self.device.type, (self.world,)))
+        tables = {table for layer in model.tested if can_split(layer) for table in layer.tables()}
+        names = [name for name, parameter in model.named_parameters() if parameter in tables]
+        shard(model, init_device_mesh(self.device.type, (self.world,)), tables)
         model.to(self.device)
-        tables = {id(t) for layer in model.tested if can_split(layer) for t in layer.tables()}
-        self.split = {name: p for name, p in model.named_parameters() if id(p) in tables}
+        self.split = {name: model.get_parameter(name) for name in names}
+        self.uses = Uses(model.tested)
         return model
 
     def _seed(self, step: int) -> None:
         """Each process draws its own dropout; the first what a process alone would draw."""
         if self.rank or step:
             torch.manual_seed(seed_for(f"dropout {step} {self.rank}", self.cell.seed))
-
-    def _replicated(self) -> list[tuple[str, nn.Parameter]]:
-        return [
-            (name, parameter)
-            for name, parameter in self.model.named_parameters()
-            if name not in self.split and not isinstance(parameter, DTensor)
-        ]
 
     def agree(self, flag: bool) -> bool:
         """See `Trainer.agree`."""
@@ -114,11 +153,13 @@ class ParallelTrainer(Trainer):
         before = [buffer.clone() for buffer in counts]
         running = [self._running(norm) for norm in self.norms]
         total = torch.zeros((), device=self.device, dtype=self.model.head.weight.dtype)
-        seen = []
+        seen: list[list[Tensor]] = []
         for part in parts[self.rank :: self.world]:
             for norm in self.norms:
                 self._set_running(norm, torch.zeros_like(self._running(norm)))
-            total += super()._accumulate([part], count)
+            last = len(seen) + 1 == len(parts) // self.world
+            with nullcontext() if last or self.splits else self.replicated.no_sync():
+                total += super()._accumulate([part], count)
             seen.append([self._running(norm) for norm in self.norms])
         for index, norm in enumerate(self.norms):
             self._set_running(norm, self._merged(norm, running[index], [s[index] for s in seen]))
@@ -126,9 +167,16 @@ class ParallelTrainer(Trainer):
             added = buffer - old
             dist.all_reduce(added)
             buffer.copy_(old + added)
-        self._sum_gradients()
+        if self.splits:
+            self.uses.clear()
         dist.all_reduce(total)
         return total
+
+    def _loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
+        if self.splits:
+            return super()._loss(tokens_BT, targets_BT)
+        result: tuple[Tensor, Tensor] = self.replicated(tokens_BT, targets_BT)
+        return result
 
     @staticmethod
     def _running(norm: Any) -> Tensor:
@@ -152,54 +200,41 @@ class ParallelTrainer(Trainer):
             value = (1 - norm.momentum) * value + more
         return value
 
-    def _sum_gradients(self) -> None:
-        """Sum the gradients over processes; split tables and dense parts have theirs."""
-        parameters = [p for _, p in self._replicated()]
-        used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32)
-        dist.all_reduce(used, dist.ReduceOp.MAX)
-        waiting = []
-        for parameter, use in zip(parameters, used.tolist(), strict=True):
-            if use:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-                waiting.append(dist.all_reduce(parameter.grad, async_op=True))
-        for work in waiting:
-            work.wait()
-
     def _clip(self) -> None:
         """By the norm over all parameters, those of other processes too."""
         if not self.splits:
             return super()._clip()
-        everywhere = [p.grad for _, p in self._replicated() if p.grad is not None]
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        seen = {id(gradient) for gradient in everywhere}
-        parts = local([gradient for gradient in gradients if id(gradient) not in seen])
-        squares = nn.utils.get_total_norm(parts).square()
+        squares = nn.utils.get_total_norm(local(gradients)).square()
         dist.all_reduce(squares)
-        norm = (nn.utils.get_total_norm(everywhere).square() + squares).sqrt()
-        clip(gradients, norm, self.cell.training.clip)
+        clip(gradients, squares.sqrt(), self.cell.training.clip)
+        return None
+
+    def _after_step(self) -> None:
+        if not self.splits:
+            return super()._after_step()
+        blocks: list[Any] = list(self.model.blocks)
+        for block in blocks:
+            if type(block.ffn).after_step is not Layer.after_step:
+                with gathered(block):
+                    block.ffn.after_step()
         return None
 
     def _routing_gradient(self, layer: Layer) -> float | None:
-        """All processes saw the same tokens: a split table has that many times its gradient."""
-        if not layer.routing_parameters():
-            return None
-        split = {id(p) for p in self.split.values()}
-        if not any(id(p) in split for p in layer.parameters()):
+        """All processes saw the same tokens: what is split has that many times its gradient."""
+        if not self.splits or not layer.routing_parameters():
             return super()._routing_gradient(layer)
         routing = {id(p) for p in layer.routing_parameters()}
-        squares, sizes = {True: 0.0, False: 0.0}, {True: 0, False: 0}
+        sums = torch.zeros(2, 2, dtype=torch.float64, device=self.device)
         for parameter in layer.parameters():
-            size, square = parameter.numel(), torch.zeros((), device=self.device)
+            own = sums[int(id(parameter) in routing)]  # squares of gradients, and their number
+            own[1] += local([parameter])[0].numel()
             if parameter.grad is not None:
-                square = torch.linalg.vector_norm(parameter.grad).square()
-            if id(parameter) in split:
-                size *= self.world
-                square /= self.world**2
-                dist.all_reduce(square)
-            squares[id(parameter) in routing] += float(square)
-            sizes[id(parameter) in routing] += size
-        chosen, rest = (math.sqrt(squares[kind] / sizes[kind]) for kind in (True, False))
+                own[0] += local([parameter.grad])[0].square().sum()
+        dist.all_reduce(sums)
+        if not sums[:, 1].all():
+            return None
+        rest, chosen = (sums[:, 0] / sums[:, 1]).sqrt().tolist()
         return chosen / max(rest, 1e-300)
 
     def whole_state(self) -> dict[str, Tensor] | None:

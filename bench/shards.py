@@ -13,7 +13,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
-PROGRESS = "progress.json"
+from isoflop.bench.checkpoint import PROGRESS
 
 
 def save_shards(

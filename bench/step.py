@@ -151,8 +151,7 @@ class Trainer:
         self._clip()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        for layer in self.model.tested:
-            layer.after_step()
+        self._after_step()
         return total
 
     def _accumulate(self, parts: Sequence[Tensor], count: int) -> Tensor:
@@ -166,10 +165,18 @@ class Trainer:
         total = torch.zeros((), device=self.device, dtype=self.model.head.weight.dtype)
         for part in parts:
             with torch.autocast(self.device.type, dtype=torch.bfloat16):
-                cross_entropy, auxiliary = self.model.loss(part[:, :-1], part[:, 1:])
+                cross_entropy, auxiliary = self._loss(part[:, :-1], part[:, 1:])
             ((cross_entropy + auxiliary) / count).backward()
             total += cross_entropy.detach() / count
         return total
+
+    def _loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """`Decoder.loss` of a micro-batch in training."""
+        return self.model.loss(tokens_BT, targets_BT)
+
+    def _after_step(self) -> None:
+        for layer in self.model.tested:
+            layer.after_step()
 
     def _clip(self) -> None:
         """Let the optimiser step with gradients whose norm is at most the suite's `clip`."""

@@ -27,7 +27,6 @@ REPEAT = 6  # lines of code in a row that may not stand twice
 COMMAND = "typer reads a command's options from its signature"
 BACK_ENDS = "back ends of one operator take the same arguments"
 TWINS = {
-    ("bench/engines/ray.py", "bench/engines/torchrun.py"): "methods of the contract of engines",
     ("isoflop/cli/layers.py", "isoflop/cli/suites.py"): COMMAND,
     ("isoflop/cli/suites.py", "isoflop/cli/suites.py"): COMMAND,
     ("models/ops/expert_ffn/grouped.py", "models/ops/expert_ffn/reference.py"): BACK_ENDS,

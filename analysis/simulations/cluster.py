@@ -8,16 +8,22 @@ from typing import Any
 from isoflop.analysis.report.markdown import table
 
 STORED = "cluster.json"  # beside the counts of simulated suites
+RUN = "slurm.json"  # likewise, of a real run
 POLICIES = ("longest first", "suite order", "fixed shards")
 ENGINES = ("slurm", "ray")
 HEADER = ("suite", "cells", "nodes", "losses per node and hour")
 
 
-def blocks(stored: Mapping[str, Any]) -> dict[str, str]:
-    """The blocks of a document; none if nothing is stored."""
+def blocks(stored: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, str]:
+    """The blocks of a document; none if nothing is stored.
+
+    Args:
+        run: a real one.
+    """
     if not stored:
         return {}
     return {
+        "cluster-run": real(run),
         "cluster-setting": setting(stored),
         "cluster-order": order(stored),
         "cluster-losses": losses(stored),
@@ -35,6 +41,18 @@ def setting(stored: Mapping[str, Any]) -> str:
         f"{assumed['away'] / 60:g} minutes; in {assumed['unseen']:.0%} of the losses the node is "
         "only out of sight, and ends its cell while another node trains it too. States are saved "
         f"every {assumed['checkpoint'] / 60:g} minutes.\n"
+    )
+
+
+def real(run: Mapping[str, Any]) -> str:
+    """What a run on a real SLURM counted, in a paragraph."""
+    return (
+        f"A SLURM of {run['nodes']} nodes on one machine, {run['workers']} tasks, {run['cells']} "
+        f"cells; {len(run['losses'])} nodes were lost while they trained a cell, and the command "
+        f"was killed once and started again. {run['records']} records, each once; "
+        f"{run['equal']} equal those of a local run but for what was measured; "
+        f"{run['begun_again']} cells were begun again. It took {run['makespan']:.0f} s; the "
+        f"simulator, with the seconds that its cells took, says {run['simulated']:.0f} s.\n"
     )
 
 

@@ -27,7 +27,7 @@ def embedded(text: str, document: Path, store: Path) -> str:
     """The text of a document with the tables that the stored counts give."""
     counts = read(store)
     blocks = {"coverage": coverage(counts), "pairs": pairs(counts), "setting": setting(counts)}
-    blocks |= cluster.blocks(read(store.parent / cluster.STORED))
+    blocks |= cluster.blocks(read(store.parent / cluster.STORED), read(store.parent / cluster.RUN))
     return embed(text, document, store.parent, blocks)
 
 

@@ -132,7 +132,7 @@ def read_options(engine: str, given: list[str], known: dict[str, str]) -> dict[s
     return known | options
 
 
-def refuse_gpus(engine: str, gpus: int, cells: list[Cell]) -> None:
+def refuse_gpus(engine: str, gpus: int, cells: list[Cell], remedy: str = "") -> None:
     """Ask that a task of several GPUs, or one, has all that its cells take together.
 
     Raises:
@@ -142,7 +142,7 @@ def refuse_gpus(engine: str, gpus: int, cells: list[Cell]) -> None:
     if gpus < ranks:
         raise EngineError(
             f"--engine-options: {engine}'s gpus: {gpus} are fewer than the {ranks} of "
-            "training.gpus_per_cell"
+            f"training.gpus_per_cell{remedy}"
         )
 
 

@@ -120,7 +120,10 @@ def grouped(here: list[Place], ranks: int) -> list[Place]:
         place = replace(here[0], others=(here[0].device,) * (ranks - 1))
         return [place] * max(1, len(here) // ranks)
     if len(here) < ranks:
-        raise EngineError(f"training.gpus_per_cell: {ranks}, and there are {len(here)} GPUs here")
+        raise EngineError(
+            f"training.gpus_per_cell: {ranks}, and there are {len(here)} GPUs here; over several "
+            "machines a cell is trained by torchrun, or by --on slurm with nodes=N"
+        )
     groups = [here[n : n + ranks] for n in range(0, len(here) - ranks + 1, ranks)]
     return [
         replace(first, cores=ranks * first.cores, others=tuple(place.device for place in rest))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from isoflop.bench import checkpoint
+from isoflop.bench.checkpoint import read_state, write_state
 from isoflop.bench.data import open_tokens
 from isoflop.bench.data import prepare as prepare_tokens
 from isoflop.bench.engines.contract import (
@@ -47,7 +48,8 @@ Files = dict[str, bytes]
 class _Done:
     """The last that a task says: files of the cell that the command keeps."""
 
-    files: Files  # by suffix: .pt, the state of a stopped cell; its weights
+    state: Files  # of a stopped cell, by their paths in the folder of checkpoints
+    weights: Files  # by suffix
 
 
 @dataclass
@@ -63,7 +65,7 @@ class Ray:
 
     def __post_init__(self) -> None:
         self.options = read_options("ray", self.given, OPTIONS)
-        self.cpus = whole_number("ray", "cpus", self.options["cpus"])
+        self.cpus = _share(self.options["cpus"])
         self.gpus = whole_number("ray", "gpus", self.options["gpus"], least=0)
         if self.options["backups"] not in ("yes", "no"):
             raise EngineError("--engine-options: ray's backups is yes or no")
@@ -143,8 +145,9 @@ class Ray:
                 for kind in ("CPU", "GPU")
             }
             raise EngineError(
-                f"--on ray: no node has {self.cpus} CPUs and {self.gpus} GPUs for a cell; the "
-                f"largest has {most['CPU']} and {most['GPU']}: change --engine-options"
+                f"--on ray: no node has {self.cpus:g} CPUs and {self.gpus} GPUs for a cell; the "
+                f"largest has {most['CPU']} and {most['GPU']}: change --engine-options; a cell "
+                "over several nodes takes --on slurm, with nodes=N"
             )
         return slots
 
@@ -170,8 +173,7 @@ class Ray:
                 if deadline is not None and time.time() > deadline:
                     copies.stop()
                 while len(copies.running) < slots and (new := copies.take()):
-                    state = checkpoint_path(scratch, new)
-                    saved = state.read_bytes() if state.exists() else None
+                    saved = read_state(checkpoint_path(scratch, new))
                     begun = task.options(num_returns="streaming").remote(
                         new, corpus, files, saved, deadline, limits.models is not None
                     )
@@ -222,7 +224,11 @@ class Ray:
         """What the command says of a task's message, after it has stored what came home."""
         cell, scratch = copies.running[task], scratch_of(records)
         if isinstance(message, _Done):
-            _keep(message, cell, scratch, limits, stopped=cell.id not in copies.recorded)
+            if cell.id not in copies.recorded:
+                write_state(checkpoint_path(scratch, cell), message.state)
+            for suffix, content in message.weights.items():
+                assert limits.models is not None
+                write_whole(limits.models / f"{cell.id}{suffix}", content)
         elif message.record is not None:
             if message.record.status == "failed" and not copies.alone(task):
                 copies.fail(task, counts=True)  # the other copy may do better
@@ -237,23 +243,26 @@ class Ray:
             yield replace(message, cell=cell)
 
 
-def _keep(done: _Done, cell: Cell, scratch: Path, limits: Limits, stopped: bool) -> None:
-    """Store what came home beside the record; a state only of a cell that is stopped."""
-    for suffix, content in done.files.items():
-        path = checkpoint_path(scratch, cell)
-        if suffix == ".pt" and not stopped:
-            continue
-        if suffix != ".pt":
-            assert limits.models is not None
-            path = limits.models / f"{cell.id}{suffix}"
-        write_whole(path, content)
+def _share(text: str) -> float:
+    """CPUs of a cell, of which several may share one.
+
+    Raises:
+        EngineError: it is no number, or not above 0.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e6:
+        raise EngineError(f"--engine-options: ray's cpus: {text!r} is no number above 0")
+    return value
 
 
 def _train_cell(
     cell: Cell,
     corpus: str,
     files: Files,
-    saved: bytes | None,
+    saved: Files,
     deadline: float | None,
     keep_models: bool,
 ) -> Iterator[Event | _Done]:
@@ -262,27 +271,24 @@ def _train_cell(
     Args:
         corpus: the folder of tokens where the command runs; used if this node has it.
         files: its content.
-        saved: the state of the cell, if it was stopped.
+        saved: the state of the cell, if it was stopped; see `read_state`.
         deadline: of `time.time`.
     """
     left = None if deadline is None else max(0.0, deadline - time.time())
     with tempfile.TemporaryDirectory(prefix="isoflop-") as name:
         records = Path(name) / "records"
         state = checkpoint_path(scratch_of(records), cell)
-        if saved is not None:
-            write_whole(state, saved)
+        write_state(state, saved)
         models = Path(name) / "models" if keep_models else None
         tokens = open_tokens(_tokens_folder(Path(corpus), files))
         here = places(1)[: cell.training.gpus_per_cell]
         limits = Limits(models, None if left is None else time.monotonic() + left)
         yield from train_queue(Waiting([cell]), tokens, cell, records, limits, here)
-        result: Files = {}
-        if state.exists():
-            result[".pt"] = state.read_bytes()
-        for path in [model_path(models, cell.id), initial_path(models, cell.id)] if models else []:
-            if path.exists():
-                result[path.name.removeprefix(cell.id)] = path.read_bytes()
-        yield _Done(result)
+        kept = [model_path(models, cell.id), initial_path(models, cell.id)] if models else []
+        weights = {
+            path.name.removeprefix(cell.id): path.read_bytes() for path in kept if path.exists()
+        }
+        yield _Done(read_state(state), weights)
 
 
 def _tokens_folder(corpus: Path, files: Files) -> Path:

@@ -31,6 +31,7 @@ from isoflop.bench.engines.contract import (
 )
 from isoflop.bench.engines.local import places
 from isoflop.bench.engines.shared_queue import SharedQueue
+from isoflop.bench.engines.slurm_task import near_limit
 from isoflop.bench.plan import Cell
 from isoflop.bench.policy import longest_first
 from isoflop.results.errors import did_you_mean
@@ -44,8 +45,9 @@ SIGNAL_SECONDS = (
 )
 OPTIONS = {
     "workers": "8",  # tasks of the array
-    "cpus": "1",  # per task
-    "gpus": "",  # per task, as sbatch takes it: 1, h100:1
+    "nodes": "1",  # of a task: several where a cell takes more GPUs than a node has
+    "cpus": "1",  # of a task, on each of its nodes
+    "gpus": "",  # likewise, as sbatch takes it: 1, h100:1
     "memory": "",
     "time": "",
     "partition": "",
@@ -62,6 +64,23 @@ PASSED_ON = {
     "qos": "qos",
     "constraint": "constraint",
 }
+# The body of a batch file whose tasks have several nodes. The shell gets the signals, and waits on.
+# A cell that fails leaves its processes out of step: they are started anew, for the other cells.
+SEVERAL_NODES = """\
+near={near}
+over=
+rm -f "$near"
+trap 'touch "$near"; over=yes' USR1
+trap over=yes TERM
+for start in 1 2 3 4; do
+    srun --cpus-per-task={cpus} --kill-on-bad-exit=1 {python} -m torch.distributed.run \\
+        --nnodes {nodes} --nproc-per-node {ranks} \\
+        --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID-$start" \\
+        --rdzv-endpoint "$(hostname):$((20000 + SLURM_JOB_ID % 20000))" {task} &
+    while kill -0 $! 2>/dev/null; do wait $! && exit; done
+    [ -z "$over" ] || exit
+done
+"""
 HOLDING = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "CONFIGURING", "RESIZING", "SIGNALING"}
 
 
@@ -98,6 +117,7 @@ class Slurm:
     def __post_init__(self) -> None:
         self.options = read_options("slurm", self.given, OPTIONS)
         self.workers = whole_number("slurm", "workers", self.options["workers"])
+        self.nodes = whole_number("slurm", "nodes", self.options["nodes"])
         whole_number("slurm", "cpus", self.options["cpus"])
         if self.options["dry-run"] not in ("yes", "no"):
             raise EngineError("--engine-options: slurm's dry-run is yes or no")
@@ -120,20 +140,27 @@ class Slurm:
         """See `contract.Engine`.
 
         Raises:
-            EngineError: a task has fewer GPUs than a cell takes.
+            EngineError: a task has fewer GPUs than a cell takes, or nodes that cannot share them.
         """
+        for ranks in {cell.training.gpus_per_cell for cell in cells}:
+            if ranks % self.nodes:
+                raise EngineError(
+                    f"--engine-options: slurm's nodes: {self.nodes} cannot share the {ranks} "
+                    "processes of training.gpus_per_cell evenly"
+                )
         count = self.options["gpus"].rpartition(":")[2]
         if count.isdigit():
-            refuse_gpus("slurm", int(count), cells)
+            remedy = "; nodes=N gives a task as many on each of N nodes"
+            refuse_gpus("slurm", self.nodes * int(count), cells, remedy)
         if self.options["dry-run"] == "no" or not cells:
             return ""
-        return self.batch_file(_folder(records), len(cells), cells[0].suite)
+        return self.batch_file(_folder(records), cells)
 
-    def batch_file(self, folder: Path, cells: int, name: str) -> str:
+    def batch_file(self, folder: Path, cells: list[Cell]) -> str:
         """What `sbatch` gets."""
         lines = [
-            f"--job-name=isoflop-{name}",
-            f"--array=1-{min(self.workers, cells)}",
+            f"--job-name=isoflop-{cells[0].suite}",
+            f"--array=1-{min(self.workers, len(cells))}",
             "--requeue",
             "--open-mode=append",
             f"--signal=B:USR1@{SIGNAL_SECONDS}",
@@ -141,14 +168,26 @@ class Slurm:
             f"--chdir={os.getcwd()}",
             f"--cpus-per-task={self.options['cpus']}",
         ]
-        lines += [f"--gpus={self.options['gpus']}"] if self.options["gpus"] else []
+        several = self.nodes > 1
+        lines += [f"--nodes={self.nodes}", "--ntasks-per-node=1"] if several else []
+        if self.options["gpus"]:
+            lines.append(f"--gpus{'-per-node' if several else ''}={self.options['gpus']}")
         lines += [
             f"--{name}={self.options[key]}" for key, name in PASSED_ON.items() if self.options[key]
         ]
-        command = [sys.executable, "-m", "isoflop.bench.engines.slurm_task", str(folder)]
-        head = "".join(f"#SBATCH {line}\n" for line in lines)
-        # `exec`, since the signal reaches the batch shell alone.
-        return f"#!/bin/sh\n{head}exec {shlex.join(command)}\n"
+        head = "#!/bin/sh\n" + "".join(f"#SBATCH {line}\n" for line in lines)
+        task = ["-m", "isoflop.bench.engines.slurm_task", str(folder)]
+        if not several:
+            # `exec`, since the signal reaches the batch shell alone.
+            return f"{head}exec {shlex.join([sys.executable, *task])}\n"
+        return head + SEVERAL_NODES.format(
+            near=shlex.quote(str(near_limit(folder, ""))) + '"$SLURM_JOB_ID"',
+            python=shlex.quote(sys.executable),
+            cpus=self.options["cpus"],
+            nodes=self.nodes,
+            ranks=cells[0].training.gpus_per_cell // self.nodes,
+            task=shlex.join(task),
+        )
 
     def check(self) -> None:
         """Ask for what a submission needs.
@@ -216,7 +255,7 @@ class Slurm:
                             f"{queue.folder}/task-1.log may say why"
                         )
                     submissions += 1
-                    self._submit(queue, len(left), cells[0].suite)
+                    self._submit(queue, list(left.values()))
                     quiet = False
             time.sleep(POLL_SECONDS)
         if not left:
@@ -227,10 +266,10 @@ class Slurm:
         self.jobs = []
         remove_scratch(records)
 
-    def _submit(self, queue: SharedQueue, cells: int, name: str) -> None:
+    def _submit(self, queue: SharedQueue, cells: list[Cell]) -> None:
         queue.release_all()
         path = queue.folder / "suite.sbatch"
-        path.write_text(self.batch_file(queue.folder, cells, name), encoding="utf-8")
+        path.write_text(self.batch_file(queue.folder, cells), encoding="utf-8")
         job = _run("sbatch", "--parsable", str(path)).split(";")[0].strip()
         self.jobs.append(job)
         queue.note_job(job)

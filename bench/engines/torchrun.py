@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import atexit
 import os
-import queue
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from time import monotonic
 
 import torch
@@ -26,7 +26,7 @@ from isoflop.bench.engines.contract import (
     scratch_of,
     store,
 )
-from isoflop.bench.engines.local import places
+from isoflop.bench.engines.local import Queue, Waiting, places
 from isoflop.bench.plan import Cell
 from isoflop.bench.policy import longest_first, need
 from isoflop.bench.ranks import Job, follow, join, tell
@@ -85,34 +85,52 @@ class Torchrun:
         """See `contract.Engine`.
 
         Raises:
+            RunError: see `train_queue`.
+        """
+        if cells:
+            waiting = Waiting(longest_first(cells, places()[0].like))
+            yield from self.train_queue(waiting, prepare(cells[0].corpus), records, limits)
+            remove_scratch(records)
+
+    def train_queue(
+        self,
+        queue: Queue,
+        tokens: Tokens,
+        records: Path,
+        limits: Limits,
+        asked_to_stop: Callable[[], bool] = lambda: False,
+    ) -> Generator[Event, None, None]:
+        """Train what a queue gives, one cell after another; see `local.train_queue`.
+
+        Raises:
             RunError: a cell failed: the processes are no longer in step.
         """
-        if not cells:
-            return
-        tokens = prepare(cells[0].corpus)
         like = places()[0].like
-        for cell in longest_first(cells, like):
-            if limits.deadline is not None and monotonic() > limits.deadline:
-                break
-            compiled = need(cell, like).compiled
-            job = Job(cell, tokens.folder, scratch_of(records), limits.models, compiled)
-            yield from self._train_cell(job, tokens, records, limits)
-        remove_scratch(records)
-
-    def _train_cell(
-        self, job: Job, tokens: Tokens, records: Path, limits: Limits
-    ) -> Generator[Event, None, None]:
-        news: queue.SimpleQueue[Progress | str | Record | BaseException] = queue.SimpleQueue()
 
         def stop() -> bool:
-            return limits.deadline is not None and monotonic() > limits.deadline
+            late = limits.deadline is not None and monotonic() > limits.deadline
+            return late or asked_to_stop()
+
+        while not stop() and (cell := queue.take(lambda cell: True)):
+            compiled = need(cell, like).compiled
+            job = Job(cell, tokens.folder, scratch_of(records), limits.models, compiled)
+            for event in self._train_cell(job, tokens, records, stop):
+                if event.stopped:
+                    queue.give_back(cell)
+                yield event
+
+    def _train_cell(
+        self, job: Job, tokens: Tokens, records: Path, stop: Callable[[], bool]
+    ) -> Generator[Event, None, None]:
+        news: SimpleQueue[Progress | str | Record | BaseException] = SimpleQueue()
+        stopping = threading.Event()
 
         def train() -> None:
             try:
                 if self.device.type == "cuda":
                     torch.cuda.set_device(self.device)  # of this thread
                 tell(job)
-                hooks = Hooks(news.put, news.put, stop)
+                hooks = Hooks(news.put, news.put, stopping.is_set)
                 news.put(
                     train_cell(
                         job.cell,
@@ -130,7 +148,12 @@ class Torchrun:
         self.in_step = False
         threading.Thread(target=train, daemon=True).start()
         while True:
-            message = news.get()
+            if stop():
+                stopping.set()
+            try:
+                message = news.get(timeout=1.0)
+            except Empty:
+                continue
             if isinstance(message, Progress):
                 yield Event(job.cell, progress=message)
             elif isinstance(message, str):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from isoflop.bench.checkpoint import load, save, save_whole
+from isoflop.bench.checkpoint import load, read_state, save, save_whole, write_state
 
 CPU = torch.device("cpu")
 
@@ -53,3 +53,20 @@ def test_generators_go_on_where_they_were(tmp_path: Path) -> None:
     assert load(tmp_path / "none.pt", CPU) is None
     load(tmp_path / "cell.pt", CPU)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_checkpoint_of_several_processes_travels_whole(tmp_path: Path) -> None:
+    here, there = (tmp_path / name / "abc.pt" for name in ("here", "there"))
+    folder = here.with_suffix(".shards")
+    folder.mkdir(parents=True)
+    for name in (".metadata", "__0_0.distcp", "progress.json"):
+        (folder / name).write_text(name)
+    state = read_state(here)
+    assert len(state) == 3
+    there.with_suffix(".shards").mkdir(parents=True)
+    (there.with_suffix(".shards") / "__1_0.distcp").touch()  # of an older state
+    write_state(there, state)
+    assert read_state(there) == state
+    write_state(there, {})
+    assert read_state(there) == state
+    assert read_state(tmp_path / "abc.pt") == {}

@@ -1,4 +1,4 @@
-"""A real SLURM on one machine: a controller and four nodes, without systemd or accounting."""
+"""A real SLURM on one machine: a controller and nodes, without systemd or accounting."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tests.bench.test_run import children_of
 
+SLURMD_TIMEOUT = 15  # seconds until a node counts as lost
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch")
 SETTINGS = """
 ClusterName=test
@@ -38,10 +39,10 @@ ReturnToService=2
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SlurmdParameters=config_overrides
-SlurmdTimeout=15
+SlurmdTimeout={timeout}
 SchedulerParameters=sched_interval=2
-NodeName=n[1-4] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=1 RealMemory=2000
-PartitionName=small Nodes=n[1-4] Default=YES MaxTime=INFINITE State=UP
+NodeName=n[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] RealMemory=2000
+PartitionName=small Nodes=n[1-{nodes}] Default=YES MaxTime=INFINITE State=UP
 """
 
 
@@ -95,12 +96,13 @@ class Cluster:
 
 
 @contextmanager
-def slurm(folder: Path) -> Iterator[Cluster]:
-    """A SLURM of nodes n1 to n4."""
+def slurm(folder: Path, nodes: int = 4) -> Iterator[Cluster]:
+    """A SLURM of nodes n1, n2 ..."""
     host, port = socket.gethostname().split(".")[0], 20000 + os.getpid() % 20000
     (folder / "state").mkdir(parents=True)
     configuration = folder / "slurm.conf"
-    text = SETTINGS.format(host=host, folder=folder, port=port, first=port + 1, last=port + 4)
+    ports = {"port": port, "first": port + 1, "last": port + nodes}
+    text = SETTINGS.format(host=host, folder=folder, nodes=nodes, timeout=SLURMD_TIMEOUT, **ports)
     configuration.write_text(text)
     environment = os.environ | {"SLURM_CONF": str(configuration), "PATH": _path()}
     started: list[subprocess.Popen[bytes]] = []
@@ -126,9 +128,9 @@ def slurm(folder: Path) -> Iterator[Cluster]:
         start("slurmctld", "-D", "-f", str(configuration))
         daemons = {
             name: start("slurmd", "-D", "-N", name, "-f", str(configuration))
-            for name in ("n1", "n2", "n3", "n4")
+            for name in (f"n{number}" for number in range(1, nodes + 1))
         }
-        wait_for(lambda: states().split() == ["idle", "4"])
+        wait_for(lambda: states().split() == ["idle", str(nodes)])
         yield Cluster(environment, daemons)
     finally:
         subprocess.run(["scancel", "--user=root"], env=environment, check=False, timeout=30)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -44,6 +45,13 @@ class Slow(LAYERS["dense"]):
         if Slow.first and os.path.exists(FOLDER + "/hold-slow"):
             time.sleep(1)
 """
+NOTED = """
+class Noted(Slower):
+    def after_step(self):
+        super().after_step()
+        with open(f"{noted}/{{os.getpid()}}", "a") as file:
+            file.write("x")
+"""
 INSTALLED = find_spec("ray") is not None
 needs_ray = pytest.mark.skipif(
     not INSTALLED or os.environ.get("ISOFLOP_ENGINES") != "1",
@@ -71,6 +79,10 @@ def test_options_that_cannot_be_are_one_line(monkeypatch: pytest.MonkeyPatch) ->
         Ray(["backups=perhaps"])
     with pytest.raises(EngineError, match="ray's gpus: '-1' is no whole number from 0 on"):
         Ray(["gpus=-1"])
+    assert Ray(["cpus=0.25"]).cpus == 0.25
+    for cpus in ("0", "many", "nan", "inf"):
+        with pytest.raises(EngineError, match=f"ray's cpus: '{cpus}' is no number above 0"):
+            Ray([f"cpus={cpus}"])
     cells = tiny_cells(training={**TINY["training"], "micro_batch": 2, "gpus_per_cell": 2})
     assert Ray(["gpus=2"]).dry_run(cells, Path("records"), Limits()) == ""
     with pytest.raises(EngineError, match="gpus: 1 are fewer than the 2 of"):
@@ -167,6 +179,32 @@ def test_an_idle_worker_takes_a_copy_of_the_cell_that_is_slow(cluster: Any, tmp_
     assert records == ["slow", "slower"]
     assert warnings == [("slow", "the record of its second copy is refused, 1 so far")]
     assert len(load_records(tmp_path / "out" / "records")) == 2
+
+
+@needs_ray
+def test_a_cell_of_two_processes_that_is_stopped_goes_on_from_its_state(
+    cluster: Any, tmp_path: Path
+) -> None:
+    noted = tmp_path / "steps"
+    file = tmp_path / "slow.py"
+    file.write_text(SLOW.format(folder=str(tmp_path)) + NOTED.format(noted=str(noted)))
+    noted.mkdir()
+    variants = {"noted": {"layer": f"{file}:Noted", "learning_rate": 1e-2}}
+    training = {**TINY["training"], "micro_batch": 2, "gpus_per_cell": 2}
+    (cell,) = tiny_cells(variants=variants, training=training)
+    (tmp_path / "hold-slower").touch()
+    records = tmp_path / "out" / "records"
+    limits = Limits(deadline=time.monotonic() + 45)
+    engine = Ray(["backups=no"])
+    assert [event.stopped for event in engine.train([cell], records, limits)][-1]
+    assert any((tmp_path / "out" / "checkpoints").glob("*.shards/*.distcp"))
+    (tmp_path / "hold-slower").unlink()
+    (record,) = [e.record for e in engine.train([cell], records, Limits()) if e.record is not None]
+    assert record.status == "finished"
+    sizes = [path.stat().st_size for path in noted.iterdir()]
+    assert len(sizes) == 4
+    assert sum(sizes) == 2 * cell.steps
+    assert not any((tmp_path / "out").glob("checkpoints/*"))
 
 
 @needs_ray

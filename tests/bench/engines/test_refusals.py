@@ -79,7 +79,10 @@ def test_a_world_size_that_does_not_divide_the_micro_batches(folder: Path) -> No
 def test_fewer_gpus_in_a_task_than_a_cell_takes(gpus: str, tmp_path: Path) -> None:
     training = {**TINY["training"], "micro_batch": 2, "gpus_per_cell": 2}
     cells = tiny_cells(training=training)
-    line = "slurm's gpus: 1 are fewer than the 2 of training.gpus_per_cell"
+    line = (
+        "slurm's gpus: 1 are fewer than the 2 of training.gpus_per_cell; nodes=N gives a task as "
+        "many on each of N nodes"
+    )
     for options in ([f"gpus={gpus}"], [f"gpus={gpus}", "dry-run=yes"]):
         engine = Slurm(options)
         with pytest.raises(EngineError, match=line):
@@ -87,6 +90,16 @@ def test_fewer_gpus_in_a_task_than_a_cell_takes(gpus: str, tmp_path: Path) -> No
     assert "--gpus=h100:2" in Slurm(["gpus=h100:2", "dry-run=yes"]).dry_run(
         cells, tmp_path / "records", Limits()
     )
+
+
+def test_nodes_that_cannot_share_the_processes_of_a_cell(tmp_path: Path) -> None:
+    for gpus, nodes in ((1, 2), (4, 3)):
+        training = {**TINY["training"], "batch": 8, "micro_batch": 2, "gpus_per_cell": gpus}
+        line = f"slurm's nodes: {nodes} cannot share the {gpus} processes of training.gpus_per_cell"
+        with pytest.raises(EngineError, match=line):
+            Slurm([f"nodes={nodes}"]).dry_run(
+                tiny_cells(training=training), tmp_path / "records", Limits()
+            )
 
 
 def test_a_node_without_the_corpus(tmp_path: Path) -> None:

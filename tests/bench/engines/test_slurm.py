@@ -1,4 +1,4 @@
-"""The engine `slurm`: options and batch file anywhere, the rest on a real SLURM of four nodes."""
+"""The engine `slurm`: its queue anywhere, the rest on a real SLURM of four nodes."""
 
 import os
 import re
@@ -40,41 +40,6 @@ class Held(LAYERS["dense"]):
             if os.path.exists({hold!r}):
                 time.sleep(0.3)
 """
-
-
-def refused(*given: str) -> str:
-    with pytest.raises(IsoflopError) as error:
-        Slurm(list(given))
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
-
-def test_options_that_cannot_be_are_one_line() -> None:
-    assert "slurm has no option 'partitoin' (did you mean 'partition'?)" in refused("partitoin=a")
-    assert "'workers' is not key=value" in refused("workers")
-    assert "workers: '0' is no whole number from 1 on" in refused("workers=0")
-    assert "cpus: '2.5' is no whole number" in refused("cpus=2.5")
-    assert "cpus is given twice" in refused("cpus=1", "cpus=2")
-    assert "dry-run is yes or no" in refused("dry-run=perhaps")
-    assert "account" in refused("account=a b")
-
-
-def test_a_dry_run_is_the_batch_file(tmp_path: Path) -> None:
-    given = ["dry-run=yes", "workers=16", "gpus=h100:1", "time=11:59:00", "partition=gpu"]
-    cells = tiny_cells()
-    text = Slurm(given).dry_run(cells, tmp_path / "records", Limits())
-    lines = text.splitlines()
-    assert lines[0] == "#!/bin/sh"
-    assert "#SBATCH --array=1-2" in lines  # no more tasks than cells
-    assert "#SBATCH --gpus=h100:1" in lines
-    assert "#SBATCH --time=11:59:00" in lines
-    assert "#SBATCH --partition=gpu" in lines
-    assert "#SBATCH --requeue" in lines
-    assert not any("account" in line for line in lines)
-    folder = tmp_path / "slurm-records"
-    assert lines[-1] == f"exec {sys.executable} -m isoflop.bench.engines.slurm_task {folder}"
-    assert not folder.exists()
-    assert Slurm(given[1:]).dry_run(cells, tmp_path / "records", Limits()) == ""
 
 
 def test_a_machine_without_slurm_is_one_line(
@@ -208,6 +173,55 @@ def test_srun_starts_torchrun_on_two_nodes_for_a_cell(cluster: Cluster, tmp_path
     (record,) = load_records(tmp_path / "runs" / "my" / "records")
     assert record.status == "finished", log
     assert record.measured.device.startswith("2 x "), log
+
+
+@needs_slurm
+def test_a_task_of_two_nodes_is_cut_by_its_time_limit_and_goes_on(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a process and no GPU on each. No step is repeated."""
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTHONPATH", os.getcwd())
+    hold, noted, records = tmp_path / "hold", tmp_path / "steps", tmp_path / "out" / "records"
+    hold.touch()
+    noted.mkdir()
+    file = tmp_path / "held.py"
+    file.write_text(HELD.format(hold=str(hold), noted=str(noted)))
+    variants = {
+        "held": {"layer": f"{file}:Held", "learning_rate": 1e-2},
+        "peer": TINY["variants"]["peer"],
+    }
+    training = {**TINY["training"], "micro_batch": 2, "gpus_per_cell": 2}
+    budgets = [{"flops": 8e8, "variants": ["held"]}, {"flops": 3e8, "variants": ["peer"]}]
+    cells = tiny_cells(variants=variants, training=training, budgets=budgets)
+    status: dict[str, str] = {}
+
+    def run() -> None:
+        given = ["workers=1", "nodes=2", "time=30"]
+        for event in Slurm(given).train(cells, records, Limits()):
+            if event.record is not None:
+                status[event.cell.variant] = event.record.status
+
+    def steps() -> list[int]:
+        return [path.stat().st_size for path in noted.iterdir()]
+
+    running = threading.Thread(target=run, daemon=True)
+    running.start()
+    wait_for(lambda: len(steps()) == 2 and min(steps()) >= 5, 300)
+    (job, _) = cluster.tasks()["1"]
+    cluster.ask("scontrol", "update", f"jobid={job}", "timelimit=1")
+    wait_for(lambda: any((tmp_path / "out" / "checkpoints").glob("*.shards")))
+    state = ("squeue", "--noheader", f"--jobs={job}", "--format=%T")
+    wait_for(lambda: cluster.ask(*state).strip() == "PENDING")
+    cluster.ask("scontrol", "update", f"jobid={job}", "timelimit=30", "starttime=now")
+    hold.unlink()
+    running.join(300)
+    log = (tmp_path / "out" / "slurm-records" / "task-1.log").read_text() if not status else ""
+    assert status == {"held": "finished", "peer": "finished"}, log
+    assert len(steps()) == 4  # processes
+    assert sum(steps()) == 2 * next(cell.steps for cell in cells if cell.variant == "held")
+    assert {r.measured.device[:4] for r in load_records(records)} == {"2 x "}
 
 
 def forty_cells(folder: Path, noted: Path, hold: Path) -> list[Cell]:
