@@ -254,9 +254,15 @@ def _methods(
     if not rows:
         return ""
     table = _table(post_training.TEXT, post_training.HEADER, [post_training.cells(r) for r in rows])
+    look = method_looks(rows).values()
+    methods = dict.fromkeys(row.first.method for row in rows)
+    legend = ", ".join(
+        f"{_swatch(style, False)}{escape(name)}" for name, style in zip(methods, look, strict=True)
+    )
     return (
         '<section aria-labelledby="h-methods"><h2 id="h-methods">After training</h2>'
-        f"<p>{escape(sentence(rows))}</p>{_figures(analysis, shown, *names)}"
+        f'<p>{escape(sentence(rows))}</p><p class="legend">{legend}</p>'
+        f"{_figures(analysis, shown, *names)}"
         f"<details><summary>All {len(rows)} comparisons</summary>{table}</details>"
         f"{_list(post_training.notes(rows, analysis.records))}</section>"
     )
