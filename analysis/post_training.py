@@ -82,12 +82,12 @@ class Row:
     @property
     def decode_ms(self) -> float | None:
         """Median over all seeds; None if none was measured."""
-        return _median(item.decode_ms for item in self.items)
+        return median_known(item.decode_ms for item in self.items)
 
     @property
     def source_decode_ms(self) -> float | None:
         """The same of its source, measured in turn with it."""
-        return _median(item.source_decode_ms for item in self.items)
+        return median_known(item.source_decode_ms for item in self.items)
 
     def size(self, axis: str) -> float:
         """The mean over all seeds; FLOPs may differ between them."""
@@ -150,7 +150,8 @@ def _verdict(row: Row, differences: Sequence[float]) -> Verdict:
     return "significantly worse" if row.against.low > 0 else "not significantly different"
 
 
-def _median(times: Iterable[float | None]) -> float | None:
+def median_known(times: Iterable[float | None]) -> float | None:
+    """The median of what was measured; None if nothing was."""
     known = [time for time in times if time is not None]
     return float(np.median(known)) if known else None
 

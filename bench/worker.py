@@ -134,19 +134,22 @@ def work(
         os._exit(1)
 
 
+def ending(exit_code: int | None) -> str:
+    """What a process that sent no result says by its end."""
+    if exit_code is not None and exit_code < 0:
+        name = signal.Signals(-exit_code).name
+        hint = ", perhaps for want of memory" if name == "SIGKILL" else ""
+        return f"its process was ended by {name}{hint}"
+    return f"its process ended with exit code {exit_code}"
+
+
 def died(
     cell: Cell, device: torch.device, exit_code: int | None, tokens: int, validation_hash: str
 ) -> Record:
     """The record of a cell whose process ended without one."""
-    if exit_code is not None and exit_code < 0:
-        name = signal.Signals(-exit_code).name
-        hint = ", perhaps for want of memory" if name == "SIGKILL" else ""
-        reason = f"its process was ended by {name}{hint}"
-    else:
-        reason = f"its process ended with exit code {exit_code}"
     return describe(
         cell,
-        {"status": "failed", "message": reason, "loss": None, "bits_per_byte": None},
+        {"status": "failed", "message": ending(exit_code), "loss": None, "bits_per_byte": None},
         tokens_in_corpus=tokens,
         validation_hash=validation_hash,
         curve=[],

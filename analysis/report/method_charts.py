@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from isoflop.analysis.estimate import Estimate
-from isoflop.analysis.post_training import SIBLING_SIZES, SIZES, Row, mean_interval
+from isoflop.analysis.post_training import SIBLING_SIZES, SIZES, Row, mean_interval, median_known
+from isoflop.analysis.report.charts import noted
 from isoflop.analysis.report.format import flops, interval, si
 from isoflop.analysis.report.spec import (
     Chart,
@@ -28,24 +29,36 @@ TIME = "decode ms per token"
 SMALLER = "trained smaller"
 
 
-def method_charts(rows: Sequence[Row], records: Sequence[Record]) -> list[Chart]:
+def method_charts(
+    rows: Sequence[Row], records: Sequence[Record], failed: dict[str, str] | None = None
+) -> list[Chart]:
     """A chart for each of the first sources: over the loss a panel per cost, as in `resources`.
 
     Rows whose source was trained further are left out: their losses are of another text.
+
+    Args:
+        failed: takes the charts that cannot be described, and why; if None, they raise.
     """
     rows = [row for row in rows if not row.first.continued]
     sources = list(dict.fromkeys(row.source for row in rows))[:MOST]
-    return [
-        _chart(f"post_training_{place}", [r for r in rows if r.source == source], records)
-        for place, source in enumerate(sources, 1)
-    ]
+    charts = []
+    for place, source in enumerate(sources, 1):
+        name = f"post_training_{place}"
+        with noted(name, failed):
+            charts.append(_chart(name, [r for r in rows if r.source == source], records))
+    return charts
+
+
+def method_names(rows: Sequence[Row]) -> list[str]:
+    """Each once, in the order of the rows."""
+    return list(dict.fromkeys(row.first.method for row in rows))
 
 
 def method_looks(rows: Sequence[Row]) -> dict[str, Look]:
     """A look per method, by the name that its series have for a variant."""
     return {
         _named(method): Look(PALETTE[place % len(PALETTE)], MARKERS[place % len(MARKERS)])
-        for place, method in enumerate(dict.fromkeys(row.first.method for row in rows))
+        for place, method in enumerate(method_names(rows))
     }
 
 
@@ -73,7 +86,7 @@ def _chart(name: str, rows: Sequence[Row], records: Sequence[Record]) -> Chart:
         if series:
             panels[cost] = series
     everything = [item for items in panels.values() for item in items]
-    keys = [Key(method, _named(method), line=False) for method in _methods(rows)]
+    keys = [Key(method, _named(method), line=False) for method in method_names(rows)]
     keys.append(Key(SMALLER, marker="diamond"))
     if len(shares) > 1:
         keys += [
@@ -96,10 +109,6 @@ def _chart(name: str, rows: Sequence[Row], records: Sequence[Record]) -> Chart:
     )  # fmt: skip
 
 
-def _methods(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(row.first.method for row in rows))
-
-
 def _milliseconds(value: float) -> str:
     return f"{value:.3g}"
 
@@ -120,15 +129,14 @@ def _trained(rows: Sequence[Row], records: Sequence[Record], cost: str) -> list[
     """The trained models of the rows' variant and budget; of the time of a token the source."""
     variant, size_of_source, budget = rows[0].source
     losses: dict[float, list[float]] = {}
-    times = [row.source_decode_ms for row in rows if row.source_decode_ms is not None]
+    time = median_known(row.source_decode_ms for row in rows)
     for record in records:
         if (record.variant, record.budget) != (variant, budget) or record.ablation:
             continue
-        place = None
         if cost in SIBLING_SIZES:
-            place = SIBLING_SIZES[cost](record)
-        elif times and record.size.name == size_of_source:
-            place = float(np.median(times))
+            place: float | None = SIBLING_SIZES[cost](record)
+        else:
+            place = time if record.size.name == size_of_source else None
         if place is not None and record.loss is not None:
             losses.setdefault(place, []).append(record.loss)
     if not losses:

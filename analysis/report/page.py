@@ -27,7 +27,7 @@ from isoflop.analysis.report import (
 )
 from isoflop.analysis.report.charts import charts
 from isoflop.analysis.report.leaderboard import Row
-from isoflop.analysis.report.method_charts import method_charts, method_looks
+from isoflop.analysis.report.method_charts import method_charts, method_looks, method_names
 from isoflop.analysis.report.multiples import MOST, left_out
 from isoflop.analysis.report.spec import Chart, plain
 from isoflop.analysis.report.style import NEUTRAL, Look, families, looks
@@ -53,7 +53,7 @@ def page(
         failed: takes the charts that cannot be described, and why; if None, they raise.
         methods: what methods after training made of the suite's models.
     """
-    after = method_charts(methods, analysis.records)
+    after = method_charts(methods, analysis.records, failed)
     shown = {chart.id: chart for chart in (*charts(analysis, failed), *after)}
     look = looks(analysis)
     ranking, costs = leaderboard.parts(analysis)
@@ -254,11 +254,8 @@ def _methods(
     if not rows:
         return ""
     table = _table(post_training.TEXT, post_training.HEADER, [post_training.cells(r) for r in rows])
-    look = method_looks(rows).values()
-    methods = dict.fromkeys(row.first.method for row in rows)
-    legend = ", ".join(
-        f"{_swatch(style, False)}{escape(name)}" for name, style in zip(methods, look, strict=True)
-    )
+    keys = zip(method_names(rows), method_looks(rows).values(), strict=True)
+    legend = ", ".join(f"{_swatch(look, False)}{escape(name)}" for name, look in keys)
     return (
         '<section aria-labelledby="h-methods"><h2 id="h-methods">After training</h2>'
         f'<p>{escape(sentence(rows))}</p><p class="legend">{legend}</p>'

@@ -62,7 +62,7 @@ def files(
         failed: takes the figures that cannot be drawn, and why; if None, they raise.
     """
     figures: dict[str, bytes] = {}
-    charts, look = method_charts(rows, records), method_looks(rows)
+    charts, look = method_charts(rows, records, failed), method_looks(rows)
     with rc_context(STYLE):
         for chart in charts:
             with noted(chart.id, failed):

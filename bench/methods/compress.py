@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from isoflop.bench.data import Tokens, bits_per_byte, hash_of_windows
+from isoflop.bench.data import bits_per_byte, hash_of_windows, open_tokens
 from isoflop.bench.decoding.decode import milliseconds
 from isoflop.bench.evaluate import HeldOutSet
 from isoflop.bench.isolate import describe
@@ -52,19 +52,33 @@ class Request:
     text: HeldOutSet | None = None  # to calibrate on; the training text if None
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A cell with kept weights."""
+
+    cell: Cell
+    record: Record
+    models: Path  # the folder of weights
+    corpus: Path  # the folder of tokens
+    others: Sequence[HeldOutSet]
+    continuation: Continuation | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.cell.variant}, size {self.cell.size.name}, seed {self.cell.seed}"
+
+
 class Source:
     """A cell with kept weights, and the texts of its corpus and its evaluations."""
 
-    def __init__(
-        self, cell: Cell, record: Record, models: Path, tokens: Tokens,
-        others: Sequence[HeldOutSet], continuation: Continuation | None, device: torch.device,
-    ) -> None:  # fmt: skip
-        self.cell, self.record, self.models, self.tokens = cell, record, models, tokens
-        self.continuation = continuation
-        self.others = [*others, *([continuation.held_out] if continuation else [])]
-        training = cell.training
-        self.windows = tokens.validation_windows(training.validation_tokens, training.context)
-        self.device = device
+    def __init__(self, kept: Kept, device: torch.device) -> None:
+        self.cell, self.record, self.models = kept.cell, kept.record, kept.models
+        self.tokens, self.device = open_tokens(kept.corpus), device
+        self.continuation = kept.continuation
+        second = [self.continuation.held_out] if self.continuation else []
+        self.others = [*kept.others, *second]
+        training = self.cell.training
+        self.windows = self.tokens.validation_windows(training.validation_tokens, training.context)
 
     @property
     def name(self) -> str:
@@ -142,23 +156,22 @@ class Source:
         return again if self.continuation else loss, others
 
 
-def compress(sources: Sequence[Source], request: Request, folder: Path) -> Iterator[Compressed]:
+def compress(source: Source, request: Request, folder: Path) -> Iterator[Compressed]:
     """The records that were asked for, each stored before it is given.
 
     A record that is there is not made again. A method without calibration has one seed where no
     recovery training follows.
 
     Raises:
-        UnfitError: the method does not fit a source's layers.
+        UnfitError: the method does not fit the source's layers.
         IsoflopError: its options do not, or its counts are wrong, or a file cannot be read.
     """
     code, choices = find_choices(request.method, request.options)
-    for source in sources:
-        windows = [source.calibration(request, seed) for seed in range(request.seeds)]
-        for method, options in choices:
-            for seed, part in enumerate(windows):
-                job = _Job(source, method, options, source_hash(code), request, seed, part)
-                yield from job.records(folder)
+    windows = [source.calibration(request, seed) for seed in range(request.seeds)]
+    for method, options in choices:
+        for seed, part in enumerate(windows):
+            job = _Job(source, method, options, source_hash(code), request, seed, part)
+            yield from job.records(folder)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing.connection
 import os
-import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -13,34 +12,13 @@ from pathlib import Path
 
 import torch
 
-from isoflop.bench.data import open_tokens
 from isoflop.bench.engines.local import places
-from isoflop.bench.evaluate import HeldOutSet
-from isoflop.bench.methods.compress import Request, Source, compress
+from isoflop.bench.methods.compress import Kept, Request, Source, compress
 from isoflop.bench.methods.experts import UnfitError
-from isoflop.bench.methods.further import Continuation
 from isoflop.bench.methods.method import find_choices
-from isoflop.bench.plan import Cell
-from isoflop.bench.worker import interrupt_afterwards, workers
+from isoflop.bench.worker import ending, interrupt_afterwards, workers
 from isoflop.results.compressed import Compressed
 from isoflop.results.errors import IsoflopError
-from isoflop.results.record import Record
-
-
-@dataclass(frozen=True)
-class Kept:
-    """A cell with kept weights, as it is sent to a process."""
-
-    cell: Cell
-    record: Record
-    models: Path  # the folder of weights
-    corpus: Path  # the folder of tokens
-    others: Sequence[HeldOutSet]
-    continuation: Continuation | None
-
-    @property
-    def name(self) -> str:
-        return f"{self.cell.variant}, size {self.cell.size.name}, seed {self.cell.seed}"
 
 
 @dataclass(frozen=True)
@@ -89,8 +67,8 @@ def compress_all(
                     except (EOFError, ConnectionResetError):
                         worker.join()
                         raise IsoflopError(
-                            f"{source.name}: its process {_ending(worker.exitcode)}; what it "
-                            "stored is whole, the same command goes on from there"
+                            f"{source.name}: {ending(worker.exitcode)}; what it stored is whole, "
+                            "the same command goes on from there"
                         ) from None
                     if isinstance(message, IsoflopError):
                         raise message
@@ -107,13 +85,6 @@ def compress_all(
                 worker.join()
 
 
-def _ending(code: int | None) -> str:
-    if code is not None and code < 0:
-        hint = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
-        return f"was ended by {signal.Signals(-code).name}{hint}"
-    return f"ended with exit code {code}"
-
-
 def _work(
     kept: Kept, request: Request, folder: Path, device: torch.device, pipe: Connection
 ) -> None:
@@ -122,16 +93,7 @@ def _work(
         torch.set_num_threads(1)
     try:
         try:
-            source = Source(
-                kept.cell,
-                kept.record,
-                kept.models,
-                open_tokens(kept.corpus),
-                kept.others,
-                kept.continuation,
-                device,
-            )
-            for item in compress([source], request, folder):
+            for item in compress(Source(kept, device), request, folder):
                 pipe.send(item)
         except UnfitError as error:
             pipe.send(Unfit(kept.cell.variant, str(error)))

@@ -71,9 +71,9 @@ def compress(
     """Make kept models smaller by a method, and record what that costs in loss."""
     from isoflop.bench.evaluate import check_path, read_set
     from isoflop.bench.kept_models import model_path
-    from isoflop.bench.methods.compress import Request
+    from isoflop.bench.methods.compress import Kept, Request
     from isoflop.bench.methods.further import Continuation
-    from isoflop.bench.methods.parallel import Kept, Unfit, compress_all
+    from isoflop.bench.methods.parallel import Unfit, compress_all
 
     choices, shares = options_of(option or []), shares_of(recover)
     further = shares_of(second_share, "--continue-share")

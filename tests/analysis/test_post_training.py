@@ -10,6 +10,7 @@ import pytest
 
 from isoflop.analysis.curves import AnalysisError
 from isoflop.analysis.post_training import (
+    SIBLING_SIZES,
     SIZES,
     mean_interval,
     post_training,
@@ -243,6 +244,14 @@ def test_a_chart_has_a_panel_per_cost_with_every_row_and_the_siblings() -> None:
     assert heights["bytes read per token"] == (3000.0,)
     assert heights["stored bytes"] == (4000.0,)
     assert heights["decode ms per token"] == (1.0,)
+
+
+def test_a_chart_that_fails_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SIBLING_SIZES, "parameters", lambda record: 1 / 0)
+    rows, failed = post_training(siblings(), compressed()), dict[str, str]()
+    made = files(rows, siblings(), "test", failed)
+    assert "ZeroDivisionError" in failed["post_training_1"]
+    assert set(made) == {"POST-TRAINING.md", "post_training.csv"}
 
 
 def test_without_times_there_is_no_panel_of_them() -> None:

@@ -8,8 +8,8 @@ import torch
 
 from isoflop.bench.data import prepare
 from isoflop.bench.methods import parallel
-from isoflop.bench.methods.compress import Request, Source, compress
-from isoflop.bench.methods.parallel import Kept, Unfit, compress_all
+from isoflop.bench.methods.compress import Kept, Request, Source, compress
+from isoflop.bench.methods.parallel import Unfit, compress_all
 from isoflop.bench.plan import plan
 from isoflop.results.compressed import Compressed
 from isoflop.results.errors import IsoflopError
@@ -76,11 +76,8 @@ def test_the_records_are_those_of_one_process_and_one_thread(
     try:
         alone = []
         for source in (source for source in kept if source.cell.variant == "moe"):
-            tokens = prepare(source.cell.corpus)
-            one = Source(
-                source.cell, source.record, source.models, tokens, [], None, torch.device("cpu")
-            )
-            alone += list(compress([one], request(drop=0.5), tmp_path / "one"))
+            one = Source(source, torch.device("cpu"))
+            alone += list(compress(one, request(drop=0.5), tmp_path / "one"))
     finally:
         torch.set_num_threads(threads)
     assert plain(made) == plain(alone)
