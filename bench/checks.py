@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError
 
+from isoflop.bench.autocast import autocast
 from isoflop.bench.executed import executed_flops
 from isoflop.bench.fair_checks import output_at_the_start, routing
 from isoflop.bench.flops import FlopError, verify_flops
@@ -206,7 +207,7 @@ def _gradcheck(subject: Subject) -> str:
 def _bfloat16(subject: Subject) -> str:
     module, x_BTD = subject.build().eval(), random_input()
     expected = module(x_BTD)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with autocast("cpu"):
         y_BTD = module(x_BTD)
         loss = y_BTD.float().square().mean()
     loss.backward()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from isoflop.bench.autocast import autocast
 from isoflop.bench.isolate import describe
 from isoflop.bench.plan import Cell
 from isoflop.models import Decoder
@@ -46,7 +47,7 @@ def problem_of_compiling(cell: Cell, device: torch.device) -> str:
             model = Decoder(cell.config)
             tokens = torch.zeros(sequences, training.context + 1, dtype=torch.long)
         compile_blocks(model)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with autocast(device.type):
             cross_entropy, auxiliary = model.loss(tokens[:, :-1], tokens[:, 1:])
         (cross_entropy + auxiliary).backward()
     except torch.OutOfMemoryError:

@@ -8,6 +8,7 @@ from time import perf_counter
 
 import torch
 
+from isoflop.bench.autocast import autocast
 from isoflop.bench.plan import Cell
 
 PASSES = 3  # over what a token moves: forward, and both sides of backward
@@ -77,12 +78,13 @@ def local_cpu() -> Device:
     """One core of this CPU, with its matrix rate measured now."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    a = torch.randn(512, 512, dtype=torch.bfloat16)
+    a = torch.randn(512, 512)
     rates = []
-    for _ in range(5):
-        start = perf_counter()
-        for _ in range(10):
-            a @ a
-        rates.append(10 * 2 * 512**3 / (perf_counter() - start))
+    with autocast("cpu"):
+        for _ in range(5):
+            start = perf_counter()
+            for _ in range(10):
+                a @ a
+            rates.append(10 * 2 * 512**3 / (perf_counter() - start))
     torch.set_num_threads(before)
     return Device("cpu", max(rates), 8e9, math.inf, 2e-3)

@@ -12,13 +12,18 @@ from typing import Any
 
 import torch
 
+from isoflop.models.ops.backends import cpu_has_bfloat16
 from isoflop.results.record import Measured
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name, or the processor's."""
+    """The GPU's name, or the processor's; of one without bfloat16 products, that too."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
+    return _processor() + ("" if cpu_has_bfloat16() else ", no bfloat16")
+
+
+def _processor() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from isoflop.bench.autocast import autocast
 from isoflop.bench.checks import CAUSAL, alone, real_flops
 from isoflop.bench.flops import FlopError, verify_flops
 from isoflop.bench.subject import VOCABULARY, Subject
@@ -115,15 +116,15 @@ def _causality(subject: Subject, shape: Shape) -> str:
     fails if it changes in half of the sequences.
     """
     module, x_BTD = subject.build(width=shape.width).eval(), _input(shape)
-    for autocast in (False, True):
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    for rounded in (False, True):
+        with torch.no_grad(), autocast("cpu", enabled=rounded):
             y_BTD = module(x_BTD).float()
             for position in sorted({1, shape.context // 2, shape.context - 1} - {0}):
                 changed_BTD = x_BTD.clone()
                 changed_BTD[:, position:] = x_BTD[:, position:].roll(1, -1) + 1
                 earlier_BTD = y_BTD[:, :position]
                 change_BTD = module(changed_BTD).float()[:, :position] - earlier_BTD
-                if autocast:
+                if rounded:
                     change_BT = change_BTD.norm(dim=-1) / earlier_BTD.norm(dim=-1)
                     change, most = float(change_BT.nan_to_num(0).median(0).values.max()), ROUNDED
                 else:
@@ -131,7 +132,7 @@ def _causality(subject: Subject, shape: Shape) -> str:
                 if not change <= most:
                     return (
                         f"inputs from position {position} on change earlier outputs (by "
-                        f"{change:.2g} of them) in evaluation{' under autocast' * autocast}"
+                        f"{change:.2g} of them) in evaluation{' under autocast' * rounded}"
                     )
     return ""
 
@@ -148,7 +149,7 @@ def _flops(subject: Subject, shape: Shape) -> str:
         verify_flops(config, shape.batch)
     except FlopError as error:
         return str(error)
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast("cpu"):
         return real_flops(subject.build(width=shape.width), _input(shape))
 
 

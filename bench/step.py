@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from isoflop.bench import checkpoint, diagnostics
+from isoflop.bench.autocast import autocast
 from isoflop.bench.compiling import compile_blocks, problem_of_compiling
 from isoflop.bench.plan import Cell
 from isoflop.bench.suite import Training
@@ -164,7 +165,7 @@ class Trainer:
         """
         total = torch.zeros((), device=self.device, dtype=self.model.head.weight.dtype)
         for part in parts:
-            with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            with autocast(self.device.type):
                 cross_entropy, auxiliary = self._loss(part[:, :-1], part[:, 1:])
             ((cross_entropy + auxiliary) / count).backward()
             total += cross_entropy.detach() / count
@@ -248,7 +249,7 @@ class Trainer:
         """`routing_gradient` of each layer under test, in evaluation, on these windows."""
         tokens = self._to_device(windows)
         self.model.eval()
-        with self._plain(), torch.autocast(self.device.type, dtype=torch.bfloat16):
+        with self._plain(), autocast(self.device.type):
             cross_entropy, _ = self.model.loss(tokens[:, :-1], tokens[:, 1:])
         cross_entropy.backward()
         self.model.train()
@@ -281,7 +282,7 @@ class Trainer:
         self.model.eval()
         total = 0.0
         for part in self._to_device(windows).split(batch):
-            with self._plain(), torch.autocast(self.device.type, dtype=torch.bfloat16):
+            with self._plain(), autocast(self.device.type):
                 cross_entropy, _ = self.model.loss(part[:, :-1], part[:, 1:], part_tokens)
             total += float(cross_entropy) * len(part)
         self.model.train()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,6 +19,16 @@ from isoflop.models.ops.verify import note
 
 # searched for once, at import: torch.compile cannot trace the search
 HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
+@cache
+def cpu_has_bfloat16() -> bool:
+    """Whether torch multiplies bfloat16 matrices on this CPU by instructions made for it."""
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):  # a build without oneDNN
+        return False
+
 
 _library = torch.library.Library("isoflop", "DEF")
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from isoflop.models.ops.activations import activate
-from isoflop.models.ops.backends import triton_obstacle
+from isoflop.models.ops.backends import cpu_has_bfloat16, triton_obstacle
 from isoflop.models.ops.expert_ffn.gated_activation import gated_activation
 from isoflop.models.ops.expert_ffn.grouped_mm import grouped_mm, looped
 from isoflop.models.ops.pairs import stable_argsort
@@ -21,7 +21,8 @@ CPU_BF16_FROM = 3e6
 
 
 def working_dtype(x_MD: Tensor, w_in_EDF: Tensor) -> torch.dtype:
-    """What the products are computed in, but for small ones in bfloat16 on a CPU."""
+    """What the products are computed in, but for small ones in bfloat16 on a CPU, and all on one
+    without instructions for it."""
     if torch.is_autocast_enabled(x_MD.device.type):
         return torch.get_autocast_dtype(x_MD.device.type)
     return torch.promote_types(x_MD.dtype, w_in_EDF.dtype)
@@ -44,7 +45,7 @@ def forward(
     if (
         dtype == torch.bfloat16
         and device.type == "cpu"
-        and 2 * M * K / E * d_model * d_in < CPU_BF16_FROM
+        and (2 * M * K / E * d_model * d_in < CPU_BF16_FROM or not cpu_has_bfloat16())
     ):
         dtype = torch.float32
 

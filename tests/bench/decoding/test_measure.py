@@ -79,7 +79,8 @@ def test_pages_are_in_memory_where_the_link_says_so(tmp_path: Path) -> None:
     cold, warm, simulated = (row["resident"] for row in rows)
     if cold is None:
         pytest.skip("this file system does not say")
-    assert cold in (0, 1)  # a request, which a file system in memory does not follow
+    # A request: a file system in memory does not follow it, and a page in use can stay.
+    assert cold == 1 or cold < 0.1
     assert warm == simulated == 1
 
 
