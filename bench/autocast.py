@@ -24,10 +24,10 @@ _library = torch.library.Library("aten", "IMPL")
 def autocast(device_type: str, enabled: bool = True) -> torch.autocast:
     """A context of autocast to bfloat16.
 
-    On a CPU without instructions for bfloat16, torch's products are 4 to 40 times slower than those
-    in float32. There the products of autocast round their operands to bfloat16, multiply in
-    float32, and round the result: what such instructions do, so the same numbers up to the order
-    of sums, and to the roundings inside attention.
+    On a CPU without instructions for bfloat16, a step with torch's own products takes three to four
+    times as long (`tests/benchmarks/test_step.py`). There the products of autocast round their
+    operands to bfloat16, multiply in float32, and round the result: what such instructions do, so
+    the same numbers up to the order of sums, and to the roundings inside attention.
     """
     if device_type == "cpu" and not cpu_has_bfloat16():
         multiply_in_float32()

@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from isoflop.bench import autocast
 from isoflop.bench.cost import DEVICES
 from isoflop.bench.data import prepare
 from isoflop.bench.plan import Cell, plan
@@ -24,6 +25,7 @@ from isoflop.bench.train import train_cell
 from isoflop.bench.worker import workers
 from isoflop.models import ops
 from isoflop.models.decoder import causal_attention
+from isoflop.models.ops.backends import cpu_has_bfloat16
 from tests.benchmarks.machine import DEVICE, GPU, matmul_rate, seconds
 
 CPU = torch.device("cpu")
@@ -49,24 +51,58 @@ def wide_cell() -> Cell:
 
 
 def test_step_reaches_a_third_of_the_matmul_rate(benchmark: Any) -> None:
-    """A dense step at 35% or more of the rate of the same process's bf16 matmuls."""
+    """A dense step at 35% or more of the rate of the same process's products under autocast."""
     cell = wide_cell()
     trainer = Trainer(cell, CPU)
     windows = np.random.default_rng(0).integers(0, 8192, (16, 257))
-    a = torch.randn(4096, 256).bfloat16()
-    b = torch.randn(256, 1024).bfloat16()
+    a, b = torch.randn(4096, 256).bfloat16(), torch.randn(256, 1024).bfloat16()
+
+    def products(count: int) -> None:
+        with autocast.autocast("cpu"):
+            for _ in range(count):
+                a @ b
+
     for _ in range(3):
         trainer.step(0, windows)
-        a @ b
+        products(1)
     ratios = []
     for _ in range(ROUNDS):
         step = seconds(lambda: trainer.step(1, windows))
-        product = seconds(lambda: a @ b, repeats=50) / 50
+        product = seconds(partial(products, 50)) / 50
         flops = cell.flops_per_token.training * 4096
         ratios.append((flops / step) / (2 * 4096 * 256 * 1024 / product))
     benchmark.pedantic(lambda: trainer.step(1, windows), rounds=3)
     benchmark.extra_info["share_of_matmul_rate"] = median(ratios)
     assert median(ratios) >= 0.35
+
+
+@pytest.mark.skipif(cpu_has_bfloat16(), reason="this CPU multiplies bfloat16 itself")
+@pytest.mark.parametrize("variant", ["dense", "peer"])
+def test_step_on_a_cpu_without_bfloat16(
+    benchmark: Any, variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch's own products of bfloat16 take two and a half times as long or longer."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    cell = next(c for c in plan(load_suite("quick"), "quick") if c.variant == variant)
+    trainer = Trainer(cell, CPU)
+    shape = cell.training.batch, cell.training.context + 1
+    windows = np.random.default_rng(0).integers(0, cell.corpus.vocabulary, shape)
+    times: dict[str, list[float]] = {"torch's": [], "ours": []}
+    for turn in range(2 * ROUNDS):
+        library = torch.library.Library("aten", "IMPL")
+        if turn % 2:
+            monkeypatch.setattr(autocast, "_library", library)
+            autocast.multiply_in_float32.cache_clear()
+            autocast.multiply_in_float32()
+        else:
+            autocast._library._destroy()  # the rules are gone, though `autocast` thinks not
+        times["ours" if turn % 2 else "torch's"].append(seconds(lambda: trainer.step(1, windows)))
+    benchmark.pedantic(lambda: trainer.step(1, windows), rounds=3)
+    torch.set_num_threads(threads)
+    ratio = median(a / b for a, b in zip(times["torch's"], times["ours"], strict=True))
+    benchmark.extra_info["torch_s_over_ours"] = ratio
+    assert ratio > 2.5
 
 
 @pytest.mark.skipif(not GPU, reason="no GPU here")
