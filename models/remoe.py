@@ -80,7 +80,11 @@ class ReMoE(MoEBase):
             gate_MK, index_MK = gate_ME.topk(self.options.granularity, dim=-1)
             y_MD = expert_ffn(x_MD, self.up_EDF, self.down_EFD, index_MK, gate_MK)
         else:
-            y_MD = used_experts(x_MD, self.up_EDF, self.down_EFD, gate_ME)
+            # The number of rows is data: every step would compile anew. The decorator's place is
+            # here since it imports the compiler, which takes a second or two.
+            compiling = torch.compiler.is_compiling()
+            mixed = torch.compiler.disable(used_experts) if compiling else used_experts
+            y_MD = mixed(x_MD, self.up_EDF, self.down_EFD, gate_ME)
         return y_MD.view_as(x_BTD)
 
     @torch.no_grad()
@@ -103,7 +107,6 @@ class ReMoE(MoEBase):
         return self.routing_flops_per_token() + experts / max(1, tokens)
 
 
-@torch.compiler.disable  # the number of rows is data: every step would compile anew
 def used_experts(x_MD: Tensor, up_EDF: Tensor, down_EFD: Tensor, gate_ME: Tensor) -> Tensor:
     """The sum over experts with a positive gate of gate * expert(x), [M, D].
 

@@ -1,6 +1,7 @@
 """ReMoE: its definition, how its coefficient finds the sparsity, and what it is charged."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -157,3 +158,25 @@ def test_at_its_target_it_has_the_size_and_flops_of_dense_and_the_router() -> No
 def test_bad_options_are_refused(options: dict, line: str) -> None:
     with pytest.raises(ValueError, match=line):
         ReMoE(16, **options)
+
+
+def test_compiled_it_keeps_its_numbers_and_compiles_once() -> None:
+    """However many experts the tokens use."""
+    torch.manual_seed(0)
+    layer = ReMoE(16, granularity=2, expansion=4).eval()
+    graphs = 0
+
+    def count(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        nonlocal graphs
+        graphs += 1
+        return graph.forward
+
+    torch.compiler.reset()
+    compiled = torch.compile(layer, backend=count)
+    made = []
+    for _ in range(4):
+        x = torch.randn(2, 8, 16)
+        assert torch.equal(compiled(x), layer(x))
+        made.append(graphs)
+    torch.compiler.reset()
+    assert made[0] == made[-1]
