@@ -51,9 +51,11 @@ from isoflop.results.files import write_whole
 from isoflop.results.record import Record
 from isoflop.results.sources import sources, submissions_to
 
+# Another CPU may differ in the last digit of a sum, and so by a pixel.
+_SIMD: Any = np.show_config(mode="dicts")["SIMD Extensions"]
 DRAWN_BY = (
     f"matplotlib {matplotlib.__version__}, numpy {np.__version__}, pillow {PIL.__version__} on "
-    f"{platform.system()} {platform.machine()}"
+    f"{platform.system()} {platform.machine()} " + [*_SIMD["baseline"], *_SIMD["found"]][-1]
 )
 COMPARISON = "comparison.json"
 DECODED = "decode.json"  # what `isoflop decode --json` printed
@@ -289,8 +291,8 @@ def _leftover(directory: Path, files: Mapping[Path, bytes]) -> list[Path]:
 def _current(path: Path, content: bytes) -> bool:
     """Whether a file has this content.
 
-    Figures drawn by other library versions differ in bytes; they are current if they were drawn
-    from the same records.
+    Figures drawn by other library versions, or on a CPU of other instructions, differ in bytes;
+    they are current if they were drawn from the same records.
     """
     if not path.exists():
         return False
