@@ -165,13 +165,13 @@ def as_latex(ablation: Ablation) -> str:
 
 
 def as_csv(ablation: Ablation) -> str:
-    """ablation.csv, with every digit; empty where there is no value."""
+    """ablation.csv, to ten digits, since CPUs differ in the last ones; empty if no value."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)
     for effect in ablation.effects:
         numbers = (*effect.difference, *effect.multiplier)
-        texts = [repr(float(number)) if np.isfinite(number) else "" for number in numbers]
+        texts = [f"{number:.10g}" if np.isfinite(number) else "" for number in numbers]
         writer.writerow([effect.axis, effect.choice, effect.variant, *texts])
     return stream.getvalue()
 

@@ -123,7 +123,7 @@ def cells(row: Row) -> list[str]:
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """post_training.csv, with every digit; empty where there is no value."""
+    """post_training.csv, to ten digits, since CPUs differ in the last ones; empty if no value."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -143,5 +143,5 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 def _plain(value: object) -> str:
     if isinstance(value, float):
-        return repr(value) if np.isfinite(value) else ""
+        return f"{value:.10g}" if np.isfinite(value) else ""
     return str(value)
