@@ -21,7 +21,7 @@ import numpy as np
 from isoflop.analysis.estimate import Array
 
 REACH = 100.0  # the frontier is extrapolated by at most this factor beyond its budgets
-ALPHAS = np.geomspace(0.01, 1.0, 60)  # the grid that brackets the best exponent
+ALPHAS = np.geomspace(0.01, 1.0, 60)  # between two of these the best exponent is sought
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ The variance of the mean loss of n seeds at compute C is
     (fit^2 + seed^2 / n) (C / C0)^(-2 slope):
 
 runs of a larger budget differ less, and further seeds shrink the second part alone, never the
-departure of a cell from its surface. With one seed the parts cannot be told apart, and all is
+departure of a cell from its surface. With one seed the parts cannot be separated, and all is
 `fit`. C0 is the middle of the budgets. The parts and the slope maximise the restricted likelihood
 of residuals and seeds. The slope is shrunk towards 0, with a standard deviation of SLOPE_PRIOR: a
 few quiet cells at the largest budgets would otherwise take over the fit and call its result

@@ -18,8 +18,6 @@ PRODUCTS = (
     "scaled_dot_product_attention",
 )  # fmt: skip
 
-_library = torch.library.Library("aten", "IMPL")
-
 
 def autocast(device_type: str, enabled: bool = True) -> torch.autocast:
     """A context of autocast to bfloat16.
@@ -35,12 +33,18 @@ def autocast(device_type: str, enabled: bool = True) -> torch.autocast:
 
 
 @cache
-def multiply_in_float32() -> None:
-    """Let the products of autocast on the CPU be float32 ones of rounded operands, from now on."""
+def multiply_in_float32() -> torch.library.Library:
+    """Let the products of autocast on the CPU be float32 ones of rounded operands.
+
+    Returns:
+        the rules, which hold as long as it exists.
+    """
+    rules = torch.library.Library("aten", "IMPL")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch says that its own rule is overridden
         for name in PRODUCTS:
-            _library.impl(name, _rounding(getattr(torch.ops.aten, name).default), "AutocastCPU")
+            rules.impl(name, _rounding(getattr(torch.ops.aten, name).default), "AutocastCPU")
+    return rules
 
 
 def _rounding(product: Callable[..., Tensor]) -> Callable[..., Tensor]:

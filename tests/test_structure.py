@@ -44,8 +44,6 @@ BANNED = {
 }
 OTHER_MEANING = {
     "bracket": {
-        "analysis/frontier.py",  # values on both sides of an optimum
-        "isoflop/cli/console.py",  # characters
         "tests/isoflop/cli/test_suites.py",
     },
 }

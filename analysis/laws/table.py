@@ -1,4 +1,4 @@
-"""Anybody's table of runs for a law: the columns it needs, checked.
+"""A user's table of runs for a law: the columns it needs, checked.
 
 What is wrong with a table is said in one line with the place and the remedy, because the commonest
 ways to get a wrong law are in the table: other units, repeated runs, losses on different data.

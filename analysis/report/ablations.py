@@ -13,7 +13,7 @@ from isoflop.analysis.ablation import Ablation
 from isoflop.analysis.estimate import Estimate
 from isoflop.analysis.report import latex
 from isoflop.analysis.report.figures import files_of
-from isoflop.analysis.report.format import flops, interval, listed
+from isoflop.analysis.report.format import flops, interval, listed, ten_digits
 from isoflop.analysis.report.markdown import table
 from isoflop.analysis.report.style import BASELINE, PALETTE, STYLE
 
@@ -165,14 +165,13 @@ def as_latex(ablation: Ablation) -> str:
 
 
 def as_csv(ablation: Ablation) -> str:
-    """ablation.csv, to ten digits, since CPUs differ in the last ones; empty if no value."""
+    """ablation.csv, to ten digits; empty where there is no value."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)
     for effect in ablation.effects:
         numbers = (*effect.difference, *effect.multiplier)
-        texts = [f"{number:.10g}" if np.isfinite(number) else "" for number in numbers]
-        writer.writerow([effect.axis, effect.choice, effect.variant, *texts])
+        writer.writerow([effect.axis, effect.choice, effect.variant, *map(ten_digits, numbers)])
     return stream.getvalue()
 
 

@@ -25,6 +25,11 @@ def flops(value: float) -> str:
     return f"{float(mantissa):g}e{int(exponent)}" if value else "0"
 
 
+def ten_digits(value: float) -> str:
+    """A number in a file: CPUs differ in digits beyond these. Empty where there is no value."""
+    return f"{value:.10g}" if np.isfinite(value) else ""
+
+
 def interval(value: Estimate, digits: str = ".2f", unit: str = "") -> str:
     """An estimate with its interval, such as 1.23x [1.10, 1.36]."""
     if np.isnan(value.low):

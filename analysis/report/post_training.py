@@ -12,7 +12,7 @@ from matplotlib import rc_context
 from isoflop.analysis.post_training import Row, sentence, too_large
 from isoflop.analysis.report.charts import noted
 from isoflop.analysis.report.figures import files_of, render
-from isoflop.analysis.report.format import flops, interval, listed, si
+from isoflop.analysis.report.format import flops, interval, listed, si, ten_digits
 from isoflop.analysis.report.markdown import escape, table
 from isoflop.analysis.report.method_charts import method_charts, method_looks
 from isoflop.analysis.report.spec import Chart
@@ -123,7 +123,7 @@ def cells(row: Row) -> list[str]:
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """post_training.csv, to ten digits, since CPUs differ in the last ones; empty if no value."""
+    """post_training.csv, to ten digits; empty where there is no value."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -142,6 +142,4 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 
 def _plain(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.10g}" if np.isfinite(value) else ""
-    return str(value)
+    return ten_digits(value) if isinstance(value, float) else str(value)

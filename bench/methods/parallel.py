@@ -40,9 +40,8 @@ def compress_all(
     Raises:
         IsoflopError: see `compress`; or a process ended without its records.
     """
-    find_choices(
-        request.method, request.options
-    )  # what is asked wrongly is told before anything starts
+    # What is asked wrongly is told before anything starts.
+    find_choices(request.method, request.options)
     waiting, free = list(sources), [place.device for place in places()]
     running: dict[Connection, tuple[BaseProcess, Kept, torch.device]] = {}
     with workers() as context:

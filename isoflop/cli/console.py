@@ -41,7 +41,7 @@ def show(rows: list[dict[str, Any]], title: str, as_json: bool) -> None:
         numeric = all(isinstance(row[key], int | float | None) for row in rows)
         table.add_column(key.replace("_", " "), justify="right" if numeric else "left")
     for row in rows:
-        # As Text, since a string's [brackets] would be taken for markup.
+        # As Text, since a string such as [red] would be taken for markup.
         table.add_row(*(Text(printable(readable(value))) for value in row.values()))
     columns = len(table.columns)
     if columns * NARROWEST > console.width:

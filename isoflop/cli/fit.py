@@ -1,4 +1,4 @@
-"""The verb `fit`: a scaling law for anybody's table of runs. It needs no torch."""
+"""The verb `fit`: a scaling law for any table of runs of runs. It needs no torch."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def fit(
     ] = "0",
     as_json: Json = False,
 ) -> None:
-    """Fit a scaling law to anybody's run table."""
+    """Fit a scaling law to any table of runs."""
     from isoflop.analysis.laws import LAWS
     from isoflop.analysis.laws.extrapolation import extrapolate
     from isoflop.analysis.laws.fit import fit as fit_law

@@ -36,12 +36,10 @@ CASES: dict[str, tuple[Callable[..., Tensor], tuple[Tensor, ...]]] = {
 @pytest.fixture
 def no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As on a CPU without bfloat16; torch's own rules come back afterwards."""
-    library = torch.library.Library("aten", "IMPL")
-    monkeypatch.setattr(module, "_library", library)
     monkeypatch.setattr(module, "multiply_in_float32", cache(multiply_in_float32.__wrapped__))
     monkeypatch.setattr(module, "cpu_has_bfloat16", lambda: False)
     yield
-    library._destroy()
+    module.multiply_in_float32()._destroy()
 
 
 def with_gradients(product: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> list[Tensor]:

@@ -21,8 +21,7 @@ CPU_BF16_FROM = 3e6
 
 
 def working_dtype(x_MD: Tensor, w_in_EDF: Tensor) -> torch.dtype:
-    """What the products are computed in, but for small ones in bfloat16 on a CPU, and all on one
-    without instructions for it."""
+    """What products are computed in; in bfloat16 on a CPU only large ones, and if it can."""
     if torch.is_autocast_enabled(x_MD.device.type):
         return torch.get_autocast_dtype(x_MD.device.type)
     return torch.promote_types(x_MD.dtype, w_in_EDF.dtype)

@@ -218,7 +218,10 @@ class Bad(Method):
         (["--method=prune-reep"], "--method: no method 'prune-reep' (did you mean 'prune-reap'?)"),
         (["--method=prune-reap", "--option=drop"], "--option drop: give NAME=VALUE"),
         (["--method=prune-reap", "--option=dropp=1"], "--method: dropp: unknown option of method"),
-        (["--method=prune-reap", "--option=drop=0.9"], ": drop: 0.9 leaves 0 of 4"),
+        (
+            ["--method=prune-reap", "--option=drop=0.9", "--size=m"],
+            "moe, size m: drop: 0.9 leaves 0 of 4",
+        ),
         (["--method=low-rank", "--option=keep=1.0"], "a rank saves nothing"),
         (["--method=prune-reap", "--variant=dense"], "dense: method 'prune-reap' does not fit"),
         (["--method=prune-reap", "--variant=mo"], "--variant: no 'mo' here"),
