@@ -22,7 +22,7 @@ PRODUCTS = (
 def autocast(device_type: str, enabled: bool = True) -> torch.autocast:
     """A context of autocast to bfloat16.
 
-    On a CPU without instructions for bfloat16, a step with torch's own products takes three to four
+    On a CPU without instructions for bfloat16, a step with torch's own products takes 2.6 to 4.3
     times as long (`tests/benchmarks/test_step.py`). There the products of autocast round their
     operands to bfloat16, multiply in float32, and round the result: what such instructions do, so
     the same numbers up to the order of sums, and to the roundings inside attention.
