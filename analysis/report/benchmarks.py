@@ -29,28 +29,31 @@ UNMEASURED = {
         "in Triton's interpreter and compile for Hopper, nothing more."
     ),
 }
+OTHERS = "time of others / ours"
+IN_WORKER = "the same in a suite's worker"
+LEFT = ("problem", "implementation", OTHERS, IN_WORKER)  # columns that hold words
 COLUMNS = (
     "problem",
     "implementation",
     "forward ms",
     "forward + backward ms",
     "time / ours",
+    IN_WORKER,
     "forward GB/s",
     "% of limit",
     "forward + backward GB/s",
     "% of limit",
     "peak MB",
 )
-OTHERS = "time of others / ours"
-LEFT = ("problem", "implementation", OTHERS)  # columns that hold words
 LEGEND = (
     "Medians of alternating rounds in one process, and where several processes are named medians "
-    "over these, with the range of time / ours. Time / ours: of forward + backward. GB/s: the "
+    "over these, with the range of time / ours. Time / ours: of forward + backward. In a suite's "
+    "worker, freed memory stays with the process: what allocates more gains more. GB/s: the "
     "bytes of the rows that must be read and written, over the time; forward + backward counts "
     "three times the bytes of the forward pass. Limit: the time of these bytes at the rate of a "
-    "copy or, for MoE's experts, of the FLOPs at the rate of a large matrix product, whichever is "
-    "longer; data that stays in a cache can be faster. Peak: the memory that a step needs at most, "
-    "in addition to its operands."
+    "copy or, for MoE's experts and retrieval, of the FLOPs at the rate of a large matrix product, "
+    "whichever is longer; data that stays in a cache can be faster. Peak: the memory that a step "
+    "needs at most, in addition to its operands."
 )
 
 
@@ -66,6 +69,7 @@ class Machine(BaseModel):
     threads: int
     torch: str
     dtype: str
+    allocator: Literal["plain", "worker"] = "plain"  # worker: freed memory stays with the process
     copy_bytes_per_second: float = Field(gt=0)
     matmul_flops_per_second: float = Field(gt=0)
 
@@ -79,6 +83,8 @@ class Times(BaseModel):
     peak_bytes: float
     # forward + backward over ours, where several processes measured: median, least, largest
     ratio: tuple[float, float, float] | None = None
+    # the same in processes with the allocator settings of a suite's workers
+    ratio_in_worker: tuple[float, float, float] | None = None
 
 
 class Failure(BaseModel):
@@ -99,7 +105,7 @@ class Problem(BaseModel):
 
 
 class Ratios(BaseModel):
-    """Ratios of whole training steps by variant, from `tests/benchmarks/test_step.py`."""
+    """Named numbers of one kind: ratios of training steps by variant, or seconds of commands."""
 
     what: str
     ratios: dict[str, float]
@@ -223,10 +229,10 @@ def rows_of(measured: Measurements, problem: Problem) -> list[list[str]]:
     for times in (problem.ours, *problem.others):
         row = [problem.problem, times.side]
         if isinstance(times, Failure):
-            rows.append([*row, times.failed, *["-"] * 7])
+            rows.append([*row, times.failed, *["-"] * 8])
             continue
         row += [_milliseconds(times.forward_seconds), _milliseconds(times.step_seconds)]
-        row.append(_ratio(times, ours))
+        row += [_ratio(times, ours), _spread(times.ratio_in_worker)]
         for passes, time in ((1, times.forward_seconds), (3, times.step_seconds)):
             row.append(_digits(passes * problem.bytes_forward / time / 1e9))
             row.append(_percent(passes * limit / time))
@@ -248,6 +254,11 @@ def brief(devices: Sequence[Measurements]) -> str:
                 else f"{times.side} {_ratio(times, step, 'x')}"
                 for times in problem.others
             )
+            in_worker = (
+                f"{times.side} {_spread(times.ratio_in_worker, 'x')}"
+                for times in problem.others
+                if isinstance(times, Times) and times.ratio_in_worker
+            )
             rows.append(
                 [
                     problem.problem,
@@ -255,9 +266,13 @@ def brief(devices: Sequence[Measurements]) -> str:
                     f"{_percent(limit / forward)} / {_percent(3 * limit / step)}",
                     f"{ours.peak_bytes / 1e6:.0f}",
                     "; ".join(others),
+                    "; ".join(in_worker),
                 ]
             )
-        columns = ("problem", "ms, forward / + backward", "% of limit", "peak MB", OTHERS)
+        columns = (
+            *("problem", "ms, forward / + backward", "% of limit", "peak MB"),
+            *(OTHERS, IN_WORKER),
+        )
         parts += [heading(measured) + "\n", *([table(columns, rows, LEFT)] if rows else [])]
         parts += [measured.steps()] if measured.steps() else []
     return "\n".join([*parts, *_unmeasured(devices)])
@@ -272,7 +287,12 @@ def _ratio(times: Times, ours: float, unit: str = "") -> str:
     """Forward + backward over ours, with its range over processes."""
     if times.ratio is None:
         return f"{times.step_seconds / ours:.2f}{unit}"
-    return f"{times.ratio[0]:.2f}{unit}{_range(times.ratio[1:])}"
+    return _spread(times.ratio, unit)
+
+
+def _spread(ratio: tuple[float, float, float] | None, unit: str = "") -> str:
+    """A median and its range."""
+    return "" if ratio is None else f"{ratio[0]:.2f}{unit}{_range(ratio[1:])}"
 
 
 def _range(ends: tuple[float, float] | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from functools import cache
@@ -9,6 +10,7 @@ from functools import cache
 import torch
 
 from isoflop.bench.machine import device_name
+from isoflop.bench.worker import ALLOCATOR
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
@@ -48,12 +50,14 @@ def matmul_rate() -> float:
 
 def describe() -> dict[str, object]:
     """A `Machine` of `isoflop.analysis.report.benchmarks`, without the name of the host."""
+    kept = all(os.environ.get(key) == value for key, value in ALLOCATOR.items())
     return {
         "kind": "GPU" if GPU else "CPU",
         "device": device_name(DEVICE),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "dtype": str(DTYPE).removeprefix("torch."),
+        "allocator": "worker" if kept else "plain",
         "copy_bytes_per_second": bandwidth(),
         "matmul_flops_per_second": matmul_rate(),
     }

@@ -9,7 +9,8 @@ All in one process; every round times each rival, then ours: forward (no gradien
 backward.
 Bytes are of the rows that must be read and written: with e bytes an element and M pairs of width d,
 2 e M d forward and three times that forward + backward for the expert mix, half of it for the value
-sum; for MoE experts their weights, and each row in, hidden and out.
+sum; for a retrieval queries, sub-keys, scores and indices; for MoE experts their weights, and each
+row in, hidden and out.
 
 Rivals that are not installed (peer-pytorch, product-key-memory, liger-kernel) are left out.
 """
@@ -33,7 +34,7 @@ from isoflop.analysis.report.benchmarks import COLUMNS, LEFT, Measurements, head
 from isoflop.analysis.report.markdown import table
 from isoflop.bench.gate.stopwatch import peak_bytes
 from isoflop.models import PEER, PKM
-from isoflop.models.ops import expert_ffn, expert_mix, value_sum
+from isoflop.models.ops import expert_ffn, expert_mix, product_key_topk, value_sum
 from tests.benchmarks.machine import DEVICE, DTYPE, GPU, describe, seconds
 
 pytest.importorskip("pytest_benchmark")
@@ -223,6 +224,35 @@ def test_value_sum(
     }
     moved = M * heads * k * d * values.element_size()
     race(benchmark, problems, f"value sum: {sizes(M, heads, k, N, d)}", implementations, moved)
+
+
+@pytest.mark.parametrize(("M", "heads", "k", "N"), sorted({gather[:4] for gather in GATHERS}))
+def test_retrieval(benchmark: Any, problems: Any, M: int, heads: int, k: int, N: int) -> None:
+    """The best k of N product keys, against products and `torch.topk`; sub-queries of 64."""
+    torch.manual_seed(0)
+    n = math.isqrt(N)
+    query, keys = leaves((2, heads, M, 64), (2, heads, 64, n), dtype=torch.float32)
+    dy = torch.randn(heads, M, k, device=DEVICE)
+
+    def implementation(backend: str) -> Implementation:
+        return Implementation(
+            lambda: product_key_topk(query, keys, k, backend)[0], [query, keys], dy
+        )
+
+    implementations = {
+        "ours": implementation("auto"),
+        "products, torch.topk": implementation("reference"),
+    }
+    moved = 4 * (query.numel() + keys.numel() + dy.numel()) + 8 * dy.numel()
+    ratios = race(
+        benchmark,
+        problems,
+        f"retrieval: T {M}, h {heads}, k {k}, N {N}",
+        implementations,
+        moved,
+        flops_forward=4 * heads * M * 64 * n,
+    )
+    assert ratios["products, torch.topk"] > 1  # or it should be the back end here
 
 
 def layer_implementation(layer: nn.Module, x: Tensor) -> Implementation:

@@ -49,7 +49,7 @@ def test_results_are_stored_and_not_every_round() -> None:
     }
 
 
-def stored(ours: float, rival: float, share: float) -> dict[str, Any]:
+def stored(ours: float, rival: float, share: float, allocator: str = "plain") -> dict[str, Any]:
     """What a process stores, with times of ours and a rival's."""
 
     def times(side: str, seconds: float) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def stored(ours: float, rival: float, share: float) -> dict[str, Any]:
     }
     ratios = {"what": "share", "ratios": {"dense": share}}
     return {
-        "machine_info": {"kind": "CPU", "threads": 2},
+        "machine_info": {"kind": "CPU", "threads": 2, "allocator": allocator},
         "benchmarks": [
             {"name": "test_a", "extra_info": problem},
             {"name": "test_b", "extra_info": ratios},
@@ -85,3 +85,14 @@ def test_several_processes_are_merged_to_medians_with_ranges() -> None:
     assert (ratios.ratios, ratios.ranges) == ({"dense": 0.4}, {"dense": (0.3, 0.5)})
     with pytest.raises(ValueError, match="not hold the same benchmarks"):
         merge([runs[0], runs[1] | {"benchmarks": runs[1]["benchmarks"][:1]}])
+
+
+def test_ratios_in_workers_stand_beside_those_of_plain_processes() -> None:
+    workers = [stored(9.0, rival, 9.0, "worker") for rival in (9.0, 18.0, 27.0)]
+    merged = merge([stored(1.0, 8.0, 0.4), *workers])
+    assert merged["processes"] == 1
+    problem = Problem.model_validate(merged["benchmarks"][0]["extra_info"])
+    assert problem.ours.step_seconds == 1.0
+    assert problem.others[0].ratio == (8.0, 8.0, 8.0)
+    assert problem.others[0].ratio_in_worker == (2.0, 1.0, 3.0)
+    assert merged["benchmarks"][1]["extra_info"]["ratios"] == {"dense": 0.4}

@@ -86,17 +86,31 @@ def test_tables_are_generated(benchmarks: Path, document: Path) -> None:
     page, text = (benchmarks / "README.md").read_text(), document.read_text()
     # 1 GB in 0.2 s, where the limit is 0.1 s; 3 GB in 0.8 s, where it is 0.3 s
     assert cells(page, "mix     | ours") == [
-        *("mix", "ours", "200", "800", "1.00", "5", "50", "3.75", "38", "50"),
+        *("mix", "ours", "200", "800", "1.00", "", "5", "50", "3.75", "38", "50"),
     ]
     assert cells(page, "mix     | gather")[4] == "5.00"
     assert cells(page, "mix     | rival")[2:4] == ["out of memory", "-"]
     assert cells(text, "mix") == [
-        *("mix", "200 / 800", "50 / 38", "50", "gather 5.00x; rival: out of memory"),
+        *("mix", "200 / 800", "50 / 38", "50", "gather 5.00x; rival: out of memory", ""),
     ]
     assert "Some CPU, 2 threads, torch 2.13.0, float32, 2030-01-02: 10 GB/s in a copy" in text
     assert text.startswith("before\n")
     assert text.endswith("<!-- /isoflop -->\nafter\n")
     assert "old" not in text
+
+
+def test_ratios_in_a_worker_have_a_column(benchmarks: Path, document: Path) -> None:
+    contents = stored()
+    gather = contents["benchmarks"][0]["extra_info"]["others"][0]
+    gather |= {"ratio": [5.0, 4.0, 6.0], "ratio_in_worker": [3.0, 2.5, 3.5]}
+    store(benchmarks, "cpu.json", contents)
+    report(benchmarks, document)
+    assert cells((benchmarks / "README.md").read_text(), "mix     | gather")[4:6] == [
+        *("5.00 [4.00, 6.00]", "3.00 [2.50, 3.50]"),
+    ]
+    assert cells(document.read_text(), "mix")[4:] == [
+        *("gather 5.00x [4.00, 6.00]; rival: out of memory", "gather 3.00x [2.50, 3.50]"),
+    ]
 
 
 def test_ratios_of_steps_are_listed(benchmarks: Path, document: Path) -> None:

@@ -129,11 +129,16 @@ def test_largest_equals_topk(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", ["normal", "whole", "close", "zero"])
 @pytest.mark.parametrize("n", [60, 256, 257, 512, 700, 1024, 1100])
+@pytest.mark.parametrize(
+    ("whole", "single"), [(256, (256, 1024)), (64, (0, 0))], ids=["AVX-512", "AVX2"]
+)
 def test_largest_is_exact_where_scores_are_nearly_equal(
-    n: int, kind: str, monkeypatch: pytest.MonkeyPatch
+    whole: int, single: tuple[int, int], n: int, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows packed into float32 are sorted again where the bits that are left do not decide."""
     monkeypatch.setattr(cpu, "BLOCK", 9 * n)
+    monkeypatch.setattr(cpu, "SORT_WHOLE", whole)
+    monkeypatch.setattr(cpu, "PACK_SINGLE", single)
     x = torch.randn(40, n, generator=torch.Generator().manual_seed(n))
     if kind == "whole":
         x = x.round()
