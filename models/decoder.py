@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from isoflop.models.dense import Dense, init_linear
 from isoflop.models.layer import Layer
+from isoflop.models.ops.backends import cpu_has_bfloat16
 
 ROTARY_BASE = 10_000.0
+CPU_HAS_BFLOAT16 = cpu_has_bfloat16()  # asked at import: torch.compile cannot trace the question
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,12 @@ def rotate(x_XTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
 def causal_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(K), over the past) v, [B, H, T, K] like each operand.
 
-    On a CPU at short contexts the scores are computed explicitly: the backward pass of torch's
-    fused attention is 2 to 3 times slower there (tests/benchmarks/test_step.py).
+    On a CPU that multiplies bfloat16, at short contexts, the scores are computed explicitly: the
+    backward pass of torch's fused attention is 2 to 3 times slower there. On a CPU that does not,
+    in float32, the fused one is faster, up to twice (tests/benchmarks/test_step.py).
     """
     T, K = q_BHTK.shape[-2:]
-    if q_BHTK.device.type != "cpu" or T > 512:
+    if q_BHTK.device.type != "cpu" or T > 512 or not CPU_HAS_BFLOAT16:
         return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True)
     q_NTK, k_NTK, v_NTK = (x.reshape(-1, T, K) for x in (q_BHTK, k_BHTK, v_BHTK))
     future_TT = torch.full((T, T), -torch.inf, dtype=q_BHTK.dtype).triu(1)

@@ -15,6 +15,8 @@ from isoflop.bench.worker import ALLOCATOR
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 DTYPE = torch.bfloat16 if GPU else torch.float32
+# whether freed memory stays with the process, as with a suite's workers
+LIKE_A_WORKER = all(os.environ.get(key) == value for key, value in ALLOCATOR.items())
 
 
 def synchronize() -> None:
@@ -50,14 +52,13 @@ def matmul_rate() -> float:
 
 def describe() -> dict[str, object]:
     """A `Machine` of `isoflop.analysis.report.benchmarks`, without the name of the host."""
-    kept = all(os.environ.get(key) == value for key, value in ALLOCATOR.items())
     return {
         "kind": "GPU" if GPU else "CPU",
         "device": device_name(DEVICE),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "dtype": str(DTYPE).removeprefix("torch."),
-        "allocator": "worker" if kept else "plain",
+        "allocator": "worker" if LIKE_A_WORKER else "plain",
         "copy_bytes_per_second": bandwidth(),
         "matmul_flops_per_second": matmul_rate(),
     }

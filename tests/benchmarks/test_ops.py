@@ -12,7 +12,9 @@ Bytes are of the rows that must be read and written: with e bytes an element and
 sum; for a retrieval queries, sub-keys, scores and indices; for MoE experts their weights, and each
 row in, hidden and out.
 
-Rivals that are not installed (peer-pytorch, product-key-memory, liger-kernel) are left out.
+Rivals that are not installed (peer-pytorch, product-key-memory, liger-kernel) are left out. What is
+asserted holds in a plain process: with a worker's allocator settings rivals that allocate more gain
+more, which is stored and shown.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from isoflop.analysis.report.markdown import table
 from isoflop.bench.gate.stopwatch import peak_bytes
 from isoflop.models import PEER, PKM
 from isoflop.models.ops import expert_ffn, expert_mix, product_key_topk, value_sum
-from tests.benchmarks.machine import DEVICE, DTYPE, GPU, describe, seconds
+from tests.benchmarks.machine import DEVICE, DTYPE, GPU, LIKE_A_WORKER, describe, seconds
 
 pytest.importorskip("pytest_benchmark")
 
@@ -200,7 +202,7 @@ def test_expert_mix(
     ratios = race(
         benchmark, problems, f"expert mix: {sizes(M, heads, k, N, d)}", implementations, moved
     )
-    if not GPU:
+    if not GPU and not LIKE_A_WORKER:
         assert ratios["gather, einsum"] > (6 if N == 128**2 else 4)
 
 
@@ -252,7 +254,8 @@ def test_retrieval(benchmark: Any, problems: Any, M: int, heads: int, k: int, N:
         moved,
         flops_forward=4 * heads * M * 64 * n,
     )
-    assert ratios["products, torch.topk"] > 1  # or it should be the back end here
+    if not LIKE_A_WORKER:
+        assert ratios["products, torch.topk"] > 1  # or it should be the back end here
 
 
 def layer_implementation(layer: nn.Module, x: Tensor) -> Implementation:
@@ -295,7 +298,7 @@ def test_layer(
     ratios = race(
         benchmark, problems, f"{name} layer: {sizes(M, heads, k, N, d)}", implementations, moved
     )
-    if name == "peer" and "peer-pytorch" in ratios:
+    if name == "peer" and "peer-pytorch" in ratios and not LIKE_A_WORKER:
         assert ratios["peer-pytorch"] > 5
 
 

@@ -23,8 +23,7 @@ from isoflop.bench.step import Trainer
 from isoflop.bench.suite import Suite, load_suite
 from isoflop.bench.train import train_cell
 from isoflop.bench.worker import workers
-from isoflop.models import ops
-from isoflop.models.decoder import causal_attention
+from isoflop.models import decoder, ops
 from isoflop.models.ops.backends import cpu_has_bfloat16
 from tests.benchmarks.machine import DEVICE, GPU, matmul_rate, seconds
 
@@ -254,19 +253,25 @@ def fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("context", [64, 128, 256, 512])
-def test_step_attention_written_out_beats_torch_s(benchmark: Any, context: int) -> None:
-    """On a CPU at short contexts, forward and backward: the reason for `causal_attention`."""
+def test_step_attention_is_the_faster_of_two(
+    benchmark: Any, context: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written out or torch's, on a CPU at short contexts, forward and backward."""
     shape = (2048 // context, 4, context, 32)
     operands = [torch.randn(shape).bfloat16().requires_grad_() for _ in range(3)]
     gradient = torch.randn(shape).bfloat16()
 
-    def theirs() -> None:
-        fused(*operands).backward(gradient)
+    def attend(written_out: bool) -> None:
+        monkeypatch.setattr(decoder, "CPU_HAS_BFLOAT16", written_out)
+        with autocast.autocast("cpu"):
+            y = decoder.causal_attention(*operands)
+        y.backward(gradient)
 
-    def ours() -> None:
-        causal_attention(*operands).backward(gradient)
-
-    ratios = [seconds(theirs) / seconds(ours) for _ in range(ROUNDS)]
-    benchmark.pedantic(ours, rounds=3)
-    benchmark.extra_info["fused_over_written_out"] = median(ratios)
+    chosen = cpu_has_bfloat16()
+    ratios = [
+        seconds(partial(attend, not chosen)) / seconds(partial(attend, chosen))
+        for _ in range(ROUNDS)
+    ]
+    benchmark.pedantic(partial(attend, chosen), rounds=3)
+    benchmark.extra_info["other_over_chosen"] = median(ratios)
     assert median(ratios) > 1

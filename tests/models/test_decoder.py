@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from isoflop.models import LAYERS, Config, Decoder
+from isoflop.models import LAYERS, Config, Decoder, decoder
 from isoflop.models.decoder import blocks_with_layer, causal_attention
 
 # One small set of options per registered layer; a new layer must be added here.
@@ -159,7 +159,10 @@ def test_the_first_loss_is_that_of_a_uniform_guess() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_attention_written_out_is_torch_s(dtype: torch.dtype) -> None:
+def test_attention_written_out_is_torch_s(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoder, "CPU_HAS_BFLOAT16", True)
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 2, 33, 8, dtype=dtype).unbind(0)
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
