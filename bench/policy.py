@@ -70,9 +70,15 @@ def fits(new: Need, running: Sequence[Need], device: Device, cores: int = CORES)
     )
 
 
-def longest_first(cells: Iterable[Cell], device: Device) -> list[Cell]:
-    """The order in which cells start: a long one must not be left for the end."""
-    return sorted(cells, key=lambda cell: -need(cell, device).seconds)
+def longest_first(cells: Iterable[Cell], device: Device, limited: bool = False) -> list[Cell]:
+    """The order in which cells start: a long one must not be left for the end.
+
+    Args:
+        limited: the run will be cut off, so budget by budget: a whole one says something.
+    """
+    return sorted(
+        cells, key=lambda cell: (cell.budget if limited else 0, -need(cell, device).seconds)
+    )
 
 
 def schedule(

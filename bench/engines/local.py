@@ -143,7 +143,7 @@ class Local:
         if not cells:
             return
         here = places()
-        queue = Waiting(longest_first(cells, here[0].like))
+        queue = Waiting(longest_first(cells, here[0].like, limits.deadline is not None))
         yield from train_queue(
             queue, prepare_tokens(cells[0].corpus), cells[0], records, limits, here
         )

@@ -88,7 +88,8 @@ class Torchrun:
             RunError: see `train_queue`.
         """
         if cells:
-            waiting = Waiting(longest_first(cells, places()[0].like))
+            limited = limits.deadline is not None
+            waiting = Waiting(longest_first(cells, places()[0].like, limited))
             yield from self.train_queue(waiting, prepare(cells[0].corpus), records, limits)
             remove_scratch(records)
 

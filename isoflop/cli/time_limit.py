@@ -29,6 +29,7 @@ TimeLimit = Annotated[
     typer.Option(
         parser=duration,
         metavar="9m",
-        help="Save and stop when this time is nearly over; the same command goes on.",
+        help="Save and stop when this time is nearly over; the same command goes on. "
+        "Cheaper budgets are trained first.",
     ),
 ]

@@ -88,6 +88,14 @@ def test_the_longest_cell_starts_first(quick: list[Cell]) -> None:
     assert many.held == pytest.approx(sum(seconds)) == schedule(quick, CORE).held
 
 
+def test_a_limited_run_trains_budget_by_budget(quick: list[Cell]) -> None:
+    order = longest_first(quick, CORE, limited=True)
+    assert {cell.id for cell in order} == {cell.id for cell in quick}
+    keys = [(cell.budget, -need(cell, CORE).seconds) for cell in order]
+    assert keys == sorted(keys)
+    assert order[0].budget < order[-1].budget
+
+
 def test_a_gpu_is_known_by_the_name_that_its_driver_states() -> None:
     assert card("NVIDIA H100 80GB HBM3", 85e9) == replace(
         H100, name="NVIDIA H100 80GB HBM3", memory=85e9
