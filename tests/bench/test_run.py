@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from isoflop.bench.engines.contract import Event, Limits, RunError
-from isoflop.bench.engines.local import Local
+from isoflop.bench.engines.local import Local, cores
 from isoflop.bench.flops import FlopError
 from isoflop.bench.run import missing, run_suite
 from isoflop.bench.worker import ALLOCATOR, interrupt_afterwards
@@ -152,10 +152,10 @@ def test_a_time_limit_saves_the_running_cells_and_the_next_call_goes_on(tmp_path
     (tmp_path / "out").rename(tmp_path / "plain")
 
     (tmp_path / "hold").touch()
-    # The smaller budget begins, and waits: its cells are left, and those that have not begun.
+    # The smaller budget begins, and waits: its two cells are left, and all that find no core.
     output, _ = start(tmp_path, "--time-limit", "20s").communicate(timeout=120)
     left = 4 - len(load_records(records))
-    assert left == 4
+    assert left == 4 if cores() <= 2 else left >= 2
     assert f"stopped at the time limit with {left} cells left; the same command goes on" in output
     assert list((tmp_path / "out" / "checkpoints").glob("[!.]*.pt"))
     elsewhere = tmp_path / "elsewhere"
