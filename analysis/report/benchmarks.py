@@ -269,10 +269,8 @@ def brief(devices: Sequence[Measurements]) -> str:
                     "; ".join(in_worker),
                 ]
             )
-        columns = (
-            *("problem", "ms, forward / + backward", "% of limit", "peak MB"),
-            *(OTHERS, IN_WORKER),
-        )
+        both = "ms, forward / + backward"
+        columns = ("problem", both, "% of limit", "peak MB", OTHERS, IN_WORKER)
         parts += [heading(measured) + "\n", *([table(columns, rows, LEFT)] if rows else [])]
         parts += [measured.steps()] if measured.steps() else []
     return "\n".join([*parts, *_unmeasured(devices)])

@@ -1,4 +1,4 @@
-"""The verb `fit`: a scaling law for any table of runs of runs. It needs no torch."""
+"""The verb `fit`: a scaling law for any table of runs. It needs no torch."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ def test_a_time_limit_saves_the_running_cells_and_the_next_call_goes_on(tmp_path
     # The smaller budget begins, and waits: its two cells are left, and all that find no core.
     output, _ = start(tmp_path, "--time-limit", "20s").communicate(timeout=120)
     left = 4 - len(load_records(records))
-    assert left == 4 if cores() <= 2 else left >= 2
+    assert left >= (4 if cores() <= 2 else 2)
     assert f"stopped at the time limit with {left} cells left; the same command goes on" in output
     assert list((tmp_path / "out" / "checkpoints").glob("[!.]*.pt"))
     elsewhere = tmp_path / "elsewhere"

@@ -16,12 +16,10 @@ from isoflop.results.record import write_record
 pytest.importorskip("pytest_benchmark")
 
 ROOT = Path(__file__).parents[2]
+WHAT = "seconds of a command, import included"
 OCTAVES = (-1.0, -0.5, 0.0, 0.5, 1.0)
 SMALL = {"dense": 1.0, "moe-g1": 1.2, "moe-g4": 1.5, "pkm": 0.8, "peer": 1.7}
 LARGE = SMALL | {"moe-g2": 1.3, "moe-g8": 1.4, "moe-g16": 1.3, "moe_ec": 1.6, "peer-relu": 1.7}
-
-
-WHAT = "seconds of a command, import included"
 
 
 @pytest.mark.parametrize(

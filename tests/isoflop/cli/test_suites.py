@@ -56,6 +56,6 @@ def test_fields_are_listed_with_type_default_and_meaning() -> None:
     assert all(row["meaning"] for row in table.values())
 
 
-def test_a_table_prints_brackets_as_they_are() -> None:
+def test_a_table_prints_what_looks_like_markup() -> None:
     done = CliRunner().invoke(app, ["suites", "--fields"], catch_exceptions=False)
     assert "Names from [sizes]; empty for all." in done.stdout
