@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
+from typing import Any
 
 from isoflop.bench.flops import build_on_meta
 from isoflop.models import Config, Layer
@@ -22,6 +23,7 @@ def counts(
 ) -> tuple[Flops, Parameters, int, int]:
     """FLOPs, parameters, those in tables, and the values that a token moves to and from experts, of
     a model; it is built once for all its cells."""
+    shape: dict[str, Any] = dict(backbone)
     model = build_on_meta(
         Config(
             layer=layer,
@@ -30,7 +32,7 @@ def counts(
             vocabulary=vocabulary,
             context=context,
             output_norm=output_norm,
-            **dict(backbone),
+            **shape,
         )
     )
     tables = sum(table.numel() for tested in model.tested for table in tested.tables())

@@ -77,6 +77,7 @@ class Cell:
             vocabulary=self.corpus.vocabulary,
             context=self.training.context,
             output_norm=self.output_norm,
+            initialisation=self.training.initialisation,
         )
 
 
@@ -254,6 +255,8 @@ def make_cell(
     # Fields that came later count where they are not at their default: ids stay.
     if training.gpus_per_cell == 1:
         del decides["training"]["gpus_per_cell"]
+    if training.initialisation == "random":
+        del decides["training"]["initialisation"]
     if tables and table_rate != 1:
         decides["table_rate"] = table_rate
     if suite.output_norm:

@@ -18,7 +18,6 @@ LONGEST_NAME = 100
 # Far beyond any use: a slip of the hand must not keep a machine busy, or fill its memory.
 Positive = Annotated[int, Field(gt=0, le=2**40)]
 Width = Annotated[int, Field(gt=0, le=2**16)]
-Depth = Annotated[int, Field(gt=0, le=2**10)]
 Length = Annotated[int, Field(gt=0, le=2**20)]
 Flops = Annotated[float, Field(gt=0, le=1e30)]
 Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], Field(min_length=1, max_length=1000)]
@@ -63,7 +62,7 @@ class Shape(Frozen):
 
     width: Width
     """d_model."""
-    depth: Depth
+    depth: Annotated[int, Field(gt=0, le=2**10)]
     """Blocks."""
     heads: Width
     """Attention heads; width / heads must be even."""
@@ -93,6 +92,8 @@ class Training(Frozen):
     """Sequences per backward pass, to save memory; it must divide batch."""
     gpus_per_cell: Annotated[int, Field(ge=1, le=2**10)] = 1
     """Processes, each with a GPU, that train a cell together and share its micro-batches."""
+    initialisation: Literal["random", "positional"] = "random"
+    """Of the backbone; positional: attention starts at zero output and can attend by position."""
     schedule: Literal["cosine", "wsd"] = "cosine"
     """Of the learning rate, over the cell's own horizon; wsd is warm-up, stable, decay."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05

@@ -50,6 +50,7 @@ def test_tokens_are_the_budget_over_training_flops_per_token() -> None:
         {"budgets": [{"flops": 6e8}]},
         {"corpus": {**TINY["corpus"], "documents": 41}},
         {"training": {**TINY["training"], "clip": 0.5}},
+        {"training": {**TINY["training"], "initialisation": "positional"}},
         {"transfer": {"width": 32}},
         {"sizes": {"s": {"width": 16, "depth": 2, "heads": 1}}},
     ],
@@ -63,7 +64,8 @@ def test_an_id_changes_with_everything_that_can_change_the_result(changes: dict)
 def test_an_id_does_not_change_with_names_or_spelt_out_defaults() -> None:
     shape = {**TINY["sizes"]["s"], "batch": 4}
     variants = {"base": {"layer": "dense", "learning_rate": 1e-2, "options": {"ratio": 4.0}}}
-    cells = tiny_cells(name="other", sizes={"small": shape}, variants=variants)
+    training = {**TINY["training"], "gpus_per_cell": 1, "initialisation": "random"}
+    cells = tiny_cells(name="other", sizes={"small": shape}, variants=variants, training=training)
     assert cells[0].id == tiny_cells()[0].id
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from isoflop.models import LAYERS, Config, Decoder
+from isoflop.models.decoder import rotate
 from isoflop.models.monet import hidden_square
 from isoflop.models.ultramem import score_norm
 
@@ -172,6 +173,47 @@ def test_the_backbone_starts_so_that_the_first_loss_is_that_of_a_uniform_guess()
     attention = model.blocks[0].attention
     for weight in (attention.qkv.weight, attention.out.weight):
         assert float(weight.std()) == pytest.approx(64**-0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("initialisation", ["random", "positional"])
+def test_attention_by_position_alone_is_possible_from_the_start(initialisation: str) -> None:
+    """Mean scores of the first block by distance, over random tokens: what all tokens share."""
+    torch.manual_seed(0)
+    model = Decoder(
+        Config(
+            LAYERS["dense"],
+            width=64,
+            depth=3,
+            heads=4,
+            vocabulary=500,
+            context=16,
+            initialisation=initialisation,
+        )
+    )
+    scores: list[torch.Tensor] = []
+
+    def keep(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        x_BTD, cos_TK, sin_TK = inputs
+        qk = module.qkv(x_BTD).view(*x_BTD.shape[:2], 3, 4, 16).permute(2, 0, 3, 1, 4)[:2]
+        q_BHTK, k_BHTK = rotate(qk, cos_TK, sin_TK)
+        scores.append((q_BHTK @ k_BHTK.transpose(-1, -2)).mean(0) / 4)
+
+    model.blocks[0].attention.register_forward_pre_hook(keep)
+    outputs = []
+    for block in model.blocks:
+        block.attention.register_forward_hook(lambda *call: outputs.append(call[2]))
+    model(torch.randint(500, (2000, 16)))
+    shared = torch.stack([scores[0].diagonal(-o, 1, 2).mean(-1) for o in range(1, 8)])
+    spread = float(shared.std(0).mean())  # over distances, in nats of the softmax
+    mean = float(model.embedding.weight.mean())
+    if initialisation == "random":
+        assert spread < 0.05
+        assert abs(mean) < 0.02
+        assert all(bool(y_BTD.any()) for y_BTD in outputs)
+    else:
+        assert spread > 0.1
+        assert mean == pytest.approx(1, abs=0.02)
+        assert not any(bool(y_BTD.any()) for y_BTD in outputs)
 
 
 QUICK = {"heads": 2, "top_k": 16, "d_key": 16}
