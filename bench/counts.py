@@ -19,11 +19,10 @@ def counts(
     vocabulary: int,
     context: int,
     output_norm: bool,
-    backbone: tuple[tuple[str, int], ...],
+    backbone: tuple[tuple[str, Any], ...],
 ) -> tuple[Flops, Parameters, int, int]:
     """FLOPs, parameters, those in tables, and the values that a token moves to and from experts, of
     a model; it is built once for all its cells."""
-    shape: dict[str, Any] = dict(backbone)
     model = build_on_meta(
         Config(
             layer=layer,
@@ -32,7 +31,7 @@ def counts(
             vocabulary=vocabulary,
             context=context,
             output_norm=output_norm,
-            **shape,
+            **dict(backbone),
         )
     )
     tables = sum(table.numel() for tested in model.tested for table in tested.tables())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +40,7 @@ class Config:
     vocabulary: int = 8192
     context: int = 512  # tokens per sequence: sets the rotary table and the attention FLOPs
     output_norm: bool = False  # an RMSNorm on the output of every layer under test
-    initialisation: str = "random"  # or "positional", see `Decoder`
+    initialisation: Literal["random", "positional"] = "random"  # see `Decoder`
 
     def __post_init__(self) -> None:
         if self.width % self.heads or (self.width // self.heads) % 2:
@@ -174,11 +174,10 @@ class Decoder(nn.Module):
         self.head = nn.Linear(width, config.vocabulary, bias=False)
         # At the scale of the blocks' outputs: where it is smaller, they drown the tokens. With a
         # standard deviation of width^-0.5 the quick suite's dense loss is 0.3 nats higher.
-        nn.init.normal_(self.embedding.weight)
+        positional = config.initialisation == "positional"
+        nn.init.normal_(self.embedding.weight, mean=EMBEDDING_MEAN if positional else 0.0)
         nn.init.zeros_(self.head.weight)  # the first loss is log V, whatever the width
-        if config.initialisation == "positional":
-            with torch.no_grad():
-                self.embedding.weight.add_(EMBEDDING_MEAN)
+        if positional:
             for block in self.blocks:
                 nn.init.zeros_(block.attention.out.weight)  # type: ignore[union-attr,arg-type]
         cos_TK, sin_TK = rotary_table(config.context, width // config.heads)

@@ -6,12 +6,13 @@ A wrong initialisation trains, and only costs loss: a planted change of one pass
 import math
 from collections.abc import Callable
 from statistics import NormalDist
+from typing import Literal
 
 import pytest
 import torch
 
-from isoflop.models import LAYERS, Config, Decoder
-from isoflop.models.decoder import rotate
+from isoflop.models import LAYERS, Config, Decoder, decoder
+from isoflop.models.decoder import causal_attention
 from isoflop.models.monet import hidden_square
 from isoflop.models.ultramem import score_norm
 
@@ -176,7 +177,9 @@ def test_the_backbone_starts_so_that_the_first_loss_is_that_of_a_uniform_guess()
 
 
 @pytest.mark.parametrize("initialisation", ["random", "positional"])
-def test_attention_by_position_alone_is_possible_from_the_start(initialisation: str) -> None:
+def test_attention_by_position_alone_is_possible_from_the_start(
+    initialisation: Literal["random", "positional"], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Mean scores of the first block by distance, over random tokens: what all tokens share."""
     torch.manual_seed(0)
     model = Decoder(
@@ -192,13 +195,11 @@ def test_attention_by_position_alone_is_possible_from_the_start(initialisation: 
     )
     scores: list[torch.Tensor] = []
 
-    def keep(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        x_BTD, cos_TK, sin_TK = inputs
-        qk = module.qkv(x_BTD).view(*x_BTD.shape[:2], 3, 4, 16).permute(2, 0, 3, 1, 4)[:2]
-        q_BHTK, k_BHTK = rotate(qk, cos_TK, sin_TK)
+    def keep(q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, v_BHTK: torch.Tensor) -> torch.Tensor:
         scores.append((q_BHTK @ k_BHTK.transpose(-1, -2)).mean(0) / 4)
+        return causal_attention(q_BHTK, k_BHTK, v_BHTK)
 
-    model.blocks[0].attention.register_forward_pre_hook(keep)
+    monkeypatch.setattr(decoder, "causal_attention", keep)
     outputs = []
     for block in model.blocks:
         block.attention.register_forward_hook(lambda *call: outputs.append(call[2]))
