@@ -108,6 +108,11 @@ def places(core_count: int | None = None) -> list[Place]:
     ]
 
 
+def starting_order(cells: list[Cell], limits: Limits) -> list[Cell]:
+    """The order in which every engine starts cells, priced on a device like those here."""
+    return longest_first(cells, places()[0].like, limited=limits.deadline is not None)
+
+
 def grouped(here: list[Place], ranks: int) -> list[Place]:
     """Places of `ranks` devices. Cores may be fewer: the processes then take turns.
 
@@ -142,10 +147,9 @@ class Local:
         """See `contract.Engine`."""
         if not cells:
             return
-        here = places()
-        queue = Waiting(longest_first(cells, here[0].like, limits.deadline is not None))
+        queue = Waiting(starting_order(cells, limits))
         yield from train_queue(
-            queue, prepare_tokens(cells[0].corpus), cells[0], records, limits, here
+            queue, prepare_tokens(cells[0].corpus), cells[0], records, limits, places()
         )
         remove_scratch(records)
 

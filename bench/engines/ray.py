@@ -31,10 +31,9 @@ from isoflop.bench.engines.contract import (
     whole_number,
 )
 from isoflop.bench.engines.copies import Copies
-from isoflop.bench.engines.local import Waiting, places, train_queue
+from isoflop.bench.engines.local import Waiting, places, starting_order, train_queue
 from isoflop.bench.kept_models import initial_path, model_path
 from isoflop.bench.plan import Cell
-from isoflop.bench.policy import longest_first
 from isoflop.bench.train import checkpoint_path
 from isoflop.results.errors import IsoflopError
 from isoflop.results.files import write_whole
@@ -164,7 +163,7 @@ class Ray:
         import ray
         from ray import exceptions
 
-        copies = Copies(longest_first(cells, places()[0].like), self.options["backups"] == "yes")
+        copies = Copies(starting_order(cells, limits), self.options["backups"] == "yes")
         scratch = scratch_of(records)
         left = None if limits.deadline is None else limits.deadline - time.monotonic()
         deadline = None if left is None else time.time() + left

@@ -29,11 +29,10 @@ from isoflop.bench.engines.contract import (
     remove_scratch,
     whole_number,
 )
-from isoflop.bench.engines.local import places
+from isoflop.bench.engines.local import starting_order
 from isoflop.bench.engines.shared_queue import SharedQueue
 from isoflop.bench.engines.slurm_task import near_limit
 from isoflop.bench.plan import Cell
-from isoflop.bench.policy import longest_first
 from isoflop.results.errors import did_you_mean
 
 POLL_SECONDS = 1.0  # between two looks at the folder
@@ -217,7 +216,7 @@ class Slurm:
         self.check()
         tokens = prepare_tokens(cells[0].corpus)
         queue = SharedQueue(_folder(records))
-        order = longest_first(cells, places()[0].like)
+        order = starting_order(cells, limits)
         queue.fill(order, tokens.folder.resolve(), records.resolve(), limits)
         left = {cell.id: cell for cell in order}
         self.jobs = [job for job in queue.jobs() if _alive([job])]

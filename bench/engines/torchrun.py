@@ -26,9 +26,9 @@ from isoflop.bench.engines.contract import (
     scratch_of,
     store,
 )
-from isoflop.bench.engines.local import Queue, Waiting, places
+from isoflop.bench.engines.local import Queue, Waiting, places, starting_order
 from isoflop.bench.plan import Cell
-from isoflop.bench.policy import longest_first, need
+from isoflop.bench.policy import need
 from isoflop.bench.ranks import Job, follow, join, tell
 from isoflop.bench.refusals import refuse_ranks
 from isoflop.bench.train import Hooks, Progress, StoppedError, train_cell
@@ -88,8 +88,7 @@ class Torchrun:
             RunError: see `train_queue`.
         """
         if cells:
-            limited = limits.deadline is not None
-            waiting = Waiting(longest_first(cells, places()[0].like, limited))
+            waiting = Waiting(starting_order(cells, limits))
             yield from self.train_queue(waiting, prepare(cells[0].corpus), records, limits)
             remove_scratch(records)
 

@@ -30,6 +30,6 @@ TimeLimit = Annotated[
         parser=duration,
         metavar="9m",
         help="Save and stop when this time is nearly over; the same command goes on. "
-        "Cheaper budgets are trained first, but by SLURM and Ray.",
+        "Cheaper budgets are then trained first.",
     ),
 ]

@@ -13,7 +13,7 @@ from isoflop.bench.cost import Device
 from isoflop.bench.data import DataError, prepare
 from isoflop.bench.engines import local
 from isoflop.bench.engines.contract import EngineError, Limits
-from isoflop.bench.engines.local import Local, Place
+from isoflop.bench.engines.local import Local, Place, starting_order
 from isoflop.bench.worker import workers
 from isoflop.cli.engines import find_engine
 from isoflop.results.record import load_records
@@ -105,6 +105,20 @@ def test_a_cell_without_memory_beside_others_trains_again_by_itself(
         "hungry": "finished",
         "dense": "finished",
     }
+
+
+@pytest.mark.parametrize(
+    ("deadline", "expected"), [(None, [2e9, 1e9, 5e8]), (0.0, [5e8, 1e9, 2e9])]
+)
+def test_a_time_limit_trains_cheap_budgets_first(
+    deadline: float | None, expected: list[float]
+) -> None:
+    cells = tiny_cells(
+        budgets=[{"flops": flops} for flops in (1e9, 5e8, 2e9)],
+        variants={"dense": TINY["variants"]["dense"]},
+    )
+    order = starting_order(cells, Limits(deadline=deadline))
+    assert [cell.budget for cell in order] == expected
 
 
 def test_engines_are_known_by_name() -> None:
