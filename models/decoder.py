@@ -18,7 +18,7 @@ from isoflop.models.layer import Layer
 from isoflop.models.ops.backends import cpu_has_bfloat16
 
 ROTARY_BASE = 10_000.0
-EMBEDDING_MEAN = 1.0  # of the initialisation "positional"
+EMBEDDING_MEAN = 0.25  # of the initialisation "positional"
 CPU_HAS_BFLOAT16 = cpu_has_bfloat16()  # asked at import: torch.compile cannot trace the question
 
 
@@ -151,7 +151,7 @@ class Decoder(nn.Module):
     With embeddings of mean zero and no biases, scores of the first block cannot depend on position
     alone. In models of 3 blocks its attention then learns to average the past and no more, and it
     depends on the seed whether the second block attends to the previous token: at widths 32 and 48
-    that decides up to 0.15 nats. The initialisation "positional" has embeddings of mean 1, and
+    that decides up to 0.15 nats. The initialisation "positional" has embeddings of mean 0.25, and
     attention whose output starts at zero (docs/analysis-plan.md).
     """
 

@@ -196,7 +196,7 @@ def test_attention_by_position_alone_is_possible_from_the_start(
     scores: list[torch.Tensor] = []
 
     def keep(q_BHTK: torch.Tensor, k_BHTK: torch.Tensor, v_BHTK: torch.Tensor) -> torch.Tensor:
-        scores.append((q_BHTK @ k_BHTK.transpose(-1, -2)).mean(0) / 4)
+        scores.append((q_BHTK @ k_BHTK.transpose(-1, -2)).detach().mean(0) / 4)
         return causal_attention(q_BHTK, k_BHTK, v_BHTK)
 
     monkeypatch.setattr(decoder, "causal_attention", keep)
@@ -208,12 +208,12 @@ def test_attention_by_position_alone_is_possible_from_the_start(
     spread = float(shared.std(0).mean())  # over distances, in nats of the softmax
     mean = float(model.embedding.weight.mean())
     if initialisation == "random":
-        assert spread < 0.05
+        assert spread < 0.012
         assert abs(mean) < 0.02
         assert all(bool(y_BTD.any()) for y_BTD in outputs)
     else:
-        assert spread > 0.1
-        assert mean == pytest.approx(1, abs=0.02)
+        assert spread > 0.018
+        assert mean == pytest.approx(0.25, abs=0.02)
         assert not any(bool(y_BTD.any()) for y_BTD in outputs)
 
 
