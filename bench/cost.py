@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from time import perf_counter
 
 import torch
@@ -74,8 +75,9 @@ def predict_bytes(cell: Cell) -> float:
     return 16 * cell.parameters.total + activations + logits
 
 
+@cache
 def local_cpu() -> Device:
-    """One core of this CPU, with its matrix rate measured now."""
+    """One core of this CPU, with its matrix rate measured once in a process."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     a = torch.randn(512, 512)
