@@ -1,5 +1,6 @@
 """The file of experts: what is written is what is read, and where it lies."""
 
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -60,8 +61,12 @@ def test_dropped_pages_are_not_in_memory(tmp_path: Path) -> None:
     file = ExpertFile(tmp_path / "experts")
     if file.resident() is None:
         pytest.skip("this file system does not say")
-    file.drop_pages()
-    assert file.resident() in (0, 1)  # a request, which a file system in memory does not follow
+    for _ in range(100):  # a page that the system is using at the time stays: ask again
+        file.drop_pages()
+        if file.resident() == 0:
+            break
+        time.sleep(0.01)
+    assert file.resident() in (0, 1)  # a file system in memory does not follow the request
     file.keep_pages()
     assert file.resident() == 1
     file.close()
