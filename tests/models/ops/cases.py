@@ -66,7 +66,7 @@ def gradients(
 def assert_near(actual: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
     """Equal up to `tolerance` of each tensor's own size (root mean square)."""
     for place, (a, b) in enumerate(zip(actual, expected, strict=True)):
-        error = (a.double() - b).norm() / b.norm()
+        error = (a.cpu().double() - b).norm() / b.norm()
         assert error < tolerance, f"output {place}: relative error {error:.1e}"
 
 
