@@ -3,8 +3,9 @@ what the rate that was used costs.
 
 A learning-rate sweep trains one small cell at several learning rates. Near its optimum the loss is
 a quadratic in the logarithm of the rate, whose curvature differs little between layers, while the
-optimum does: one curvature is fitted to all sweeps at once, and an optimum to each, from the rates
-next to the lowest. Three rates in factors of two are enough. The tuning gap is the fitted loss at
+optimum does: one curvature is fitted to all sweeps of a size at one budget, and an optimum to each,
+from the rates next to the lowest. Sizes have curvatures of their own: in a few steps of a large model
+a high rate costs more. Three rates in factors of two are enough. The tuning gap is the fitted loss at
 the rate that the suite used less that at the optimum; subtracting it from the losses of every
 variant shows how much the ranking depends on tuning. A bootstrap sample adds the noise of the runs
 to every mean loss.
@@ -131,11 +132,13 @@ def rate_sweeps(
         )
         for part in measured
     ]
-    quadratics = _fit(measured, losses)
-    return tuple(
-        part.sweep(quadratic, used.get(point))
-        for point, part, quadratic in zip(points, measured, quadratics, strict=True)
-    )
+    sweeps = {}
+    for place in {point[1:] for point in points}:
+        alike = [n for n, point in enumerate(points) if point[1:] == place]
+        quadratics = _fit([measured[n] for n in alike], [losses[n] for n in alike])
+        for n, quadratic in zip(alike, quadratics, strict=True):
+            sweeps[n] = measured[n].sweep(quadratic, used.get(points[n]))
+    return tuple(sweeps[n] for n in range(len(points)))
 
 
 def _grouped(tune: Iterable[Record], of: Rate) -> dict[Point, dict[float, list[Record]]]:

@@ -196,7 +196,8 @@ def convention_rows(analysis: Analysis) -> list[list[str]]:
 RATES = (
     "Each variant's learning-rate sweeps at small cells; in the rows of tables, their rate over "
     "that of the rest. Best: the optimum of a quadratic in the "
-    "logarithm of the rate, with one curvature for all sweeps, held to the rates of the sweep. "
+    "logarithm of the rate, with one curvature for all sweeps of a size at one budget, held to the "
+    "rates of the sweep. "
     "Tuning gap: its loss at the rate that the suite used minus that at the best, with the noise "
     "of the runs. Multiplier if tuned: with every variant's tuning gap subtracted from its loss. "
     "Rank interval: the ranks that the significant differences leave open; if tuned, with the "

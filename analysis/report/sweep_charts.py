@@ -109,7 +109,7 @@ def learning_rate(analysis: Analysis) -> Chart | None:
         "learning_rate", "Learning-rate sweeps",
         f"Loss of small cells ({', '.join(cells)}) above the lowest that is fitted, with 95% "
         "intervals, of the baseline pale behind. Lines: "
-        "quadratics in the logarithm of the rate, of one curvature, fitted near the lowest. "
+        "quadratics in the logarithm of the rate, of one curvature a size, fitted near the lowest. "
         "Diamonds mark the best rates; they are hollow at the edge of what was tried. A dashed "
         "vertical line is a rate that diverged.",
         axis("peak learning rate", rates, "{:.2g}".format, log=True, ticks=rates),

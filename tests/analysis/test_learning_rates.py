@@ -48,6 +48,29 @@ def test_one_curvature_is_shared_and_each_variant_has_its_own_optimum() -> None:
     assert len({float(sweep.quadratic[0, 2]) for sweep in sweeps.values()}) == 1
 
 
+def test_a_size_with_a_sharp_optimum_does_not_bend_the_sweeps_of_another() -> None:
+    """As on an H200 at 1e14 FLOPs: at width 256, of few steps, high rates are costly; at 128 the
+    losses fall up to the highest rate, and a better one may lie beyond."""
+    losses = {
+        ("dense", "s"): (3.828, 3.740, 3.656), ("moe", "s"): (3.700, 3.629, 3.652),
+        ("dense", "l"): (4.315, 4.102, 4.062), ("moe", "l"): (4.241, 4.158, 4.707),
+    }  # fmt: skip
+    tune = [
+        run.model_copy(
+            update={
+                "cell": f"{run.cell}{size}",
+                "loss": loss,
+                "size": run.size.model_copy(update={"name": size}),
+            }
+        )
+        for (variant, size), values in losses.items()
+        for run, loss in zip(rate_sweep(variant, THREE, 1e-3, noise=0), values, strict=True)
+    ]
+    sweeps = {(s.variant, s.size.name): s for s in rate_sweeps(tune, (), 0.02, 50)}
+    assert [place for place, sweep in sweeps.items() if sweep.at_edge] == [("dense", "s")]
+    assert sweeps["dense", "s"].best.value == pytest.approx(THREE[-1])
+
+
 def test_the_rate_of_tables_is_swept_apart() -> None:
     """Runs at another rate of tables are no part of the sweep of the learning rate."""
     tune = [*rate_sweep("dense", THREE, 1e-3, noise=0), *rate_sweep("peer", THREE, 1e-3, noise=0)]

@@ -41,7 +41,6 @@ def small() -> dict[str, Any]:
                 options[name] = round(options[name] ** 0.5 / 8) ** 2
         if "top_k" in options:
             options |= {"heads": 2, "top_k": 4, "d_key": 8}
-    suite["seeds"] = suite["seeds"][:1]
     for budget in suite["budgets"]:
         budget["sizes"] = budget["sizes"][1:2]
     return suite

@@ -245,13 +245,7 @@ def test_the_cells_of_shipped_suites_are_what_they_were() -> None:
         "ci": ["28454735fe1c", "a429e06730b7"],
         "quick": ["cc659e8bd706", "3b86e324b46e"],
         "h100": ["59e59b432f90", "a42a6136333b"],
-        "h100-lunch": [
-            "84ef4e0a8e5b",
-            "e5eadc586d00",
-            "d284c5c01fd4",
-            "1537833f1e28",
-            "c38a040889a7",
-        ],
+        "h100-lunch": ["c2caaa17f6fe", "d79f8c0b3926", "55fd5c68832d"],
         "paper": ["32f875252e5f"],
         "post-training": ["920934d3a859", "31f4790ac06b"],
     }
