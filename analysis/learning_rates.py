@@ -4,14 +4,11 @@ what the rate that was used costs.
 A learning-rate sweep trains one small cell at several learning rates. Near its optimum the loss is
 a quadratic in the logarithm of the rate, whose curvature differs little between layers, while the
 optimum does: one curvature is fitted to all sweeps of a size at one budget, and an optimum to each,
-from the rates next to the lowest. Sizes have curvatures of their own: in a few steps of a large model
-a high rate costs more. Three rates in factors of two are enough. The tuning gap is the fitted loss at
-the rate that the suite used less that at the optimum; subtracting it from the losses of every
-variant shows how much the ranking depends on tuning. A bootstrap sample adds the noise of the runs
-to every mean loss.
-
-An optimum at or beyond the ends of a sweep is held to them and marked: a better one may lie beyond.
-A rate that diverged is not fitted; it bounds the sweep.
+from the rates next to the lowest. Three rates in factors of two are enough. The tuning gap is the
+fitted loss at the rate that the suite used less that at the optimum; subtracting it from the losses
+of every variant shows how much the ranking depends on tuning. A bootstrap sample adds the noise of
+the runs to every mean loss. A best rate at or beyond an end of a sweep is held to it and marked.
+A rate that diverged, or whose loss is far above the lowest, is not fitted; it bounds the sweep.
 """
 
 from __future__ import annotations
@@ -31,6 +28,7 @@ from isoflop.analysis.surface_multiplier import SurfaceMultipliers
 from isoflop.results.record import Point, Record, Size
 
 NEAR = 2.5  # the factor from the lowest within which rates are fitted
+CLIFF = 0.2  # nats above the lowest, from which the loss of a higher rate is no longer quadratic
 LEAST_RATES = 3  # that are fitted however far from the lowest, and that a curvature needs
 
 Runs = Mapping[float, Sequence[Record]]  # the records of one sweep by rate
@@ -176,15 +174,16 @@ class _Measured:
         self.losses = np.array([_mean_loss(runs[rate]) for rate in self.rates])
         self.errors = np.array([deviation / np.sqrt(len(runs[rate])) for rate in self.rates])
         log_rates = np.log(self.rates)
-        finished = np.isfinite(self.losses)
         lowest = log_rates[np.argmin(self.losses)]
-        away = np.where(finished, np.abs(log_rates - lowest), np.inf)
-        near = finished & ((away <= np.log(NEAR)) | (away <= np.sort(away)[:LEAST_RATES][-1]))
+        cliff = (log_rates > lowest) & (self.losses > self.losses.min() + CLIFF)
+        fit = np.isfinite(self.losses) & ~cliff
+        away = np.where(fit, np.abs(log_rates - lowest), np.inf)
+        near = fit & ((away <= np.log(NEAR)) | (away <= np.sort(away)[:LEAST_RATES][-1]))
         self.loss, self.error, self.count = self.losses[near], self.errors[near], int(near.sum())
         self.middle = float(np.exp(log_rates[near].mean()))
         self.z = log_rates[near] - np.log(self.middle)
-        self.ends = log_rates[finished][[0, -1]] - np.log(self.middle)
-        self.bounded = bool(~finished[-1])  # a rate above all that finished diverged
+        self.ends = log_rates[fit][[0, -1]] - np.log(self.middle)
+        self.bounded = bool(~fit[-1])  # a rate above all others diverged, or nearly
 
     def sweep(self, quadratic: Array, used: float | None) -> RateSweep:
         """What the fitted quadratic, (1 + samples, 3), says of the sweep."""

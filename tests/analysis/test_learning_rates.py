@@ -103,6 +103,18 @@ def test_rates_far_from_the_lowest_do_not_bend_it() -> None:
     assert sweep_of([*tune[:-1], wild]).best.value == pytest.approx(1e-3)
 
 
+def test_a_cliff_at_the_highest_rate_bounds_a_sweep_and_moves_no_optimum() -> None:
+    """As MoE of width 48 in the suite cpu."""
+    dense, moe = (rate_sweep(name, THREE, 1e-3, bend=0.16, noise=0) for name in ("dense", "moe"))
+    losses = (4.297, 4.313, 4.816)
+    cliff = [run.model_copy(update={"loss": loss}) for run, loss in zip(moe, losses, strict=True)]
+    sweeps = {s.variant: s for s in rate_sweeps([*dense, *cliff], (), 0.003, 50)}
+    assert sweeps["dense"].best.value == pytest.approx(1e-3)
+    assert not sweeps["moe"].at_edge
+    assert THREE[0] <= sweeps["moe"].best.value < THREE[1]
+    assert sweeps["moe"].tuning_gap[0] <= 4.313 - 4.297
+
+
 @pytest.mark.parametrize("best", [1e-4, 1e-2])
 def test_a_best_rate_at_the_edge_is_marked(best: float) -> None:
     sweep = sweep_of(rate_sweep("dense", RATES, best))
