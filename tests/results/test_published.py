@@ -1,4 +1,4 @@
-"""The published records agree with the suite and the code that are here."""
+"""The published records agree with the suites and the code that are here."""
 
 from pathlib import Path
 
@@ -9,23 +9,24 @@ from isoflop.bench.submissions.verify import problems
 from isoflop.bench.suite import load_suite
 from isoflop.results.record import FLOP_CONVENTION, load_records
 
-SUBMISSION = Path(__file__).parents[2] / "results" / "submissions" / "quick-baselines"
-RECORDS = SUBMISSION / "records"
+SUBMISSIONS = Path(__file__).parents[2] / "results" / "submissions"
+each_suite = pytest.mark.parametrize("suite", ["quick", "cpu"])
 
 
-def test_what_can_be_recomputed_agrees() -> None:
-    assert problems(SUBMISSION) == []
+@each_suite
+def test_what_can_be_recomputed_agrees(suite: str) -> None:
+    assert problems(SUBMISSIONS / f"{suite}-baselines") == []
 
 
-def test_every_cell_has_a_record_and_no_record_is_an_orphan() -> None:
-    cells = {cell.id for cell in plan(load_suite("quick"), "quick")}
-    assert {record.cell for record in load_records(RECORDS)} == cells
-
-
-def test_stored_counts_are_those_of_the_code() -> None:
-    records = {record.cell: record for record in load_records(RECORDS)}
-    for cell in plan(load_suite("quick"), "quick"):
-        record = records[cell.id]
+@each_suite
+def test_every_cell_has_a_record_whose_counts_are_those_of_the_code(suite: str) -> None:
+    records = {
+        record.cell: record for record in load_records(SUBMISSIONS / f"{suite}-baselines/records")
+    }
+    cells = {cell.id: cell for cell in plan(load_suite(suite), suite)}
+    assert records.keys() == cells.keys()
+    for name, cell in cells.items():
+        record = records[name]
         assert record.flops == cell.flops
         assert record.flops_per_token == cell.flops_per_token
         assert record.parameters == cell.parameters
@@ -33,7 +34,8 @@ def test_stored_counts_are_those_of_the_code() -> None:
         assert record.flops == pytest.approx(record.budget, rel=0.01)
 
 
-def test_losses_are_comparable_and_none_is_missing() -> None:
-    records = load_records(RECORDS)
+@each_suite
+def test_losses_are_comparable_and_none_is_missing(suite: str) -> None:
+    records = load_records(SUBMISSIONS / f"{suite}-baselines/records")
     assert {record.status for record in records} == {"finished"}
     assert len({record.validation_hash for record in records}) == 1
