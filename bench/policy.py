@@ -15,9 +15,9 @@ from isoflop.bench.plan import Cell
 
 EAGER_HOST = 2.5  # the host's time for a step, uncompiled over compiled
 EAGER_WORK = 1.2  # the device's: more passes over memory
-# Seconds that a block takes of a GPU in each step, however small: its kernels, and the turns of the
-# processes that share it. So predicted, 39 cells of `h100-lunch` that an H200 trained in under 318 s,
-# beside others, take 265 s.
+# Seconds that a block takes of a GPU in each step, however small: its kernels, and the turns of
+# the processes that share it. So predicted, 39 cells of `h100-lunch` take an H200 265 s; it took
+# 318 s for these and for parts of others.
 KERNELS = 4e-4
 EAGER_KERNELS = 2.0  # of these, uncompiled over compiled
 COMPILE_SECONDS = 30.0  # of a cell's two kinds of block, forward and backward
