@@ -57,11 +57,10 @@ def need(cell: Cell, device: Device) -> Need:
     busy_eager = EAGER_WORK * work + EAGER_KERNELS * kernels
     compiled = max(busy, host) + COMPILE_SECONDS
     eager = max(busy_eager, EAGER_HOST * host)
-    if cell.training.gpus_per_cell > 1:
-        return Need(min(compiled, eager), memory, 1.0, compiled < eager)
-    if compiled < eager:
-        return Need(compiled, memory, busy / compiled, True)
-    return Need(eager, memory, busy_eager / eager, False)
+    seconds = min(compiled, eager)
+    alone = cell.training.gpus_per_cell > 1
+    load = 1.0 if alone else (busy if compiled < eager else busy_eager) / seconds
+    return Need(seconds, memory, load, compiled < eager)
 
 
 def fits(new: Need, running: Sequence[Need], device: Device, cores: int = CORES) -> bool:
