@@ -20,7 +20,7 @@ from isoflop.results.record import load_records
 from tests.bench.cells import TINY, tiny_cells
 
 # As small as a real core is slow: seconds of training go into launches, which others can overlap.
-LIKE = Device("gpu", 1e15, 1e12, 1e12, 1e-4)
+LIKE = Device("gpu", 1e15, 1e12, 1e12, 1e-3)
 HUNGRY = """
 from pathlib import Path
 from isoflop.models import LAYERS
