@@ -22,7 +22,7 @@ from isoflop.analysis.ratios import compare
 from isoflop.analysis.surface import EXPLAIN, Surface
 from isoflop.analysis.surface_headline import Headline, choose, parabola_samples
 from isoflop.analysis.surface_multiplier import SurfaceMultipliers
-from isoflop.analysis.time_multiplier import Speed, log_time_multiplier
+from isoflop.analysis.time_multiplier import Place, Speed, log_time_multiplier
 from isoflop.results.record import Record
 
 POINTS = 41  # of compute along which multipliers are drawn and crossings are looked for
@@ -131,7 +131,7 @@ def rank(
     curves: Mapping[str, Sequence[Curve]],
     fits: SurfaceMultipliers,
     dense: Sequence[str],
-    speeds: dict[str, Speed],
+    speeds: dict[str, dict[Place, Speed]],
     planned: str | None = None,
 ) -> tuple[Standing, ...]:
     """Compare every variant with the best dense one: best first, those without a multiplier last.
@@ -140,7 +140,7 @@ def rank(
         curves: of each variant, by budget.
         fits: the surfaces.
         dense: the dense variants.
-        speeds: of the variants.
+        speeds: of the variants by device.
         planned: the variant that was to be compared with dense before anything was seen; this one
             comparison needs no correction for the number of variants.
     """

@@ -3,8 +3,9 @@
 The time multiplier is the seconds that dense's compute-optimal model needs over those of the
 layer's, at equal loss: the compute multiplier, times the ratio of their seconds per FLOP at their
 best sizes. Seconds are those that the records spent in training. They are compared on one device
-with one number of threads alone, and their scatter between the runs of a size enters the interval.
-What disturbed all runs of a variant alike, such as other load on the machine, does not.
+with one number of threads alone: of those that trained both, the one where the layer has the most
+sizes. Their scatter between the runs of a size enters the interval. What disturbed all runs of a
+variant alike, such as other load on the machine, does not.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ Place = tuple[str, int | None]  # device and threads
 
 @dataclass(frozen=True)
 class Speed:
-    """The seconds per FLOP of one variant by size."""
+    """The seconds per FLOP of one variant by size, on one device."""
 
-    places: frozenset[Place]  # that its cells were trained on
+    runs: int
     log_size: Array  # (sizes,) natural logarithm of active parameters, increasing
     log_seconds: Array  # (1 + samples, sizes) natural logarithm of training seconds per FLOP
 
@@ -43,20 +44,19 @@ class Speed:
         return np.asarray(low + share * (high - low))
 
 
-def speeds(records: Sequence[Record], samples: int) -> dict[str, Speed]:
-    """The speed of every variant with a finished cell.
+def speeds(records: Sequence[Record], samples: int) -> dict[str, dict[Place, Speed]]:
+    """The speed of every variant with a finished cell, on every device that trained one.
 
     Args:
         records: of a suite.
-        samples: of the scatter between runs of a size, pooled over variants.
+        samples: of the scatter between runs of a size on a device, pooled over both and variants.
     """
-    runs: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    places: dict[str, set[Place]] = defaultdict(set)
+    runs: dict[tuple[str, Place], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         if record.status == "finished" and record.measured.train_seconds > 0:
             log_seconds = float(np.log(record.measured.train_seconds / record.flops))
-            runs[record.variant][record.parameters.active].append(log_seconds)
-            places[record.variant].add((record.measured.device, record.measured.threads))
+            place = (record.measured.device, record.measured.threads)
+            runs[record.variant, place][record.parameters.active].append(log_seconds)
     groups = [np.array(group) for sizes in runs.values() for group in sizes.values()]
     degrees = sum(len(group) - 1 for group in groups)
     squares = sum(float(((group - group.mean()) ** 2).sum()) for group in groups)
@@ -65,19 +65,23 @@ def speeds(records: Sequence[Record], samples: int) -> dict[str, Speed]:
     scale = np.ones((samples, 1))
     if degrees:
         scale = np.sqrt(degrees / generator.chisquare(degrees, (samples, 1)))
-    result = {}
-    for variant, sizes in runs.items():
+    result: dict[str, dict[Place, Speed]] = defaultdict(dict)
+    for (variant, place), sizes in runs.items():
         ordered = sorted(sizes)
         mean = np.array([np.mean(sizes[size]) for size in ordered])
         error = deviation / np.sqrt([len(sizes[size]) for size in ordered])
         drawn = scale * error * generator.standard_normal((samples, len(ordered)))
         sampled = np.vstack([mean, mean + drawn])
-        result[variant] = Speed(frozenset(places[variant]), np.log(ordered), sampled)
+        total = sum(len(group) for group in sizes.values())
+        result[variant][place] = Speed(total, np.log(ordered), sampled)
     return result
 
 
 def log_time_multiplier(
-    variant: str, log_multiplier: Array, fits: SurfaceMultipliers, by_variant: dict[str, Speed]
+    variant: str,
+    log_multiplier: Array,
+    fits: SurfaceMultipliers,
+    by_variant: dict[str, dict[Place, Speed]],
 ) -> Array | None:
     """Natural logarithm of the time multiplier, shape (1 + samples,).
 
@@ -86,18 +90,15 @@ def log_time_multiplier(
         fits: the best sizes are theirs.
         by_variant: the speeds.
     Returns:
-        None where the variant has no surface, or it and dense were not trained on one device.
+        None where the variant has no surface, or no device trained both it and every dense variant.
     """
-    dense = [by_variant.get(name) for name in fits.baselines]
-    layer = by_variant.get(variant)
-    if variant not in fits.forms or layer is None:
+    layers = by_variant.get(variant, {})
+    dense = [by_variant.get(name, {}) for name in fits.baselines]
+    common = [place for place in layers if all(place in speed for speed in dense)]
+    if variant not in fits.forms or not common:
         return None
-    known = [speed for speed in dense if speed is not None]
-    if (
-        len(known) < len(dense)
-        or len(frozenset.union(layer.places, *(s.places for s in known))) > 1
-    ):
-        return None
+    place = max(common, key=lambda place: (len(layers[place].log_size), layers[place].runs))
+    layer, known = layers[place], [speed[place] for speed in dense]
     compute = np.array([fits.budget])
     _, size = fits.surface(variant).frontier(np.log(compute))
     reading = fits.reading(variant, compute)

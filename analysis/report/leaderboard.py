@@ -271,7 +271,7 @@ def legend(analysis: Analysis) -> str:
         f"{analysis.dense_name} needs to reach the loss of the layer's compute-optimal model, "
         "divided by the FLOPs of that model, with a 95% interval; from one law of all cells of a "
         "variant, and beside it from the parabolas of that budget alone. Time multiplier: the same "
-        "with training seconds, where all were trained on one device. Rank: one more than the "
+        "with training seconds, on a device that trained both. Rank: one more than the "
         "number of variants that are significantly better, by the ratios of multipliers; in "
         "parentheses the ranks that the significant differences leave open. Verdict: significantly "
         f"better or worse than dense, equivalent within {100 * analysis.margin:.3g}%, or "
