@@ -185,10 +185,9 @@ def prepare(
     alone = suite.model_copy(
         update={
             "variants": new,
-            "seeds": first_seeds(suite, seeds),
             "budgets": budgets,
         }
-    )
+    ).with_seeds(first_seeds(suite.seeds, seeds))
     cells, stored = plan(alone, where), plan(suite, where)
     ids = {cell.id for cell in cells}
     for cell in stored:
@@ -199,7 +198,12 @@ def prepare(
             )
     baseline = [cell for cell in stored if cell.variant == dense]
     source = _records_of(suite.name, baseline)
-    further = _of_further_seeds(suite, where, dense, seeds, source)
+    known = {cell.id for cell in stored}
+    further = [
+        cell
+        for cell in _of_further_seeds(suite, where, dense, seeds, source)
+        if cell.id not in known
+    ]
     stored, baseline = stored + further, baseline + further
     return Comparison(
         variant=variant,
@@ -244,20 +248,19 @@ def _of_further_seeds(suite: Suite, where: str, dense: str, seeds: int, source: 
 
     `isoflop run SUITE --seeds N` trains them.
     """
-    more = [seed for seed in first_seeds(suite, seeds) if seed not in suite.seeds]
+    more = [seed for seed in first_seeds(suite.seeds, seeds) if seed not in suite.seeds]
     if not more:
         return []
     alone = suite.model_copy(
         update={
             "variants": {dense: suite.variants[dense]},
-            "seeds": more,
             "budgets": [
                 budget.model_copy(update={"variants": []})
                 for budget in suite.budgets
                 if not budget.variants or dense in budget.variants
             ],
         }
-    )
+    ).with_seeds(more)
     paths = [(cell, _record_in(source, cell)) for cell in plan(alone, where)]
     return [cell for cell, path in paths if path and read_record(path).status == "finished"]
 

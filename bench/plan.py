@@ -93,7 +93,7 @@ def plan(suite: Suite, where: str) -> list[Cell]:
     for index, budget in enumerate(suite.budgets):
         for name in budget.variants or suite.variants:
             for size in budget.sizes or suite.sizes:
-                for seed in suite.seeds:
+                for seed in suite.seeds_at(budget):
                     cells.append(
                         make_cell(
                             suite,
@@ -120,7 +120,7 @@ def _ablation_cells(suite: Suite, where: str) -> Iterator[Cell]:
     budget = suite.budgets[0]
     for ablation, changed, key in choices(suite, where):
         for size in budget.sizes or suite.sizes:
-            for seed in suite.seeds:
+            for seed in suite.seeds_at(budget):
                 cell = make_cell(
                     changed,
                     ablation.variant,

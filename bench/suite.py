@@ -79,6 +79,8 @@ class Budget(Frozen):
     """Names from [sizes]; empty for all."""
     variants: list[str] = []
     """Names from [variants]; empty for all."""
+    seeds: Seeds | None = None
+    """Seeds of its cells, where they are not the suite's: more where cells are cheap."""
 
 
 class Training(Frozen):
@@ -218,6 +220,15 @@ class Suite(Frozen):
         batch = self.sizes[size].batch or self.training.batch
         return self.training.model_copy(update={"batch": batch})
 
+    def seeds_at(self, budget: Budget) -> list[int]:
+        """The seeds of the cells of a budget."""
+        return budget.seeds or self.seeds
+
+    def with_seeds(self, seeds: list[int]) -> Suite:
+        """The suite with these seeds at every budget."""
+        budgets = [budget.model_copy(update={"seeds": None}) for budget in self.budgets]
+        return self.model_copy(update={"seeds": seeds, "budgets": budgets})
+
 
 def shipped_suites() -> list[str]:
     """The names of the suites that come with isoflop."""
@@ -314,7 +325,7 @@ def _check_references(path: Path, suite: Suite) -> None:
             )
 
 
-def first_seeds(suite: Suite, count: int) -> list[int]:
-    """The first `count` seeds: the suite's own, then the smallest unused ones."""
-    further = [seed for seed in range(count + len(suite.seeds)) if seed not in suite.seeds]
-    return [*suite.seeds, *further][:count]
+def first_seeds(seeds: list[int], count: int) -> list[int]:
+    """The first `count` seeds: those given, then the smallest unused ones."""
+    further = [seed for seed in range(count + len(seeds)) if seed not in seeds]
+    return [*seeds, *further][:count]

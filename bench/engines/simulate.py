@@ -74,7 +74,7 @@ def scenarios() -> Iterator[dict[str, Any]]:
 def cells_of(suite: str, seeds: int) -> list[Cell]:
     """The plan of a shipped suite, with so many seeds of each cell."""
     described = load_suite(suite)
-    seeded = described.model_copy(update={"seeds": first_seeds(described, seeds)})
+    seeded = described.with_seeds(first_seeds(described.seeds, seeds))
     return plan(seeded, suite)
 
 

@@ -97,10 +97,18 @@ def _chosen(source: Path, variants: Sequence[str], top: Path) -> tuple[Suite, li
     of = _suite_of(source, [r for r in records if r.of_variant in (variants or known)])
     chosen = set(_open_variants(source, variants or known, of, top, asked=bool(variants)))
     records = [record for record in records if record.of_variant in chosen]
-    pairs = {(record.variant, record.seed) for record in records}
-    most = max(Counter(variant for variant, _ in pairs).values())
-    changes = {"name": of, "seeds": first_seeds(suite, most)}
-    return only(suite, chosen).model_copy(update=changes), records
+    suite = _with_seeds_of(only(suite, chosen), records)
+    return suite.model_copy(update={"name": of}), records
+
+
+def _with_seeds_of(suite: Suite, records: Sequence[Record]) -> Suite:
+    """The suite as it is, or with more seeds at every budget where the records have more."""
+    runs = {(record.budget, record.variant, record.seed) for record in records}
+    counts = Counter((budget, variant) for budget, variant, _ in runs)
+    planned = {budget.flops: len(suite.seeds_at(budget)) for budget in suite.budgets}
+    if all(count <= planned.get(budget, 0) for (budget, _), count in counts.items()):
+        return suite
+    return suite.with_seeds(first_seeds(suite.seeds, max(counts.values())))
 
 
 def _suite_of(source: Path, records: Sequence[Record]) -> str:

@@ -50,17 +50,12 @@ def as_published(folder: Folder) -> list[str]:
     lines = [f"{field}: not as in the published suite" for field in _unlike(suite, published)]
     if folder.tune and suite.tune != published.tune:
         lines.append("tune: not as in the published suite")
-    if suite.seeds != first_seeds(published, len(suite.seeds)) or len(suite.seeds) < len(
-        published.seeds
-    ):
-        lines.append(
-            f"seeds: are {suite.seeds}; those of the published suite, {published.seeds}, come first"
-        )
     for name, variant in suite.variants.items():
         known = published.variants.get(name)
         if known and known != variant:
             lines.append(f"variants.{name}: not as in the published suite; give it another name")
         lines += [f"{line} of the published suite" for line in _lacks(suite, published, name)]
+        lines += _other_seeds(suite, published, name)
         lines += [
             f"budgets: {name} has {budget:g} FLOPs at size {size}, unlike in the published suite"
             for budget, size in sorted(_points(suite, name) - _points(published, name))
@@ -184,6 +179,25 @@ def _points(suite: Suite, variant: str) -> set[tuple[float, str]]:
         if not budget.variants or variant in budget.variants
         for size in budget.sizes or suite.sizes
     }
+
+
+def _other_seeds(suite: Suite, published: Suite, variant: str) -> list[str]:
+    """The budgets of a variant at which it has not the published seeds, and then the next."""
+    lines = []
+    wanted = {
+        budget.flops: published.seeds_at(budget)
+        for budget in published.budgets
+        if not budget.variants or variant in budget.variants
+    }
+    for budget in suite.budgets:
+        seeds, known = suite.seeds_at(budget), wanted.get(budget.flops, [])
+        open_to = not budget.variants or variant in budget.variants
+        if open_to and (seeds != first_seeds(known, len(seeds)) or len(seeds) < len(known)):
+            lines.append(
+                f"seeds: are {seeds} at {budget.flops:g} FLOPs; those of the published suite, "
+                f"{known}, come first"
+            )
+    return lines
 
 
 def _ratio(record: Record, above: str, below: str) -> float | None:

@@ -112,7 +112,7 @@ def _keys(suite: Suite) -> dict[tuple[Any, ...], float]:
         for budget in suite.budgets
         for name in budget.variants or suite.variants
         for size in budget.sizes or suite.sizes
-        for seed in suite.seeds
+        for seed in suite.seeds_at(budget)
     }
 
 

@@ -68,7 +68,7 @@ def check(
     described = load_suite(suite)
     stored = Path("results") / described.name / "baseline.json"
     if accept:
-        seeds = described.model_copy(update={"seeds": list(range(SEEDS))})
+        seeds = described.with_seeds(list(range(SEEDS)))
         cells = plan(seeds, str(suite_path(suite)))
         records = trained(cells, suite)
         smallest = min(cell.budget for cell in cells)

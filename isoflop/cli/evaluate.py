@@ -164,7 +164,7 @@ def cells_of(folder: Path, records: Sequence[Record]) -> list[Cell]:
     where = str(folder / "suite.toml")
     suite = load_suite(where)
     seeds = sorted({*suite.seeds, *(record.seed for record in records)})
-    cells = {cell.id: cell for cell in plan(suite.model_copy(update={"seeds": seeds}), where)}
+    cells = {cell.id: cell for cell in plan(suite.with_seeds(seeds), where)}
     for record in records:
         if record.cell not in cells:
             raise IsoflopError(

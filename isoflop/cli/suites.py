@@ -305,10 +305,10 @@ def minutes(cells: list[Cell], device: Device) -> float:
 
 
 def load_cells(name: str, seeds: int | None = None) -> tuple[Suite, list[Cell]]:
-    """A suite and its cells, with the first `seeds` seeds of `first_seeds` if that is given."""
+    """A suite and its cells, with the first `seeds` of `first_seeds` at every budget, if given."""
     from isoflop.bench.plan import plan
 
     suite = load_suite(name)
     if seeds:
-        suite = suite.model_copy(update={"seeds": first_seeds(suite, seeds)})
+        suite = suite.with_seeds(first_seeds(suite.seeds, seeds))
     return suite, plan(suite, str(suite_path(name)))

@@ -43,7 +43,7 @@ def suite(text: str = TINY, *seeds: int) -> None:
     """A suite file, and records of its cells at these seeds."""
     Path("tiny.toml").write_text(text)
     described = load_suite("tiny.toml")
-    for cell in plan(described.model_copy(update={"seeds": list(seeds)}), "x") if seeds else []:
+    for cell in plan(described.with_seeds(list(seeds)), "x") if seeds else []:
         record = make_record(cell=cell.id, variant=cell.variant, seed=cell.seed)
         write_record(Path("runs/tiny/records"), record)
 
@@ -81,6 +81,15 @@ def test_a_suite_whose_budgets_are_all_for_named_variants_is_refused() -> None:
 def test_the_baseline_s_further_seeds_are_taken_where_they_are_trained() -> None:
     suite(TINY, 0, 1)
     for seeds, theirs in ((1, [0]), (2, [0, 1]), (3, [0, 1])):
+        comparison = prepare("moe", "tiny.toml", None, seeds)
+        assert [cell.seed for cell in comparison.baseline] == theirs
+        assert len(comparison.stored) == len(theirs)
+        assert len(comparison.cells) == seeds
+
+
+def test_seeds_of_a_budget_are_compared_once() -> None:
+    suite(TINY.replace("flops = 3e8", "flops = 3e8\nseeds = [0, 1]"), 0, 1, 2)
+    for seeds, theirs in ((1, [0, 1]), (3, [0, 1, 2])):
         comparison = prepare("moe", "tiny.toml", None, seeds)
         assert [cell.seed for cell in comparison.baseline] == theirs
         assert len(comparison.stored) == len(theirs)

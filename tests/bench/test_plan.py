@@ -34,6 +34,21 @@ def test_cells_are_variants_by_budgets_by_sizes_by_seeds() -> None:
     assert len({cell.id for cell in cells}) == len(cells)
 
 
+def test_a_budget_may_have_seeds_of_its_own() -> None:
+    budgets = [{"flops": 5e8, "seeds": [0, 2]}, {"flops": 1e9}]
+    choices = {"batch": {"two": {"training": {"batch": 2}, "variants": ["dense"]}}}
+    cells = tiny_cells(budgets=budgets, seeds=[1], axes=choices)
+    planned = {(cell.variant, cell.budget, cell.seed) for cell in cells}
+    assert planned == {
+        *((name, 5e8, seed) for name in ("dense", "peer", "dense batch=two") for seed in (0, 2)),
+        *((name, 1e9, 1) for name in ("dense", "peer")),
+    }
+    more = plan(tiny_suite(budgets=budgets, seeds=[1]).with_seeds([1, 0]), "tiny.toml")
+    assert sorted((cell.budget, cell.seed) for cell in more if cell.variant == "peer") == [
+        (5e8, 0), (5e8, 1), (1e9, 0), (1e9, 1)
+    ]  # fmt: skip
+
+
 def test_tokens_are_the_budget_over_training_flops_per_token() -> None:
     for cell in tiny_cells():
         per_step = cell.flops_per_token.training * 4 * 16

@@ -141,9 +141,8 @@ def test_a_suite_that_is_not_there_lists_the_shipped_ones() -> None:
 
 
 def test_the_first_seeds_are_the_suite_s_then_the_smallest_unused() -> None:
-    suite = load_suite("ci").model_copy(update={"seeds": [4, 1]})
-    assert first_seeds(suite, 1) == [4]
-    assert first_seeds(suite, 5) == [4, 1, 0, 2, 3]
+    assert first_seeds([4, 1], 1) == [4]
+    assert first_seeds([4, 1], 5) == [4, 1, 0, 2, 3]
 
 
 def test_every_field_says_what_it_means() -> None:

@@ -10,7 +10,7 @@ import pytest
 from isoflop.bench.plan import plan
 from isoflop.bench.submissions.bundle import SubmissionError, submit
 from isoflop.bench.submissions.verify import problems
-from isoflop.bench.suite import SuiteError, load_suite
+from isoflop.bench.suite import SuiteError, load_suite, to_toml
 from isoflop.results.manifest import read_manifest, submissions
 from isoflop.results.record import load_records, read_record, write_record
 from tests.bench.submissions.tiny import LAYER, made_up
@@ -93,6 +93,38 @@ def test_further_seeds_are_taken(unsubmitted: Path) -> None:
     folder = submit("mine", unsubmitted)
     assert len(os.listdir(folder / "records")) == 16
     assert load_suite(str(folder / "suite.toml")).seeds == [0, 1]
+
+
+def test_seeds_of_a_budget_are_taken_with_it(unsubmitted: Path) -> None:
+    """Those of the suite where there are no others; more at every budget, or at none."""
+    file = unsubmitted / "suite.toml"
+    suite = load_suite(str(file))
+    seeded = [
+        b.model_copy(update={"seeds": [0, 1]} if b.flops == 1e9 else {}) for b in suite.budgets
+    ]
+    file.write_text(to_toml(suite.model_copy(update={"budgets": seeded})))
+
+    def train(seeds: list[int], budgets: set[float]) -> None:
+        for cell in plan(load_suite(str(file)).with_seeds(seeds), ""):
+            if cell.variant == "mine" and cell.budget in budgets:
+                write_record(unsubmitted / "records", made_up(cell))
+
+    refused(r"4 of 12 cells have no record yet", "mine", unsubmitted)
+    train([1], {1e9})
+    folder = submit("mine", unsubmitted)
+    submitted = load_suite(str(folder / "suite.toml"))
+    assert [(b.flops, submitted.seeds_at(b)) for b in submitted.budgets] == [
+        (1e9, [0, 1]),
+        (2e9, [0]),
+    ]
+    assert problems(folder) == []
+    shutil.rmtree(folder)
+    train([2], {1e9})
+    refused(r"8 of 24 cells have no record yet", "mine", unsubmitted)
+    train([1, 2], {2e9})
+    folder = submit("mine", unsubmitted)
+    assert len(os.listdir(folder / "records")) == 24
+    assert problems(folder) == []
 
 
 def test_a_layer_file_that_is_gone_or_edited_is_refused(unsubmitted: Path) -> None:

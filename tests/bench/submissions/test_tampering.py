@@ -126,11 +126,21 @@ def without(keep: Callable[[float, str], bool]) -> Callable[[Path], None]:
     return attack
 
 
-def other_seed(results: Path) -> None:
-    folder = results / "submissions" / BASELINES
-    suite = load_suite(str(folder / "suite.toml"))
-    (folder / "suite.toml").write_text(to_toml(suite.model_copy(update={"seeds": [3]})))
-    seal(folder)
+def other_seed(at: int | None) -> Callable[[Path], None]:
+    """Another seed everywhere, or at one budget."""
+
+    def attack(results: Path) -> None:
+        folder = results / "submissions" / BASELINES
+        suite = load_suite(str(folder / "suite.toml"))
+        budgets = [
+            budget.model_copy(update={"seeds": [3] if number == at else None})
+            for number, budget in enumerate(suite.budgets)
+        ]
+        changed = {"seeds": suite.seeds if at is not None else [3], "budgets": budgets}
+        (folder / "suite.toml").write_text(to_toml(suite.model_copy(update=changed)))
+        seal(folder)
+
+    return attack
 
 
 def hidden_record(results: Path) -> None:
@@ -160,7 +170,8 @@ ATTACKS: dict[str, tuple[Callable[[Path], None], str]] = {
     "a leaderboard linked": (linked_board, r"results/quick: a link"),
     "a budget dropped": (without(lambda budget, _: budget < 4e11), "lacks 7.5e+11 FLOPs"),
     "a size dropped": (without(lambda _, size: size != "xxs"), "lacks 1.5e+11 FLOPs at size xxs"),
-    "another seed": (other_seed, "seeds: are [3]; those of the published suite"),
+    "another seed": (other_seed(None), "seeds: are [3] at 1.5e+11 FLOPs; those of the"),
+    "another seed at a budget": (other_seed(1), "seeds: are [3] at 3.3e+11 FLOPs; those of the"),
     "a hidden record": (hidden_record, "json: hidden"),
     "a pipe": (fifo, "0123456789ab.json: no plain file"),
     "a folder as a record": (folder_of_records, "x.json: a folder among the records"),
