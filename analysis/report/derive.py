@@ -111,8 +111,10 @@ def generate(
         directory / "leaderboard.csv": leaderboard.as_csv(rows).encode(),
         directory / "leaderboard.tex": leaderboard.as_latex(rows).encode(),
     }
-    settings = directory / "suite.toml"
-    suite = settings.read_text(encoding="utf-8") if settings.exists() else None
+    suite = "\n".join(
+        f"# {file.parent.name}/{file.name}\n{file.read_text(encoding='utf-8')}"
+        for file in _suite_files(directory)
+    )
     smaller = load_compressed(directory / FOLDER)
     try:
         methods = after_training(records, smaller)
@@ -176,22 +178,25 @@ def _ablation(directory: Path, records: Sequence[Record]) -> Ablation:
         raise AnalysisError(f"{directory}: {error}") from None
 
 
+def _suite_files(directory: Path) -> list[Path]:
+    """The suites that a run, or the submissions behind a leaderboard, were trained by."""
+    folders = [directory, *(submissions_to(directory) or [])]
+    return [file for folder in folders if (file := folder / "suite.toml").exists()]
+
+
 def _paper(directory: Path) -> dict[tuple[str, str], str]:
     """What a paper reports, by axis and choice, from the suite's file beside the records.
 
     Raises:
         AnalysisError: that file is not TOML.
     """
-    folders = [directory, *(submissions_to(directory) or [])]
-    files = [folder / "suite.toml" for folder in folders]
     axes: dict[str, Any] = {}
-    for file in files:
-        if file.exists():
-            try:
-                suite = tomllib.loads(file.read_text(encoding="utf-8-sig"))
-            except (OSError, ValueError) as error:
-                raise AnalysisError(f"{file}: not TOML: {error}") from None
-            axes |= suite.get("axes", {})
+    for file in _suite_files(directory):
+        try:
+            suite = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError) as error:
+            raise AnalysisError(f"{file}: not TOML: {error}") from None
+        axes |= suite.get("axes", {})
     return {
         (axis, choice): changes["paper"]
         for axis, choices in axes.items()

@@ -40,7 +40,7 @@ WEB = files("isoflop.analysis.report") / "web"
 
 def page(
     analysis: Analysis,
-    suite: str | None,
+    suite: str = "",
     command: str | None = None,
     failed: dict[str, str] | None = None,
     methods: Sequence[MethodRow] = (),
@@ -48,7 +48,7 @@ def page(
     """The page.
 
     Args:
-        suite: text of the suite file, if the results have a copy.
+        suite: text of the suite file, or files.
         command: that made a comparison.
         failed: takes the charts that cannot be described, and why; if None, they raise.
         methods: what methods after training made of the suite's models.
@@ -91,7 +91,7 @@ def page(
         ),
         checks=_checks(analysis, shown),
         methods=_methods(analysis, methods, shown, [chart.id for chart in after]),
-        settings=_verbatim(suite) if suite else "<p>No copy of the suite file.</p>",
+        settings=_verbatim(suite) if suite else "<p>There is no suite file.</p>",
         reproduce=_reproduce(analysis, commands),
         notes=_list(sections.notes(analysis)),
         data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),

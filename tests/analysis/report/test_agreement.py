@@ -171,7 +171,7 @@ def test_the_page_shows_what_is_described(
     analysis: Analysis, browser: Browser, tmp_path: Path
 ) -> None:
     path = tmp_path / "index.html"
-    path.write_text(page(analysis, None), encoding="utf-8")
+    path.write_text(page(analysis), encoding="utf-8")
     browser.open(path)
     assert browser.problems == []
     captions = browser.evaluate(

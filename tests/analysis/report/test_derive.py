@@ -1,6 +1,7 @@
 """From records on disk to generated files, and whether these are current."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -108,7 +109,7 @@ def test_a_figure_no_longer_drawn_is_stale_and_goes(quick: Path) -> None:
 def test_the_page_shows_the_suite_file(quick: Path) -> None:
     (quick / "suite.toml").write_text("budgets = [1e14]\n")
     report(quick)
-    assert "<pre>budgets = [1e14]\n</pre>" in (quick / "index.html").read_text()
+    assert "<pre># quick/suite.toml\nbudgets = [1e14]\n</pre>" in (quick / "index.html").read_text()
 
 
 @pytest.mark.usefixtures("one_figure")
@@ -229,6 +230,6 @@ def test_another_process_draws_the_same_bytes(quick: Path) -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"},
+        capture_output=True, text=True, check=True, env=os.environ | {"PYTHONHASHSEED": "7"},
     )  # fmt: skip
     assert done.stdout.strip() == "[]"

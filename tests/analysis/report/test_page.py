@@ -67,13 +67,13 @@ def test_text_from_records_and_suite_is_escaped() -> None:
         record.model_copy(update={"variant": evil}) if record.variant == "pkm" else record
         for record in records()
     ]
-    assert evil not in page(analyse(named, samples=10), None)
+    assert evil not in page(analyse(named, samples=10))
 
 
 def test_a_page_of_one_budget_says_so() -> None:
-    alone = page(analyse(simulate({"peer": 1.0}, BUDGETS[:1], octaves=OCTAVES), samples=10), None)
+    alone = page(analyse(simulate({"peer": 1.0}, BUDGETS[:1], octaves=OCTAVES), samples=10))
     assert "No compute multiplier at 1e14 FLOPs can be trusted yet." in alone
-    assert "No copy of the suite file" in alone
+    assert "There is no suite file" in alone
     assert "No extrapolation test (it takes three budgets), granularity sweep or" in alone
 
 
@@ -105,7 +105,7 @@ def test_eighteen_variants_fit(browser: Browser, tmp_path: Path, width: int) -> 
     records, tune = crowd()
     analysis = analyse(records, tune, samples=10)
     path = tmp_path / "index.html"
-    path.write_text(page(analysis, None), encoding="utf-8")
+    path.write_text(page(analysis), encoding="utf-8")
     browser.open(path, width)
     assert browser.problems == []
     assert browser.evaluate("document.documentElement.scrollWidth") == width

@@ -30,6 +30,8 @@ def test_the_leaderboard_is_rebuilt_from_submissions_alone(here: Path) -> None:
     for name in ("LEADERBOARD.md", "leaderboard.csv"):
         assert (directory / name).read_bytes() == Path("elsewhere/tiny", name).read_bytes()
     assert stale(directory) == []
+    shown = (directory / "index.html").read_text()
+    assert all(f"# {name}/suite.toml\n" in shown for name in ("base", "mine"))
     shutil.rmtree(here / "mine")
     assert directory / "LEADERBOARD.md" in stale(directory)
     assert [row["variant"] for row in report(directory)] == ["dense"]
