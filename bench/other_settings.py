@@ -31,13 +31,13 @@ def refuse_other_settings(
         cells: all of the suite or of its sweep.
         records: the folder; the suite that it was filled with is beside it.
         stored: what it holds.
-        sweep: the learning rate belongs to the name of a cell.
+        sweep: both rates belong to the name of a cell.
     Raises:
         SuiteError: naming how many there are, and a setting that differs.
     """
 
     def name(of: Record | Cell) -> object:
-        return (of.key, of.learning_rate) if sweep else of.key
+        return (of.key, of.learning_rate, of.table_rate) if sweep else of.key
 
     ids = {cell.id for cell in cells}
     named = {name(cell): cell for cell in cells}
@@ -95,6 +95,7 @@ def _differences(suite: Suite, record: Record, cell: Cell, suite_file: Path) -> 
     if record.key == cell.key:
         pairs |= {
             "learning_rate": (record.learning_rate, cell.learning_rate),
+            "table_rate": (record.table_rate, cell.table_rate),
             "layer": (record.layer, cell.config.layer.name),
             "placement": (record.placement, cell.placement),
             "batch": (record.batch, cell.training.batch),

@@ -47,6 +47,10 @@ def refuse(suite: Suite, records: Path) -> None:
             "1 record is of another setting (learning_rate 0.01, now 0.02)",
         ),
         (
+            {"variants": {"peer": TINY["variants"]["peer"] | {"table_rate": 2.0}}},
+            "1 record is of another setting (table_rate 1.0, now 2.0)",
+        ),
+        (
             {"variants": {"dense": DENSE | {"options": {"ratio": 2.0}}}},
             "1 record is of another setting (options.ratio 4.0, now 2.0)",
         ),
@@ -115,9 +119,11 @@ def test_what_neither_record_nor_suite_tells_is_said_so(tmp_path: Path) -> None:
 
 
 def test_a_sweep_may_be_extended(tmp_path: Path) -> None:
-    def suite(factors: list[float], **training: Any) -> Suite:
+    def suite(factors: list[float], table_rate: float = 1.0, **training: Any) -> Suite:
         tune = {"sizes": ["s"], "budget": 5e8, "factors": factors}
-        return tiny_suite(tune=tune, training=TINY["training"] | training)
+        peer = TINY["variants"]["peer"] | {"table_rate": table_rate}
+        variants = TINY["variants"] | {"peer": peer}
+        return tiny_suite(tune=tune, training=TINY["training"] | training, variants=variants)
 
     cells = sweep_cells(suite([0.5, 1.0]), "tiny.toml")
     records = fill(tmp_path, suite([0.5, 1.0]), cells)
@@ -127,6 +133,7 @@ def test_a_sweep_may_be_extended(tmp_path: Path) -> None:
         refuse_other_settings(suite, cells, records, stored, sweep=True)
 
     ask(suite([1.0, 2.0]))
+    ask(suite([1.0, 2.0], table_rate=3.0))
     with pytest.raises(SuiteError, match=r"4 records are of another setting \(training.clip 1.0"):
         ask(suite([1.0, 2.0], clip=0.5))
 
