@@ -14,7 +14,7 @@ from isoflop.analysis.ranking import Crossing, Standing, crossings, rank
 from isoflop.analysis.surface import gather
 from isoflop.analysis.surface_holdout import SurfaceHoldOut, hold_out_surface
 from isoflop.analysis.surface_multiplier import SurfaceMultipliers, surface_multipliers
-from isoflop.analysis.time_multiplier import speeds
+from isoflop.analysis.time_multiplier import Place, place_of, speeds, usual_place
 from isoflop.results.baseline import LAYER
 from isoflop.results.record import Record
 
@@ -43,6 +43,7 @@ class Analysis:
     rate_sweeps: tuple[RateSweep, ...]
     table_sweeps: tuple[RateSweep, ...]  # of the rate of tables over the learning rate
     sensitivity: dict[str, Sensitivity]  # by variant
+    place: Place | None  # that trained the most cells: times shown are of this one alone
     choices: Ablation | None  # what one other choice at a time does to the multipliers
 
     @property
@@ -66,6 +67,10 @@ class Analysis:
     def finished(self) -> list[Record]:
         """The records of finished cells."""
         return [record for record in self.records if record.status == "finished"]
+
+    def timed(self, runs: Sequence[Record]) -> list[Record]:
+        """Those of the runs whose times are shown."""
+        return [record for record in runs if place_of(record) == self.place]
 
     def missing(self, variant: str) -> list[Record]:
         """The records of a variant's cells that diverged or failed."""
@@ -142,6 +147,7 @@ def analyse(
             tune, records, of_laws.seed or of_laws.fit, samples, of="table_rate"
         ),
         sensitivity=sensitivity(standings, fits, sweeps),
+        place=usual_place(records),
         choices=choices,
     )
 

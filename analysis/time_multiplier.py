@@ -10,7 +10,7 @@ variant alike, such as other load on the machine, does not.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +21,17 @@ from isoflop.analysis.surface_multiplier import SurfaceMultipliers
 from isoflop.results.record import Record
 
 Place = tuple[str, int | None]  # device and threads
+
+
+def place_of(record: Record) -> Place:
+    """Where a cell was trained."""
+    return record.measured.device, record.measured.threads
+
+
+def usual_place(records: Sequence[Record]) -> Place | None:
+    """Where the most cells were trained; of several, the one of the first record."""
+    counts = Counter(place_of(record) for record in records if record.status == "finished")
+    return max(counts, key=counts.__getitem__, default=None)
 
 
 @dataclass(frozen=True)
@@ -55,8 +66,7 @@ def speeds(records: Sequence[Record], samples: int) -> dict[str, dict[Place, Spe
     for record in records:
         if record.status == "finished" and record.measured.train_seconds > 0:
             log_seconds = float(np.log(record.measured.train_seconds / record.flops))
-            place = (record.measured.device, record.measured.threads)
-            runs[record.variant, place][record.parameters.active].append(log_seconds)
+            runs[record.variant, place_of(record)][record.parameters.active].append(log_seconds)
     groups = [np.array(group) for sizes in runs.values() for group in sizes.values()]
     degrees = sum(len(group) - 1 for group in groups)
     squares = sum(float(((group - group.mean()) ** 2).sum()) for group in groups)

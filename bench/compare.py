@@ -16,7 +16,8 @@ from isoflop.bench.data import prepare as tokens_of
 from isoflop.bench.layers import find_layer
 from isoflop.bench.plan import Cell, make_cell, plan
 from isoflop.bench.run import missing
-from isoflop.bench.suite import Name, Suite, Variant, first_seeds, load_suite, suite_path, to_toml
+from isoflop.bench.seeds import first_seeds, with_seeds
+from isoflop.bench.suite import Name, Suite, Variant, load_suite, suite_path, to_toml
 from isoflop.results.baseline import find_baseline
 from isoflop.results.errors import IsoflopError, explain
 from isoflop.results.files import write_whole
@@ -182,12 +183,10 @@ def prepare(
             layer=layer, learning_rate=rate, table_rate=table_rate, options=options or {}
         )
     }
-    alone = suite.model_copy(
-        update={
-            "variants": new,
-            "budgets": budgets,
-        }
-    ).with_seeds(first_seeds(suite.seeds, seeds))
+    alone = with_seeds(
+        suite.model_copy(update={"variants": new, "budgets": budgets}),
+        first_seeds(suite.seeds, seeds),
+    )
     cells, stored = plan(alone, where), plan(suite, where)
     ids = {cell.id for cell in cells}
     for cell in stored:
@@ -251,16 +250,13 @@ def _of_further_seeds(suite: Suite, where: str, dense: str, seeds: int, source: 
     more = [seed for seed in first_seeds(suite.seeds, seeds) if seed not in suite.seeds]
     if not more:
         return []
-    alone = suite.model_copy(
-        update={
-            "variants": {dense: suite.variants[dense]},
-            "budgets": [
-                budget.model_copy(update={"variants": []})
-                for budget in suite.budgets
-                if not budget.variants or dense in budget.variants
-            ],
-        }
-    ).with_seeds(more)
+    budgets = [
+        budget.model_copy(update={"variants": []})
+        for budget in suite.budgets
+        if not budget.variants or dense in budget.variants
+    ]
+    changes = {"variants": {dense: suite.variants[dense]}, "budgets": budgets}
+    alone = with_seeds(suite.model_copy(update=changes), more)
     paths = [(cell, _record_in(source, cell)) for cell in plan(alone, where)]
     return [cell for cell, path in paths if path and read_record(path).status == "finished"]
 

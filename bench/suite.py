@@ -224,11 +224,6 @@ class Suite(Frozen):
         """The seeds of the cells of a budget."""
         return budget.seeds or self.seeds
 
-    def with_seeds(self, seeds: list[int]) -> Suite:
-        """The suite with these seeds at every budget."""
-        budgets = [budget.model_copy(update={"seeds": None}) for budget in self.budgets]
-        return self.model_copy(update={"seeds": seeds, "budgets": budgets})
-
 
 def shipped_suites() -> list[str]:
     """The names of the suites that come with isoflop."""
@@ -323,9 +318,3 @@ def _check_references(path: Path, suite: Suite) -> None:
                 f"{path}: sizes.{name}: width {shape.width} must be an even multiple of heads, "
                 f"not of {shape.heads}"
             )
-
-
-def first_seeds(seeds: list[int], count: int) -> list[int]:
-    """The first `count` seeds: those given, then the smallest unused ones."""
-    further = [seed for seed in range(count + len(seeds)) if seed not in seeds]
-    return [*seeds, *further][:count]

@@ -213,15 +213,22 @@ def wall_clock(analysis: Analysis) -> Chart | None:
         name = standing.variant
         series: list[Series] = []
         for curve in standing.curves:
+            timed = [at for at, cell in enumerate(curve.cells) if analysis.timed(cell)]
+            seconds = [_seconds(analysis, curve.cells[at]) for at in timed]
             texts = [
-                [*_cell_text(cell, loss), f"{_seconds(cell):.3g} s of training"]
-                for cell, loss in zip(curve.cells, curve.losses, strict=True)
+                [*_cell_text(curve.cells[at], curve.losses[at]), f"{second:.3g} s of training"]
+                for at, second in zip(timed, seconds, strict=True)
             ]
-            seconds = [_seconds(cell) for cell in curve.cells]
-            series.append(points(name, seconds, curve.loss, texts, strength=0.45, marker="dot"))
-        best = [(curve, curve.nearest) for curve in standing.curves if curve.trusted]
+            if timed:
+                each = curve.loss[timed]
+                series.append(points(name, seconds, each, texts, strength=0.45, marker="dot"))
+        best = [
+            (curve, curve.nearest)
+            for curve in standing.curves
+            if curve.trusted and analysis.timed(curve.cells[curve.nearest])
+        ]
         if best:
-            seconds = [_seconds(curve.cells[at]) for curve, at in best]
+            seconds = [_seconds(analysis, curve.cells[at]) for curve, at in best]
             losses = [float(curve.loss[at]) for curve, at in best]
             texts = [
                 [f"{name}, {flops(curve.budget)} FLOPs, {curve.cells[at][0].size.name}: nearest "
@@ -232,11 +239,11 @@ def wall_clock(analysis: Analysis) -> Chart | None:
         if series:
             shown[name] = series
     every = _all(shown)
-    devices = ", ".join(sorted({record.measured.device for record in analysis.finished}))
+    device = analysis.place[0] if analysis.place else ""
     loss_axis = axis("validation loss (nats/token)", extent(every, "y"), number, log=True)
     return Chart(
         "wall_clock", "Loss against time",
-        f"Every cell by its training time on {devices}; the cells nearest each "
+        f"Every cell by its training time on {device}; the cells nearest each "
         "budget's optimum are joined, those of the baseline pale behind. A layer that wins on "
         "FLOPs may lose on time.",
         axis("training seconds", extent(every, "x"), si, log=True),
@@ -289,8 +296,8 @@ def _known(value: Estimate, trusted: bool) -> Estimate:
     return value if trusted else Estimate(value.value, np.nan, np.nan)
 
 
-def _seconds(cell: Sequence[Record]) -> float:
-    return float(np.mean([record.measured.train_seconds for record in cell]))
+def _seconds(analysis: Analysis, cell: Sequence[Record]) -> float:
+    return float(np.mean([run.measured.train_seconds for run in analysis.timed(cell)]))
 
 
 CHARTS: dict[str, Callable[[Analysis], Chart | None]] = {

@@ -16,6 +16,7 @@ from isoflop.analysis.ranking import Standing
 from isoflop.analysis.report import latex, layer_figures, markdown
 from isoflop.analysis.report.format import flops, interval, listed, si
 from isoflop.analysis.report.verdict import in_time, loses_time, verdict
+from isoflop.analysis.time_multiplier import place_of
 
 Row = dict[str, Any]
 UNKNOWN = Estimate(np.nan, np.nan, np.nan)
@@ -63,7 +64,9 @@ def _row(analysis: Analysis, standing: Standing) -> Row:
         "size": first and first.size.name,
         "active_parameters": first and first.parameters.active,
         "total_parameters": first and first.parameters.total,
-        "tokens_per_second": _mean([record.measured.tokens_per_second for record in seeds]),
+        "tokens_per_second": _mean(
+            [record.measured.tokens_per_second for record in analysis.timed(seeds)]
+        ),
         "layer_bytes_per_token": first and first.layer_bytes_per_token,
         "seeds": len(seeds),
         "flags": flags(analysis, standing),
@@ -279,6 +282,11 @@ def legend(analysis: Analysis) -> str:
         "token of the best size at each budget. Bits per byte to seeds: of the cell nearest to the "
         f"best size at {flops(analysis.headline)} FLOPs."
     )
+    if analysis.place and len({place_of(record) for record in analysis.finished}) > 1:
+        text += (
+            f" Tokens per second, and training times in charts: of the runs on {analysis.place[0]} "
+            "alone; others have none."
+        )
     if analysis.choices:
         text += (
             " Under other choices: the least and the largest multiplier that one change at a time "

@@ -21,12 +21,13 @@ from isoflop.analysis.report.spec import (
 )
 from isoflop.results.record import Record
 
+TIME = "training seconds"
 # What a panel shows, and its value for a record.
 RESOURCES: dict[str, Callable[[Record], float]] = {
     "total parameters": lambda record: record.parameters.total,
     "bytes read per decoded token": lambda record: 2 * record.parameters.active,  # bfloat16
     "FLOPs per decoded token": lambda record: record.flops_per_token.forward,
-    "training seconds": lambda record: record.measured.train_seconds,
+    TIME: lambda record: record.measured.train_seconds,
 }
 
 
@@ -36,18 +37,25 @@ def resources(analysis: Analysis) -> Chart | None:
     for standing in analysis.in_order:
         name = standing.variant
         best = [(curve, curve.nearest) for curve in standing.curves if curve.trusted]
-        losses = [float(curve.loss[at]) for curve, at in best]
         for resource, value in RESOURCES.items():
-            values = [float(np.mean([value(r) for r in curve.cells[at]])) for curve, at in best]
+            known = [
+                (curve, at, runs)
+                for curve, at in best
+                if (
+                    runs := curve.cells[at] if resource != TIME else analysis.timed(curve.cells[at])
+                )
+            ]
+            losses = [float(curve.loss[at]) for curve, at, _ in known]
+            values = [float(np.mean([value(run) for run in runs])) for _, _, runs in known]
             texts = [
                 [
                     f"{name}, {flops(curve.budget)} FLOPs, {curve.cells[at][0].size.name}",
                     f"loss {loss:.3f}",
                     f"{si(amount)} {resource}",
                 ]
-                for (curve, at), loss, amount in zip(best, losses, values, strict=True)
+                for (curve, at, _), loss, amount in zip(known, losses, values, strict=True)
             ]
-            if best:
+            if known:
                 panels[resource] += [
                     line(name, losses, values, label=shortened(name)),
                     points(name, losses, values, texts),

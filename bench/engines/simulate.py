@@ -24,8 +24,9 @@ from isoflop.bench.cost import DEVICES
 from isoflop.bench.engines.simulated_run import Cluster, Outcome, Run
 from isoflop.bench.plan import Cell, plan
 from isoflop.bench.policy import longest_first, need
+from isoflop.bench.seeds import first_seeds, with_seeds
 from isoflop.bench.shard import share
-from isoflop.bench.suite import first_seeds, load_suite
+from isoflop.bench.suite import load_suite
 from isoflop.bench.train import CHECKPOINT_SECONDS
 from isoflop.results.code import hash_of
 from isoflop.results.files import write_whole
@@ -74,7 +75,7 @@ def scenarios() -> Iterator[dict[str, Any]]:
 def cells_of(suite: str, seeds: int) -> list[Cell]:
     """The plan of a shipped suite, with so many seeds of each cell."""
     described = load_suite(suite)
-    seeded = described.with_seeds(first_seeds(described.seeds, seeds))
+    seeded = with_seeds(described, first_seeds(described.seeds, seeds))
     return plan(seeded, suite)
 
 

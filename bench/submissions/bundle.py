@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from isoflop.bench.plan import plan, sweep_cells
+from isoflop.bench.seeds import first_seeds, with_seeds
 from isoflop.bench.submissions.compared import only
 from isoflop.bench.submissions.verify import manifest_of, options_of, problems, read_folder
-from isoflop.bench.suite import Suite, Variant, first_seeds, load_suite, to_toml
+from isoflop.bench.suite import Suite, Variant, load_suite, to_toml
 from isoflop.results.errors import IsoflopError, did_you_mean
 from isoflop.results.files import write_whole
 from isoflop.results.manifest import MANIFEST, submissions
@@ -108,7 +109,7 @@ def _with_seeds_of(suite: Suite, records: Sequence[Record]) -> Suite:
     planned = {budget.flops: len(suite.seeds_at(budget)) for budget in suite.budgets}
     if all(count <= planned.get(budget, 0) for (budget, _), count in counts.items()):
         return suite
-    return suite.with_seeds(first_seeds(suite.seeds, max(counts.values())))
+    return with_seeds(suite, first_seeds(suite.seeds, max(counts.values())))
 
 
 def _suite_of(source: Path, records: Sequence[Record]) -> str:

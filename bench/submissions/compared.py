@@ -8,8 +8,9 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from isoflop.bench.seeds import first_seeds
 from isoflop.bench.submissions.recompute import same
-from isoflop.bench.suite import Suite, first_seeds, load_suite, shipped_suites
+from isoflop.bench.suite import Suite, load_suite, shipped_suites
 from isoflop.results.manifest import Manifest, submissions
 from isoflop.results.record import Record, load_records
 

@@ -62,13 +62,14 @@ def check(
     from isoflop.bench.gate import baseline as gate
     from isoflop.bench.gate import same_seed
     from isoflop.bench.plan import plan
+    from isoflop.bench.seeds import with_seeds
     from isoflop.bench.suite import load_suite, suite_path
     from isoflop.cli.summary import markdown
 
     described = load_suite(suite)
     stored = Path("results") / described.name / "baseline.json"
     if accept:
-        seeds = described.with_seeds(list(range(SEEDS)))
+        seeds = with_seeds(described, list(range(SEEDS)))
         cells = plan(seeds, str(suite_path(suite)))
         records = trained(cells, suite)
         smallest = min(cell.budget for cell in cells)

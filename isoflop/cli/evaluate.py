@@ -159,12 +159,13 @@ def cells_of(folder: Path, records: Sequence[Record]) -> list[Cell]:
         IsoflopError: the suite cannot be read, or plans them no more.
     """
     from isoflop.bench.plan import plan
+    from isoflop.bench.seeds import with_seeds
     from isoflop.bench.suite import load_suite
 
     where = str(folder / "suite.toml")
     suite = load_suite(where)
     seeds = sorted({*suite.seeds, *(record.seed for record in records)})
-    cells = {cell.id: cell for cell in plan(suite.with_seeds(seeds), where)}
+    cells = {cell.id: cell for cell in plan(with_seeds(suite, seeds), where)}
     for record in records:
         if record.cell not in cells:
             raise IsoflopError(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from isoflop.analysis.report.format import flops as show_flops
-from isoflop.bench.suite import Suite, first_seeds, load_suite, shipped_suites, suite_path
+from isoflop.bench.seeds import first_seeds, with_seeds
+from isoflop.bench.suite import Suite, load_suite, shipped_suites, suite_path
 from isoflop.cli.console import Json, app, show
 from isoflop.cli.engines import EngineOptions, On, find_engine
 from isoflop.cli.fields import suite_fields
@@ -310,5 +311,5 @@ def load_cells(name: str, seeds: int | None = None) -> tuple[Suite, list[Cell]]:
 
     suite = load_suite(name)
     if seeds:
-        suite = suite.with_seeds(first_seeds(suite.seeds, seeds))
+        suite = with_seeds(suite, first_seeds(suite.seeds, seeds))
     return suite, plan(suite, str(suite_path(name)))

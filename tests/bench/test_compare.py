@@ -7,6 +7,7 @@ import pytest
 
 from isoflop.bench.compare import CompareError, prepare
 from isoflop.bench.plan import plan
+from isoflop.bench.seeds import with_seeds
 from isoflop.bench.suite import load_suite
 from isoflop.results.record import write_record
 from tests.bench.cells import make_record
@@ -43,7 +44,7 @@ def suite(text: str = TINY, *seeds: int) -> None:
     """A suite file, and records of its cells at these seeds."""
     Path("tiny.toml").write_text(text)
     described = load_suite("tiny.toml")
-    for cell in plan(described.with_seeds(list(seeds)), "x") if seeds else []:
+    for cell in plan(with_seeds(described, list(seeds)), "x") if seeds else []:
         record = make_record(cell=cell.id, variant=cell.variant, seed=cell.seed)
         write_record(Path("runs/tiny/records"), record)
 

@@ -15,7 +15,6 @@ from isoflop.bench.suite import (
     Transfer,
     Tune,
     Variant,
-    first_seeds,
     load_suite,
 )
 
@@ -138,11 +137,6 @@ def test_a_suite_that_is_not_there_lists_the_shipped_ones() -> None:
         load_suite("nowhere")
     with pytest.raises(SuiteError, match=r" \(did you mean 'quick'\?\); give .* one of: .*quick"):
         load_suite("qick")
-
-
-def test_the_first_seeds_are_the_suite_s_then_the_smallest_unused() -> None:
-    assert first_seeds([4, 1], 1) == [4]
-    assert first_seeds([4, 1], 5) == [4, 1, 0, 2, 3]
 
 
 def test_every_field_says_what_it_means() -> None:

@@ -245,3 +245,26 @@ def test_the_best_six_the_baseline_and_the_candidate_are_drawn() -> None:
     small = analyse(few, samples=10)
     assert left_out(small) == ()
     assert all(without(chart, left_out(small)) == chart for chart in charts(small))
+
+
+def test_times_of_several_devices_are_not_drawn_together() -> None:
+    """Each on a line of its own would look like a slow layer beside a fast one."""
+    records = simulate({"dense": 1.0, "peer": 1.5, "pkm": 0.7}, BUDGETS, octaves=OCTAVES)
+    elsewhere = [
+        record.model_copy(
+            update={"measured": record.measured.model_copy(update={"device": "another"})}
+        )
+        if record.variant == "pkm"
+        else record
+        for record in records
+    ]
+    drawn = {chart.id: chart for chart in charts(analyse(elsewhere, samples=20))}
+
+    def variants(chart: Chart, title: str = "") -> set[str]:
+        shown = [panel for panel in chart.panels if title in panel.title]
+        return {item.variant for panel in shown for item in panel.series if item.variant}
+
+    assert variants(drawn["wall_clock"]) == {"dense", "peer"}
+    assert f"on {records[0].measured.device};" in drawn["wall_clock"].caption
+    assert variants(drawn["resources"], "training seconds") == {"dense", "peer"}
+    assert variants(drawn["resources"], "total parameters") == {"dense", "peer", "pkm"}

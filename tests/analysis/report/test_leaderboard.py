@@ -9,7 +9,7 @@ import pytest
 from isoflop.analysis.analyse import analyse
 from isoflop.analysis.estimate import Estimate
 from isoflop.analysis.ranking import Crossing
-from isoflop.analysis.report.leaderboard import as_csv, brief, headline, rows, table
+from isoflop.analysis.report.leaderboard import as_csv, brief, headline, legend, rows, table
 from isoflop.analysis.report.sections import crossings, markdown
 from isoflop.analysis.simulate import rate_sweep, simulate
 from isoflop.results.record import Record
@@ -57,6 +57,24 @@ def test_rows_hold_what_the_records_hold(records: list[Record]) -> None:
     assert low < 1.5 < high
     # three times dense's seconds per FLOP
     assert peer["time_multiplier"] == pytest.approx(peer["multiplier"] / 3, rel=1e-3)
+
+
+def test_times_are_shown_of_one_device_alone(records: list[Record]) -> None:
+    elsewhere = [
+        record
+        if record.variant != "pkm"
+        else record.model_copy(
+            update={"measured": record.measured.model_copy(update={"device": "another"})}
+        )
+        for record in records
+    ]
+    plain, analysis = analyse(records, samples=20), analyse(elsewhere, samples=20)
+    speeds = {row["variant"]: row["tokens_per_second"] for row in rows(analysis)}
+    before = {row["variant"]: row["tokens_per_second"] for row in rows(plain)}
+    assert speeds == before | {"pkm": None}
+    device = records[0].measured.device
+    assert f"of the runs on {device} alone" in legend(analysis)
+    assert "of the runs on" not in legend(plain)
 
 
 def test_seeds_of_the_nearest_cell_are_averaged() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from isoflop.bench.plan import plan
+from isoflop.bench.seeds import with_seeds
 from isoflop.bench.submissions.bundle import SubmissionError, submit
 from isoflop.bench.submissions.verify import problems
 from isoflop.bench.suite import SuiteError, load_suite, to_toml
@@ -105,7 +106,7 @@ def test_seeds_of_a_budget_are_taken_with_it(unsubmitted: Path) -> None:
     file.write_text(to_toml(suite.model_copy(update={"budgets": seeded})))
 
     def train(seeds: list[int], budgets: set[float]) -> None:
-        for cell in plan(load_suite(str(file)).with_seeds(seeds), ""):
+        for cell in plan(with_seeds(load_suite(str(file)), seeds), ""):
             if cell.variant == "mine" and cell.budget in budgets:
                 write_record(unsubmitted / "records", made_up(cell))
 
