@@ -19,6 +19,7 @@ from isoflop.analysis.curves import Curve
 from isoflop.analysis.estimate import Array, Estimate, estimate
 from isoflop.analysis.frontier import Frontier, fit_frontier, least_compute
 from isoflop.analysis.ratios import compare
+from isoflop.analysis.report.format import flops, interval
 from isoflop.analysis.surface import EXPLAIN, Surface
 from isoflop.analysis.surface_headline import Headline, choose, parabola_samples
 from isoflop.analysis.surface_multiplier import SurfaceMultipliers
@@ -204,6 +205,9 @@ def _with_headline(standing: Standing, fits: SurfaceMultipliers, paired: Array |
     why = fits.reasons.get(variant, "no finished cell")
     if variant in fits.forms:
         why = _broken(variant, fits)
+    largest = max((curve.budget for curve in standing.curves), default=fits.budget)
+    if not why and largest < fits.budget:
+        return replace(standing, reason=_until(variant, largest, fits))
     if not why:
         shown = choose(fits.headline(variant), parabola, paired, fits.trusted(variant))
         flags = fits.flags(variant)
@@ -212,6 +216,14 @@ def _with_headline(standing: Standing, fits: SurfaceMultipliers, paired: Array |
         return replace(standing, reason=why)
     shown = Headline(parabola, "parabola", np.nan)
     return replace(standing, shown=shown, flags=(f"{why}: the parabola is shown",))
+
+
+def _until(variant: str, largest: float, fits: SurfaceMultipliers) -> str:
+    """Why a variant is not ranked whose cells end at a smaller budget: laws are not read beyond."""
+    value = estimate(np.exp(fits.log_multiplier(variant, np.array([largest]))[:, 0]))
+    doubt = "" if fits.trusted(variant) else ", from a surface that is not trusted"
+    at = f"{interval(value, unit='x')} at {flops(largest)}{doubt}"
+    return f"no finished cell at {flops(fits.budget)} FLOPs; {at}"
 
 
 def _broken(variant: str, fits: SurfaceMultipliers) -> str:

@@ -100,15 +100,16 @@ def log_time_multiplier(
         fits: the best sizes are theirs.
         by_variant: the speeds.
     Returns:
-        None where the variant has no surface, or no device trained both it and every dense variant.
+        None where the variant has no surface, or no device trained both it and the baseline.
     """
-    layers = by_variant.get(variant, {})
-    dense = [by_variant.get(name, {}) for name in fits.baselines]
-    common = [place for place in layers if all(place in speed for speed in dense)]
+    layers, baseline = by_variant.get(variant, {}), by_variant.get(fits.baseline, {})
+    common = [place for place in layers if place in baseline]
     if variant not in fits.forms or not common:
         return None
     place = max(common, key=lambda place: (len(layers[place].log_size), layers[place].runs))
-    layer, known = layers[place], [speed[place] for speed in dense]
+    layer = layers[place]
+    # A dense variant that another device trained counts as fast as the baseline.
+    known = [by_variant.get(name, {}).get(place, baseline[place]) for name in fits.baselines]
     compute = np.array([fits.budget])
     _, size = fits.surface(variant).frontier(np.log(compute))
     reading = fits.reading(variant, compute)

@@ -25,6 +25,14 @@ KINDS: dict[str, Callable[[Record], bool]] = {
     "PKM": lambda record: record.layer == "pkm",
     "dense": lambda record: record.layer == "dense",
 }
+# Layers that are to be shown beside a control, and which variants are it: Engram that reads the
+# same rows whatever the tokens are, and OmniMoE's dense branch alone.
+CONTROLS: dict[str, Callable[[Record], bool]] = {
+    "engram": lambda record: record.layer == "engram" and record.options.get("table_size") == 1,
+    "omnimoe": lambda record: (
+        record.layer == "dense" and record.options.get("activation") == "swiglu"
+    ),
+}
 TEXT = (
     "What holds of table 1 of PEER's paper (arXiv 2407.04153) at {budget} FLOPs; the paper has "
     "6e18. Ratio: how much more compute the second needs than the first for equal loss, with a 95% "
@@ -39,7 +47,7 @@ def claims(analysis: Analysis) -> str:
     rows = _order(analysis)
     text = TEXT.format(budget=flops(analysis.headline))
     parts = [f"{text}\n\n{table(HEADER, rows, left=('claim', 'here', 'verdict'))}"] if rows else []
-    lines = [*_trends(analysis), *_granularity(analysis), *_times(analysis)]
+    lines = [*_controls(analysis), *_trends(analysis), *_granularity(analysis), *_times(analysis)]
     if lines:
         parts.append("".join(f"- {escape(line)}\n" for line in lines))
     return "\n".join(parts) or "No variant of this suite has a compute multiplier yet.\n"
@@ -81,6 +89,27 @@ def _judged(gap: Array) -> tuple[str, str]:
     verdict = "holds" if low > 0 else "contradicted" if high < 0 else "inconclusive"
     deviation = float(np.std(gap[1:]))
     return (f"{gap[0] / deviation:+.1f}" if deviation else "-"), verdict
+
+
+def _controls(analysis: Analysis) -> list[str]:
+    """What a layer gains over its control, where both have a multiplier."""
+    first = {record.variant: record for record in analysis.records}
+    shown = {s.variant: s.shown.log_multiplier for s in analysis.standings if s.shown}
+    lines = []
+    for layer, is_control in CONTROLS.items():
+        controls = [variant for variant in shown if is_control(first[variant])]
+        for variant in shown:
+            if first[variant].layer != layer or variant in controls:
+                continue
+            for control in controls:
+                gap = shown[variant] - shown[control]
+                distance, verdict = _judged(gap)
+                ratio = interval(estimate(np.exp(gap)), unit="x")
+                lines.append(
+                    f"Control: {control} needs {ratio} the compute of {variant} for equal loss; "
+                    f"distance {distance}; that it gains over the control: {verdict}."
+                )
+    return lines
 
 
 def _trends(analysis: Analysis) -> list[str]:

@@ -1,5 +1,7 @@
 """Compute multipliers and ranks against records whose truth is known."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -117,7 +119,7 @@ def test_an_untrusted_optimum_costs_a_parabola_and_no_rank(status: str) -> None:
     assert peer.shown.source == "surface"
 
 
-def test_a_variant_without_the_largest_budget_is_ranked_and_flagged() -> None:
+def test_a_variant_without_the_largest_budget_is_not_ranked_by_extrapolation() -> None:
     truth = {"dense": 1.0, "moe": 1.2, "peer": 1.5}
     records = simulate(truth, BUDGETS, octaves=OCTAVES)
     failed = [
@@ -127,10 +129,14 @@ def test_a_variant_without_the_largest_budget_is_ranked_and_flagged() -> None:
         for record in records
     ]
     peer = standings(failed)["peer"]
-    assert peer.rank == 1
-    assert peer.headline
-    assert peer.headline.low < 1.5 < peer.headline.high
-    assert "its law is read beyond its own largest budget, 4e14 FLOPs" in peer.flags
+    assert peer.rank is None
+    assert peer.headline is None
+    found = re.fullmatch(
+        r"no finished cell at 1\.6e15 FLOPs; \S+x \[(\S+), (\S+)\] at 4e14", peer.reason
+    )
+    assert found, peer.reason
+    assert float(found[1]) - 0.005 < 1.5 < float(found[2]) + 0.005
+    assert standings(failed)["moe"].rank == 1
     assert peer.loss(BUDGETS[-1]) is None
     assert peer.nearest == ()
 

@@ -47,6 +47,21 @@ def test_an_order_the_other_way_round_is_contradicted() -> None:
     assert float(table["PEER better than dense"][3]) < -2
 
 
+def test_layers_stand_beside_their_controls() -> None:
+    truth = {"dense": 1.0, "engram": 2.0, "engram-control": 1.2, "omnimoe": 1.0, "dense-b": 1.0}
+    options = {"engram": {"table_size": 64}, "engram-control": {"table_size": 1}}
+    options["dense-b"] = {"activation": "swiglu"}
+    made = simulate(truth, BUDGETS, options=options, noise=0.003)
+    lines = [x for x in claims(analyse(made, samples=200)).splitlines() if "Control: " in x]
+    assert len(lines) == 2
+    first, second = lines
+    assert first.startswith("- Control: engram-control needs 1.6")
+    assert " the compute of engram for equal loss; distance +" in first
+    assert first.endswith("that it gains over the control: holds.")
+    assert second.startswith("- Control: dense-b needs ")
+    assert second.endswith("over the control: inconclusive.")
+
+
 def test_predictions_stand_beside_what_was_measured(analysis: Analysis) -> None:
     text = predictions(analysis)
     lines = [line for line in text.splitlines() if line.startswith("| ")][2:]
