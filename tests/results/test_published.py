@@ -38,11 +38,11 @@ def test_every_cell_has_a_record_whose_counts_are_those_of_the_code(suite: str) 
     assert cells.keys() <= records.keys()
     for name, cell in cells.items():
         record = records[name]
-        assert record.flops == cell.flops
+        assert (record.planned_flops or record.flops) == cell.flops
         assert record.flops_per_token == cell.flops_per_token
         assert record.parameters == cell.parameters
         assert record.flop_convention == FLOP_CONVENTION
-        assert record.flops == pytest.approx(record.budget, rel=0.01)
+        assert cell.flops == pytest.approx(record.budget, rel=0.01)
 
 
 @each_suite
