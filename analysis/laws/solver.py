@@ -23,6 +23,7 @@ MIDDLE = 256  # rows whose mean is the origin of the exponents
 CHUNK = 60_000  # rows of all problems in a batch: keeps the Jacobian in cache
 TOLERANCE = 1e-13  # of the objective, by which one more step would lower it
 ROUNDING = 1e-24  # the objective of rows fitted to rounding
+UNIT = 4 * np.finfo(float).eps  # error of a log residual, relative to the logarithms it is between
 
 
 class Problem:
@@ -194,7 +195,9 @@ class Problem:
                 diagonal += np.where(free, 1e-12 * diagonal + 1e-300, 1.0)
             step = -np.linalg.solve(matrix, g[..., None])[..., 0]
             decrement = (g * np.linalg.solve(bound, g[..., None])[..., 0]).sum(axis=1) / 2
-            finished = decrement <= TOLERANCE * f + enough
+            # Below what rounding makes of the objective no fall shows, and steps go on at random.
+            noise = UNIT * (w * np.minimum(size, self.delta) * np.maximum(1, np.abs(y))).sum(axis=1)
+            finished = decrement <= TOLERANCE * f + enough + noise
             out[live], objective[live], done[live] = p, f, finished
             keep = ~finished
             if not keep.any():
