@@ -18,6 +18,7 @@ from isoflop.analysis.estimate import CENTRAL_95, Array, Estimate
 
 Numbers = tuple[float, ...]
 STEPS = 50  # points of a fitted curve
+ROUNDING = 1e-12  # what is left of a number that should be zero, another on each machine
 TINY, HUGE = 1e-99, 1e99  # an interval that reaches beyond is no reason for an axis to
 LONGEST = 16  # letters of a label at the end of a line
 MOST_TICKS = 8  # an axis with more given ticks than this gets round numbers instead
@@ -242,4 +243,6 @@ def plain(value: Any) -> Any:
         return {name: plain(part) for name, (field, part) in shown.items() if part != field.default}
     if isinstance(value, tuple):
         return [plain(part) for part in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    if isinstance(value, float):
+        return 0.0 if abs(value) < ROUNDING else float(f"{value:.6g}")
+    return value

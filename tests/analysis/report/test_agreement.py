@@ -53,7 +53,7 @@ def analysis(request: pytest.FixtureRequest) -> Analysis:
 
 def six(values: Iterable[float]) -> list[float]:
     """Six digits, which the page is given."""
-    return [float(f"{value:.6g}") for value in values]
+    return [float(value) for value in plain(tuple(map(float, values)))]
 
 
 def described(panel: Panel, look: dict[str, Look]) -> Shown:

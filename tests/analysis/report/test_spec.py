@@ -100,6 +100,7 @@ def test_a_band_is_the_central_95_per_cent_around_the_data() -> None:
 
 def test_plain_data_has_six_digits_and_no_defaults() -> None:
     data = plain(line(None, [1.23456789], [2.0], dashed=True))
+    assert plain((-8.9e-16, 1e-9)) == [0.0, 1e-9]
     assert data == {"kind": "line", "variant": None, "x": [1.23457], "y": [2.0], "dashed": True}
     assert json.loads(json.dumps(data)) == data
     assert plain(axis("", [1.0], number, rule=0))["rule"] == 0
