@@ -167,9 +167,8 @@ def in_time(standing: Standing) -> str:
 
 
 def loses_time(standing: Standing) -> bool:
-    """Whether a variant wins on FLOPs and loses on time, both significantly."""
-    compute, time = standing.headline, standing.time
-    return bool(compute and time and compute.low > 1 and time.high < 1)
+    """Whether a variant wins on FLOPs, by its verdict, and loses on time."""
+    return bool(standing.differs == "better" and standing.time and standing.time.high < 1)
 
 
 def about_seeds(analysis: Analysis, variant: str | None, outcome: Verdict) -> str:

@@ -1,6 +1,7 @@
 """Verdicts on simulated suites, and what is promised to settle an inconclusive one."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from isoflop.analysis.analyse import Analysis, analyse
 from isoflop.analysis.estimate import Estimate
 from isoflop.analysis.ranking import Multiplier, Standing
-from isoflop.analysis.report.verdict import POWER, larger_budget, result, verdict
+from isoflop.analysis.report.verdict import POWER, larger_budget, loses_time, result, verdict
 from isoflop.analysis.simulate import simulate
 
 BUDGETS = (1e13, 4e13, 1.6e14, 6.4e14)
@@ -165,3 +166,18 @@ def test_a_layer_without_a_multiplier_says_why() -> None:
     assert text == (
         "peer has no compute multiplier at 6.4e14 FLOPs: 4 finished cells; a surface needs 6."
     )
+
+
+def test_only_a_better_layer_wins_on_flops_and_loses_on_time() -> None:
+    """An interval above 1 may be chance among many variants; the verdict is then inconclusive."""
+    (peer,) = (
+        standing
+        for standing in analyse(
+            simulate({"dense": 1.0, "peer": 1.5}, BUDGETS), samples=50
+        ).standings
+        if standing.variant == "peer"
+    )
+    assert peer.time
+    assert peer.time.high < 1
+    assert loses_time(peer)
+    assert not loses_time(replace(peer, differs=""))
