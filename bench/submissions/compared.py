@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from isoflop.bench.seeds import first_seeds
 from isoflop.bench.submissions.recompute import same
-from isoflop.bench.suite import Suite, load_suite, shipped_suites
+from isoflop.bench.suite import Budget, Suite, load_suite, shipped_suites
 from isoflop.results.manifest import Manifest, submissions
 from isoflop.results.record import Record, load_records
 
@@ -176,24 +176,23 @@ def _points(suite: Suite, variant: str) -> set[tuple[float, str]]:
     """Budget and size of every cell that a variant of this name has, or would have."""
     return {
         (budget.flops, size)
-        for budget in suite.budgets
-        if not budget.variants or variant in budget.variants
+        for budget in _budgets(suite, variant)
         for size in budget.sizes or suite.sizes
     }
+
+
+def _budgets(suite: Suite, variant: str) -> list[Budget]:
+    """Those at which a variant of this name is, or would be, trained."""
+    return [budget for budget in suite.budgets if not budget.variants or variant in budget.variants]
 
 
 def _other_seeds(suite: Suite, published: Suite, variant: str) -> list[str]:
     """The budgets of a variant at which it has not the published seeds, and then the next."""
     lines = []
-    wanted = {
-        budget.flops: published.seeds_at(budget)
-        for budget in published.budgets
-        if not budget.variants or variant in budget.variants
-    }
-    for budget in suite.budgets:
+    wanted = {b.flops: published.seeds_at(b) for b in _budgets(published, variant)}
+    for budget in _budgets(suite, variant):
         seeds, known = suite.seeds_at(budget), wanted.get(budget.flops, [])
-        open_to = not budget.variants or variant in budget.variants
-        if open_to and (seeds != first_seeds(known, len(seeds)) or len(seeds) < len(known)):
+        if seeds != first_seeds(known, len(seeds)) or len(seeds) < len(known):
             lines.append(
                 f"seeds: are {seeds} at {budget.flops:g} FLOPs; those of the published suite, "
                 f"{known}, come first"

@@ -7,21 +7,10 @@ from isoflop.analysis.analyse import analyse
 from isoflop.analysis.simulate import simulate
 from isoflop.analysis.time_multiplier import speeds
 from isoflop.results.record import Record
+from tests.analysis.devices import moved
 
 BUDGETS = (1e14, 4e14, 1.6e15)
 OCTAVES = (-1.0, 0.0, 1.0)
-
-
-def moved(record: Record, device: str, factor: float) -> Record:
-    """The record of the same cell on another device, which takes `factor` times the seconds."""
-    seconds = factor * record.measured.train_seconds
-    return record.model_copy(
-        update={
-            "measured": record.measured.model_copy(
-                update={"device": device, "train_seconds": seconds}
-            )
-        }
-    )
 
 
 def time_multipliers(records: list[Record]) -> dict[str, float | None]:

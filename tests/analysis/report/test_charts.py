@@ -11,6 +11,7 @@ from isoflop.analysis.report.charts import CHARTS, charts
 from isoflop.analysis.report.multiples import left_out, without
 from isoflop.analysis.report.spec import Chart, Panel, Series, plain
 from isoflop.analysis.simulate import rate_sweep, simulate
+from tests.analysis.devices import moved
 from tests.analysis.report.crowd import MULTIPLIERS, crowd
 
 BUDGETS = (1e14, 4e14, 1.6e15, 6.4e15)
@@ -251,12 +252,7 @@ def test_times_of_several_devices_are_not_drawn_together() -> None:
     """Each on a line of its own would look like a slow layer beside a fast one."""
     records = simulate({"dense": 1.0, "peer": 1.5, "pkm": 0.7}, BUDGETS, octaves=OCTAVES)
     elsewhere = [
-        record.model_copy(
-            update={"measured": record.measured.model_copy(update={"device": "another"})}
-        )
-        if record.variant == "pkm"
-        else record
-        for record in records
+        moved(record, "another") if record.variant == "pkm" else record for record in records
     ]
     drawn = {chart.id: chart for chart in charts(analyse(elsewhere, samples=20))}
 

@@ -13,6 +13,7 @@ from isoflop.analysis.report.leaderboard import as_csv, brief, headline, legend,
 from isoflop.analysis.report.sections import crossings, markdown
 from isoflop.analysis.simulate import rate_sweep, simulate
 from isoflop.results.record import Record
+from tests.analysis.devices import moved
 
 BUDGETS = (1e14, 4e14, 1.6e15, 6.4e15)
 OCTAVES = (-1.0, -0.5, 0.0, 0.5, 1.0)
@@ -61,12 +62,7 @@ def test_rows_hold_what_the_records_hold(records: list[Record]) -> None:
 
 def test_times_are_shown_of_one_device_alone(records: list[Record]) -> None:
     elsewhere = [
-        record
-        if record.variant != "pkm"
-        else record.model_copy(
-            update={"measured": record.measured.model_copy(update={"device": "another"})}
-        )
-        for record in records
+        moved(record, "another") if record.variant == "pkm" else record for record in records
     ]
     plain, analysis = analyse(records, samples=20), analyse(elsewhere, samples=20)
     speeds = {row["variant"]: row["tokens_per_second"] for row in rows(analysis)}
