@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import re
 import sys
@@ -49,6 +50,8 @@ from isoflop.results.compressed import FOLDER, Compressed, load_compressed
 from isoflop.results.errors import printable
 from isoflop.results.files import write_whole
 from isoflop.results.record import Record
+from isoflop.results.scored import FILE as SCORED
+from isoflop.results.scored import load_scored
 from isoflop.results.sources import sources, submissions_to
 
 # Another CPU may differ in the last digit of a sum, and so by a pixel.
@@ -106,13 +109,14 @@ def generate(
     except AnalysisError as error:
         raise AnalysisError(f"{directory}: {error}") from None
     rows = leaderboard.rows(analysis)
+    scored = load_scored(directory / SCORED, [s.variant for s in analysis.standings])
     files = {
-        directory / "LEADERBOARD.md": markdown(analysis).encode(),
+        directory / "LEADERBOARD.md": markdown(analysis, scored).encode(),
         directory / "leaderboard.csv": leaderboard.as_csv(rows).encode(),
         directory / "leaderboard.tex": leaderboard.as_latex(rows).encode(),
     }
     suite = "\n".join(
-        f"# {file.parent.name}/{file.name}\n{file.read_text(encoding='utf-8')}"
+        f"# {_readable(file.parent.name)}/{file.name}\n{file.read_text(encoding='utf-8')}"
         for file in _suite_files(directory)
     )
     smaller = load_compressed(directory / FOLDER)
@@ -120,7 +124,7 @@ def generate(
         methods = after_training(records, smaller)
     except AnalysisError as error:
         raise AnalysisError(f"{directory}: {error}") from None
-    text = page(analysis, suite, comparison.get("command"), failed, methods)
+    text = page(analysis, suite, comparison.get("command"), failed, methods, scored)
     files[directory / "index.html"] = text.encode()
     inputs = (*records, *tune)
     if comparison:
@@ -182,6 +186,11 @@ def _suite_files(directory: Path) -> list[Path]:
     """The suites that a run, or the submissions behind a leaderboard, were trained by."""
     folders = [directory, *(submissions_to(directory) or [])]
     return [file for folder in folders if (file := folder / "suite.toml").exists()]
+
+
+def _readable(name: str) -> str:
+    """A file's name as UTF-8: in an ASCII locale, other letters are surrogates."""
+    return os.fsencode(name).decode("utf-8", "replace")
 
 
 def _paper(directory: Path) -> dict[tuple[str, str], str]:

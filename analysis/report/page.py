@@ -33,6 +33,7 @@ from isoflop.analysis.report.spec import Chart, plain
 from isoflop.analysis.report.style import NEUTRAL, Look, families, looks
 from isoflop.analysis.report.verdict import result
 from isoflop.results.errors import printable
+from isoflop.results.scored import Scored
 
 BARS = ("multiplier", "parabola_multiplier", "time_multiplier")  # columns drawn on one scale
 WEB = files("isoflop.analysis.report") / "web"
@@ -44,6 +45,7 @@ def page(
     command: str | None = None,
     failed: dict[str, str] | None = None,
     methods: Sequence[MethodRow] = (),
+    scored: Sequence[Scored] = (),
 ) -> str:
     """The page.
 
@@ -52,6 +54,7 @@ def page(
         command: that made a comparison.
         failed: takes the charts that cannot be described, and why; if None, they raise.
         methods: what methods after training made of the suite's models.
+        scored: losses on other text.
     """
     after = method_charts(methods, analysis.records, failed)
     shown = {chart.id: chart for chart in (*charts(analysis, failed), *after)}
@@ -90,6 +93,7 @@ def page(
             equal_total_table.rows(analysis),
         ),
         checks=_checks(analysis, shown),
+        scored=_scored(analysis, scored),
         methods=_methods(analysis, methods, shown, [chart.id for chart in after]),
         settings=_verbatim(suite) if suite else "<p>There is no suite file.</p>",
         reproduce=_reproduce(analysis, commands),
@@ -245,6 +249,15 @@ def _checks(analysis: Analysis, shown: Mapping[str, Chart]) -> str:
         "<p>No extrapolation test (it takes three budgets), granularity sweep or learning-rate "
         "sweep yet.</p>"
     )
+
+
+def _scored(analysis: Analysis, scored: Sequence[Scored]) -> str:
+    """The section of losses on other text; nothing if there are none."""
+    tables = "".join(_table(*parts[1:]) for parts in sections.other_texts(analysis, scored))
+    if not tables:
+        return ""
+    title = '<h2 id="h-scored">Other text</h2>'
+    return f'<section aria-labelledby="h-scored">{title}{tables}</section>'
 
 
 def _methods(

@@ -13,11 +13,12 @@ from isoflop.analysis.granularity import GranularitySweep
 from isoflop.analysis.learning_rates import RateSweep
 from isoflop.analysis.parabola import EXPLAIN
 from isoflop.analysis.ranking import Crossing
-from isoflop.analysis.report import equal_total_table, layer_figures, leaderboard
+from isoflop.analysis.report import equal_total_table, layer_figures, leaderboard, other_text
 from isoflop.analysis.report.format import decade, flops, flops_interval, interval
 from isoflop.analysis.report.markdown import escape, table
 from isoflop.analysis.report.verdict import result
 from isoflop.analysis.surface import EXPLAIN as EXPLAIN_LAW
+from isoflop.results.scored import Scored
 
 FEW = 3  # inconclusive crossings that are listed one by one
 
@@ -25,8 +26,12 @@ FEW = 3  # inconclusive crossings that are listed one by one
 WORDS = ("variant", "from", "cell", "trend", "held out", "verdict")
 
 
-def markdown(analysis: Analysis) -> str:
-    """LEADERBOARD.md."""
+def markdown(analysis: Analysis, scored: Sequence[Scored] = ()) -> str:
+    """LEADERBOARD.md.
+
+    Args:
+        scored: losses on other text.
+    """
     title = f"Leaderboard: {escape(suites(analysis))}"
     if analysis.highlight:
         title = (
@@ -57,6 +62,7 @@ def markdown(analysis: Analysis) -> str:
             conventions_header(),
             convention_rows(analysis),
         ),
+        *(_table(*parts) for parts in other_texts(analysis, scored)),
         _bullets("Notes", notes(analysis)),
     ]
     return "\n".join(part for part in parts if part)
@@ -191,6 +197,20 @@ def convention_rows(analysis: Analysis) -> list[list[str]]:
         for column in columns
     ]
     return [*rows, ["order changed", *swaps]]
+
+
+def other_texts(
+    analysis: Analysis, scored: Sequence[Scored]
+) -> list[tuple[str, str, tuple[str, ...], list[list[str]]]]:
+    """Title, text, header and rows of each table of losses on other text."""
+    if not scored:
+        return []
+    order, header = [s.variant for s in analysis.standings], other_text.header(scored)
+    losses, bits = other_text.losses(scored, order), other_text.bits_per_byte(scored, order)
+    return [
+        ("Other text", other_text.text(scored), header, losses),
+        ("Other text, bits per byte", other_text.BYTES, header, bits),
+    ]
 
 
 RATES = (

@@ -16,10 +16,16 @@ from isoflop.analysis.report.format import flops
 from isoflop.cli.console import Json, app, show
 from isoflop.results.errors import IsoflopError
 from isoflop.results.record import Record, load_records
+from isoflop.results.scored import Scored
 
 if TYPE_CHECKING:
     from isoflop.analysis.curves import Curve
     from isoflop.bench.plan import Cell
+
+SHOWN = (
+    "variant", "size", "seeds", "data", "tokens", "nats_per_token", "perplexity_per_token",
+    "bits_per_byte",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score each variant's compute-optimal kept model on held-out text."""
+    from isoflop.bench.data import hash_of_windows
     from isoflop.bench.evaluate import check_path, kept_losses, read_set, windows_multiple
 
     paths = [*data, *(more or [])]  # --data a b c: what follows the first is here
@@ -65,21 +72,25 @@ def evaluate(
     rows = []
     for choice in chosen:
         first = choice.records[0]
-        losses = np.mean([by_id[record.cell] for record in choice.records], axis=0)
-        for part, loss in zip(sets, losses.tolist(), strict=True):
-            row: dict[str, Any] = {
-                "variant": first.variant,
-                "size": first.size.name,
-                "seeds": len(choice.records),
-                "data": part.name,
-                "tokens": part.tokens,
-                "nats_per_token": loss,
-                "perplexity_per_token": math.exp(loss),
-                "bits_per_byte": part.bits_per_byte(loss),
-            }
-            if as_json:
-                row |= {"budget": first.budget, "optimum": choice.curve.parabola.status}
-            rows.append(row)
+        losses = np.array([by_id[record.cell] for record in choice.records])
+        for part, of_set in zip(sets, losses.T.tolist(), strict=True):
+            mean = float(np.mean(of_set))
+            scored = Scored(
+                variant=first.variant,
+                size=first.size.name,
+                budget=first.budget,
+                optimum=choice.curve.parabola.status,
+                seeds=len(of_set),
+                data=part.name,
+                data_hash=hash_of_windows(part.windows),
+                tokens=part.tokens,
+                losses=of_set,
+                nats_per_token=mean,
+                perplexity_per_token=math.exp(mean),
+                bits_per_byte=part.bits_per_byte(mean),
+            )
+            row = scored.model_dump(mode="json")
+            rows.append(row if as_json else {key: row[key] for key in SHOWN})
     show(rows, f"Held-out text, models of {flops(chosen[0].curve.budget)} FLOPs", as_json)
     for note in notes(records, chosen):
         print(f"note: {note}", file=sys.stderr)

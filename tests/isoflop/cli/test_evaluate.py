@@ -23,6 +23,7 @@ from isoflop.cli.main import app
 from isoflop.models import Decoder
 from isoflop.results.errors import IsoflopError
 from isoflop.results.record import Record, Size, load_records, write_record
+from isoflop.results.scored import load_scored
 from tests.bench.cells import keep_run, make_record, tiny_cells, tiny_suite
 
 TEXT = "The café opened in 1999.\nNobody came, so it closed — and then it opened again.\n" * 20
@@ -66,6 +67,10 @@ def test_the_corpus_own_held_out_text_gives_the_loss_of_the_record(folder: Path)
         assert (row["tokens"], row["size"], row["budget"]) == (512, "s", 5e8)
         assert row["nats_per_token"] == pytest.approx(record.loss, abs=1e-5)
         assert row["bits_per_byte"] == pytest.approx(record.bits_per_byte, abs=1e-5)
+        assert row["data_hash"] == record.validation_hash
+        assert (row["seeds"], row["losses"]) == (1, [row["nats_per_token"]])
+    Path("eval.json").write_text(json.dumps(list(by_variant.values())))
+    assert len(load_scored(Path("eval.json"), ["dense", "peer"])) == 2
 
 
 def test_what_is_shown_is_what_its_name_says(folder: Path, tokens: Tokens) -> None:

@@ -1,0 +1,64 @@
+"""The loss of a suite's models on other text: what `isoflop eval --json` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from itertools import product
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from isoflop.results.record import Frozen, Positive, RecordError, Shown, Spent
+
+FILE = "eval.json"  # beside the tables of a results directory, which then show it
+
+
+class Scored(Frozen):
+    """A variant's compute-optimal models on one set."""
+
+    variant: Shown
+    size: Shown  # nearest to the optimum
+    budget: Spent  # FLOPs, of the models
+    optimum: str  # whether the curve of that budget has one
+    seeds: Positive  # the number of models
+    data: Shown  # the set
+    data_hash: str  # of its windows of tokens
+    tokens: Positive  # scored
+    losses: tuple[Spent, ...]  # nats per token, by seed
+    nats_per_token: Spent  # their mean
+    perplexity_per_token: Spent  # its exponential
+    bits_per_byte: Spent
+
+
+def load_scored(path: Path, variants: Collection[str]) -> list[Scored]:
+    """The rows of a file; none if there is no such file.
+
+    Args:
+        variants: that there are; not all need to be scored.
+    Raises:
+        RecordError: it is not what `isoflop eval --json` prints of some of these variants.
+    """
+    if not path.exists():
+        return []
+    try:
+        rows = TypeAdapter(list[Scored]).validate_json(path.read_bytes())
+        why = _contradiction(rows, variants)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        why = f"{where}: {first['msg']}" if where else first["msg"]
+    if why:
+        remedy = f"`isoflop eval FOLDER --data SETS --json > {path}` writes it anew"
+        raise RecordError(f"{path}: {why}; {remedy}")
+    return rows
+
+
+def _contradiction(rows: list[Scored], variants: Collection[str]) -> str:
+    """What is wrong with rows that are valid one by one; empty if nothing is."""
+    if unknown := sorted({row.variant for row in rows} - {*variants}):
+        return f"no records of {', '.join(unknown)}"
+    pairs = [(row.variant, row.data) for row in rows]
+    variants, sets = ({pair[side] for pair in pairs} for side in (0, 1))
+    if sorted(pairs) != sorted(product(variants, sets)):
+        return "not every variant has one row of every set"
+    return ""
