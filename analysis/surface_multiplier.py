@@ -165,9 +165,6 @@ class SurfaceMultipliers:
             if doubt := self._doubt(name, variant):
                 sentences.append(f"the surface of {name} is not trusted: {doubt}")
         log_c = np.log([self.budget])
-        if surface.cells.budget.max() < self.budget:
-            end = flops(surface.cells.budget.max())
-            sentences.append(f"its law is read beyond its own largest budget, {end} FLOPs")
         _, size = surface.frontier(log_c)
         sizes = surface.cells.log_size
         if not sizes[0] < size[0, 0] < sizes[-1]:
