@@ -215,12 +215,14 @@ def _paper(directory: Path) -> dict[tuple[str, str], str]:
 
 
 def _choices(directory: Path, records: Sequence[Record]) -> Ablation | None:
-    """The ablation beside a directory, if it is of the same text."""
+    """The ablation beside a directory, if it starts from the same cells in all shared variants."""
     other = directory.resolve().parent / ABLATIONS
     changed, _ = sources(other)
-    as_it_is = [record for record in changed if not record.ablation]  # a choice may be other text
-    hashes = {record.validation_hash for record in (*records, *as_it_is)}
-    return _ablation(other, changed) if changed and len(hashes) == 1 else None
+    as_it_is = [record for record in changed if not record.ablation]
+    cells, variants = ({getattr(r, key) for r in records} for key in ("cell", "variant"))
+    shared = {record.variant for record in as_it_is} & variants
+    same = {record.variant for record in as_it_is if record.cell in cells}
+    return _ablation(other, changed) if shared and shared <= same else None
 
 
 def read_comparison(path: Path) -> dict[str, Any]:

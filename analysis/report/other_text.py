@@ -42,7 +42,7 @@ def losses(scored: Sequence[Scored], order: Sequence[str]) -> list[list[str]]:
         [
             *first,
             *(
-                f"{interval(_loss(one, half), '.3f')} ({one.perplexity_per_token:.3g})"
+                f"{interval(_loss(one, half), '.3f')} ({one.perplexity_per_token:.1f})"
                 for one in of_variant
             ),
         ]

@@ -14,7 +14,7 @@ from isoflop.results.manifest import MANIFEST, read_manifest
 from isoflop.results.record import RecordError, read_record
 
 FOLDER = Path(__file__).parents[2] / "results/submissions/quick-baselines"
-RECORD = min((FOLDER / "records").glob("*.json"))
+RECORD = next(p for p in sorted((FOLDER / "records").iterdir()) if '"seed": 0' in p.read_text())
 VALUES = ["8", True, None, [], {}, 1.5, -1, 10**50, [[]], "x\x1b[2J", {"a": 1}]
 
 

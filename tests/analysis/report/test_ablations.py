@@ -92,23 +92,24 @@ def test_load_and_what_the_paper_reports_stand_beside(
         report(tmp_path)
 
 
-@pytest.mark.parametrize("same_text", [True, False])
-def test_the_board_beside_it_shows_the_range(
-    tmp_path: Path, changed: list[Record], same_text: bool
+@pytest.mark.parametrize("shared", [(), ("dense",), ("dense", "peer")])
+def test_the_board_shows_the_range_if_all_its_variants_are_the_same_cells(
+    tmp_path: Path, changed: list[Record], shared: tuple[str, ...]
 ) -> None:
     plain = simulate({"dense": 1.0, "peer": 1.5, "pkm": 1.2}, BUDGETS)
-    if same_text:
-        text = changed[0].validation_hash
-        plain = [record.model_copy(update={"validation_hash": text}) for record in plain]
-        changed = [  # a choice may be of other text
-            r.model_copy(update={"validation_hash": "other"}) if r.ablation else r for r in changed
-        ]
+    cells = {r.variant: r.cell for r in changed if not r.ablation}
+    for variant in shared:
+        first = next(i for i, record in enumerate(plain) if record.variant == variant)
+        plain[first] = plain[first].model_copy(update={"cell": cells[variant]})
+    changed = [  # a choice may be of other text
+        r.model_copy(update={"validation_hash": "other"}) if r.ablation else r for r in changed
+    ]
     write(tmp_path / "board", plain)
     write(tmp_path / "robustness", changed)
     rows = {row["variant"]: row for row in report(tmp_path / "board")}
     board = (tmp_path / "board/LEADERBOARD.md").read_text(encoding="utf-8")
-    assert ("under other choices" in board) is same_text
-    if same_text:
+    assert ("under other choices" in board) is (len(shared) == 2)
+    if len(shared) == 2:
         least, largest = ablation(changed, "dense").sensitivity("peer")
         shown = rows["peer"]["choices_low"], rows["peer"]["choices_high"]
         assert shown == pytest.approx((least, largest), rel=1e-4)

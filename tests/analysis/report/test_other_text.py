@@ -33,9 +33,9 @@ def test_means_intervals_and_perplexities() -> None:
     half = 4.303 * 0.2
     mean = half / math.sqrt(3)
     assert other_text.losses(SCORED, ["moe", "dense"]) == [
-        ["moe", "s", "1", f"1.900 [{1.9 - half:.3f}, {1.9 + half:.3f}] (6.69)",
+        ["moe", "s", "1", f"1.900 [{1.9 - half:.3f}, {1.9 + half:.3f}] (6.7)",
          "2.900 [2.900, 2.900] (18.2)"],
-        ["dense", "s", "3", f"2.200 [{2.2 - mean:.3f}, {2.2 + mean:.3f}] (9.03)",
+        ["dense", "s", "3", f"2.200 [{2.2 - mean:.3f}, {2.2 + mean:.3f}] (9.0)",
          "3.000 [3.000, 3.000] (20.1)"],
     ]  # fmt: skip
     first = other_text.bits_per_byte(SCORED, ["dense", "moe"])[0]
@@ -45,7 +45,7 @@ def test_means_intervals_and_perplexities() -> None:
 def test_one_seed_has_no_interval() -> None:
     alone = [scored("dense", "news", 2.0), scored("moe", "news", 1.9)]
     assert [row[3] for row in other_text.losses(alone, ["dense", "moe"])] == [
-        "2.000 (7.39)", "1.900 (6.69)"
+        "2.000 (7.4)", "1.900 (6.7)"
     ]  # fmt: skip
     assert "Models of 1e12 FLOPs" in other_text.text(alone)
     assert "Tokens scored: news 1,280." in other_text.text(alone)

@@ -33,7 +33,7 @@ def test_hours_and_cost_are_those_of_the_schedule() -> None:
     cells = load_cells("quick")[1]
     sweep = sweep_cells(load_suite("quick"), "quick")
     table = rows("--on", "slurm", "--workers", "4", "--price", "2.5")
-    assert [(row["verb"], row["cells"]) for row in table] == [("tune", 38), ("run", 68)]
+    assert [(row["verb"], row["cells"]) for row in table] == [("tune", 168), ("run", 108)]
     for row, trained in zip(table, (sweep, cells), strict=True):
         how = schedule(trained, H100, 4)
         assert row["makespan_hours"] == how.seconds / 3600

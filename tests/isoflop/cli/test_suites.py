@@ -22,11 +22,13 @@ def test_every_shipped_suite_is_listed_with_its_price() -> None:
         assert row["cells"] >= len(row["variants"])
         assert row["description"]
     quick = table["quick"]
-    assert quick["variants"] == ["dense", "moe-g1", "moe-g4", "pkm", "peer"]
+    layers = ["dense", "swiglu", "moe-g1", "moe-g4", "moe-ec", "moe-shared", "pkm", "peer"]
+    assert quick["variants"] == layers
     assert quick["budgets"] == [1.5e11, 3.3e11, 7.5e11, 1.2e12, 2e12]
-    assert quick["cells"] == 5 * 3 * 4 + 2 * 4
-    # 20 cells at each of the three budgets of all variants, and four at each of dense's two.
-    assert quick["flops"] == pytest.approx(20 * 1.23e12 + 4 * 3.2e12, rel=0.01)
+    assert quick["cells"] == 8 * 3 * 4 + 4 + 2 * 4
+    # 32 cells at each of the three budgets of all variants, and four at each larger one of dense's
+    # two and SwiGLU's one.
+    assert quick["flops"] == pytest.approx(32 * 1.23e12 + 4 * 5.2e12, rel=0.01)
     planned = rows("plan", "quick", "--device", "h100")
     alone = sum(row["seconds"] for row in planned) / 60
     assert alone / 8 < quick["minutes"] < alone / 2  # several at a time
@@ -34,7 +36,7 @@ def test_every_shipped_suite_is_listed_with_its_price() -> None:
     assert compiled < len(planned) / 4  # training in seconds does not repay it
     text = CliRunner().invoke(app, ["plan", "quick", "--device", "h100"]).stdout
     assert "min on h100 with 8 at a time" in text
-    assert f"{compiled} of 68 cells compiled" in text
+    assert f"{compiled} of 108 cells compiled" in text
 
 
 def test_fields_are_listed_with_type_default_and_meaning() -> None:
