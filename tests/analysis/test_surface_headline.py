@@ -48,16 +48,19 @@ def test_the_parabola_is_shown_where_the_law_does_not_fit() -> None:
         return law(log_n, log_d) - 0.3 * near * (np.abs(log_n - 10.8) < 0.4)
 
     truth = replace(EXACT, laws={**EXACT.laws, "peer": bump})
-    assert _chosen(truth, "peer").source == "parabola"
-    assert "surface and parabola disagree (z = +" in _chosen(truth, "peer").flag
-    shown = _chosen(EXACT, "peer")
-    assert shown.source == "surface"
-    assert shown.flag == ""
-    assert shown.estimate.low < 1.5 < shown.estimate.high
+    for shown in _chosen(truth, "peer"):
+        assert shown.source == "parabola"
+        assert "surface and parabola disagree (z = +" in shown.flag
+    kept = [shown for shown in _chosen(EXACT, "peer") if shown.source == "surface"]
+    assert len(kept) >= 6  # of eight; one in twenty is given up by chance
+    assert {shown.flag for shown in kept} == {""}
+    middle = np.median([shown.estimate.value for shown in kept])
+    assert middle == pytest.approx(1.5, rel=0.12)  # the error of one is 8%
 
 
-def _chosen(truth: Truth, layer: str) -> Headline:
-    return _headline(records(truth, random=1), layer, LAYOUT.budget)
+def _chosen(truth: Truth, layer: str) -> list[Headline]:
+    """What eight draws of the noise show."""
+    return [_headline(records(truth, random), layer, LAYOUT.budget) for random in range(8)]
 
 
 def _headline(given: list[Record], layer: str, budget: float) -> Headline:
