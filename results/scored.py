@@ -61,4 +61,6 @@ def _contradiction(rows: list[Scored], variants: Collection[str]) -> str:
     variants, sets = ({pair[side] for pair in pairs} for side in (0, 1))
     if sorted(pairs) != sorted(product(variants, sets)):
         return "not every variant has one row of every set"
+    if any(len(row.losses) != row.seeds for row in rows):
+        return "not every row has one loss for each of its seeds"
     return ""

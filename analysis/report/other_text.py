@@ -19,8 +19,8 @@ def text(scored: Sequence[Scored]) -> str:
     lengths = ", ".join(f"{name} {length:,}" for name, length in _sets(scored).items())
     return (
         f"Models of {flops(scored[0].budget)} FLOPs, of each variant the size nearest to its "
-        "optimum there, scored on text that is not of the suite's corpus, in its tokens. Nats per "
-        "token, and the perplexity per token in parentheses; the mean over seeds, with a 95% "
+        "optimum there, scored on other text than the suite's, in the tokens of its corpus. Nats "
+        "per token, and the perplexity per token in parentheses; the mean over seeds, with a 95% "
         "interval where there are several (Student's t, with the deviation between seeds pooled "
         f"over variants). Tokens scored: {lengths}."
     )

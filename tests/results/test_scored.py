@@ -40,6 +40,7 @@ def test_rows_come_back_and_no_file_has_none(tmp_path: Path) -> None:
         (as_json([row("pkm")]), "no records of pkm"),
         (as_json([row(), row(data="novels"), row("moe")]), "not every variant has one row"),
         (as_json([row(), row()]), "not every variant has one row"),
+        (as_json([row().model_copy(update={"losses": ()})]), "not every row has one loss"),
     ],
 )
 def test_what_is_something_else_is_one_line(tmp_path: Path, text: str, why: str) -> None:
