@@ -131,7 +131,7 @@ def ablation(records: Sequence[Record], baseline: str) -> Ablation:
         for variants in under.values()
         for variant, runs in variants.items()
     ]
-    deviation, degrees = _pooled(pairs)
+    deviation, degrees = pooled_deviation(pairs)
 
     def interval(values: Sequence[float]) -> Estimate:
         if not values:
@@ -210,7 +210,7 @@ def _differences(runs: Losses, others: Losses) -> list[float]:
     ]
 
 
-def _pooled(groups: Sequence[Sequence[float]]) -> tuple[float, int]:
+def pooled_deviation(groups: Sequence[Sequence[float]]) -> tuple[float, int]:
     """Standard deviation within groups, and its degrees of freedom."""
     degrees = sum(len(group) - 1 for group in groups if len(group) > 1)
     squares = sum(((np.array(group) - np.mean(group)) ** 2).sum() for group in groups if group)

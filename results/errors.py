@@ -62,7 +62,7 @@ def explain(error: ValidationError, model: type[BaseModel] | None = None) -> str
 
 def _known_keys(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """The keys of the table that holds the last part of `location`."""
-    for part in location[:-1]:
+    for part in ("root", *location[:-1]):  # the field of a model of a list
         if part in model.model_fields:
             annotation = model.model_fields[str(part)].annotation
             inner = [annotation, *getattr(annotation, "__args__", ())]

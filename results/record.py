@@ -44,7 +44,7 @@ class Frozen(BaseModel):
     )
 
 
-Stored = TypeVar("Stored", bound=Frozen)
+Stored = TypeVar("Stored", bound=BaseModel)
 
 
 Point = tuple[str, str, float]  # variant, size and budget: a point of an isoFLOP curve

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from itertools import product
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import RootModel
 
-from isoflop.results.record import Frozen, Positive, RecordError, Shown, Spent
+from isoflop.results.record import Frozen, Positive, RecordError, Shown, Spent, read_stored
 
 FILE = "eval.json"  # beside the tables of a results directory, which then show it
 
@@ -30,7 +30,11 @@ class Scored(Frozen):
     bits_per_byte: Spent
 
 
-def load_scored(path: Path, variants: Collection[str]) -> list[Scored]:
+class _File(RootModel[tuple[Scored, ...]]):
+    """What a file holds."""
+
+
+def load_scored(path: Path, variants: Collection[str]) -> tuple[Scored, ...]:
     """The rows of a file; none if there is no such file.
 
     Args:
@@ -39,21 +43,18 @@ def load_scored(path: Path, variants: Collection[str]) -> list[Scored]:
         RecordError: it is not what `isoflop eval --json` prints of some of these variants.
     """
     if not path.exists():
-        return []
+        return ()
     try:
-        rows = TypeAdapter(list[Scored]).validate_json(path.read_bytes())
-        why = _contradiction(rows, variants)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        why = f"{where}: {first['msg']}" if where else first["msg"]
-    if why:
+        rows = read_stored(path, _File).root
+        if why := _contradiction(rows, variants):
+            raise RecordError(f"{path}: {why}")
+    except RecordError as error:
         remedy = f"`isoflop eval FOLDER --data SETS --json > {path}` writes it anew"
-        raise RecordError(f"{path}: {why}; {remedy}")
+        raise RecordError(f"{error}; {remedy}") from None
     return rows
 
 
-def _contradiction(rows: list[Scored], variants: Collection[str]) -> str:
+def _contradiction(rows: Sequence[Scored], variants: Collection[str]) -> str:
     """What is wrong with rows that are valid one by one; empty if nothing is."""
     if unknown := sorted({row.variant for row in rows} - {*variants}):
         return f"no records of {', '.join(unknown)}"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import stdtrit
 
+from isoflop.analysis.ablation import pooled_deviation
 from isoflop.analysis.estimate import Estimate
 from isoflop.analysis.report.format import flops, interval
 from isoflop.results.scored import Scored
@@ -90,9 +91,6 @@ def _half_intervals(scored: Sequence[Scored]) -> dict[str, float]:
     """Half the 95% interval of one seed's loss by set; nan where no variant has two seeds."""
     result = {}
     for name in _sets(scored):
-        groups = [np.array(one.losses) for one in scored if one.data == name]
-        degrees = sum(len(group) - 1 for group in groups)
-        squares = sum(float(np.sum((group - group.mean()) ** 2)) for group in groups)
-        deviation = np.sqrt(squares / degrees) if degrees else np.nan
+        deviation, degrees = pooled_deviation([one.losses for one in scored if one.data == name])
         result[name] = float(stdtrit(max(degrees, 1), 0.975) * deviation)
     return result

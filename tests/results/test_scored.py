@@ -26,9 +26,9 @@ def row(variant: str = "dense", data: str = "news") -> Scored:
 def test_rows_come_back_and_no_file_has_none(tmp_path: Path) -> None:
     rows = [row(), row(data="novels"), row("moe"), row("moe", "novels")]
     path = tmp_path / "eval.json"
-    assert load_scored(path, ["dense", "moe"]) == []
+    assert load_scored(path, ["dense", "moe"]) == ()
     path.write_text(as_json(rows))
-    assert load_scored(path, ["dense", "moe", "pkm"]) == rows
+    assert load_scored(path, ["dense", "moe", "pkm"]) == tuple(rows)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,8 @@ def test_rows_come_back_and_no_file_has_none(tmp_path: Path) -> None:
     [
         ("{", "Invalid JSON"),
         ('{"variant": "dense"}', "valid array"),
-        ('[{"variant": "dense"}]', r"0\.size: Field required"),
+        ('[{"variant": "dense"}]', r"0\.size: missing"),
+        (as_json([row()]).replace('"size"', '"sise"'), r"sise: unknown key \(did you mean 'size'"),
         (as_json([row("pkm")]), "no records of pkm"),
         (as_json([row(), row(data="novels"), row("moe")]), "not every variant has one row"),
         (as_json([row(), row()]), "not every variant has one row"),
